@@ -1,0 +1,138 @@
+//! The network side: where stored messages go. One file per protocol, one [`Upstream`] each.
+//!
+//! An upstream answers for one thing: its receipt means that the peer took responsibility. It never retries and never
+//! decides what becomes of a message: [`forwarder`] owns reconnecting, backing off, dead letters and cursors.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::envelope::Envelope;
+use crate::values::Section;
+
+pub mod directory;
+pub mod forwarder;
+pub mod https;
+pub mod mllp;
+pub mod mqtt;
+pub mod sealing;
+
+/// A protocol that takes messages upstream, over one connection (or none, for a directory).
+pub trait Upstream: Sized + Send + Sync + 'static {
+    /// Its section of the configuration.
+    type Config: Section + Clone + PartialEq + Send + Sync + 'static;
+    /// The key in `[upstream.<name>.<protocol>]`.
+    const PROTOCOL: &'static str;
+
+    /// Connects and says hello. Fails fast: the forwarder waits and tries again.
+    ///
+    /// # Errors
+    /// [`SendError::Disconnected`] with the cause in words.
+    fn connect(config: &Self::Config, about: &Identity) -> impl Future<Output = Result<Self, SendError>> + Send;
+
+    /// Puts the envelope on its way, in the order of the calls of one lane; the [`Delivery`] tells how it ended.
+    ///
+    /// # Errors
+    /// [`SendError`], as for the delivery itself.
+    fn send(&self, envelope: &Envelope) -> impl Future<Output = Result<Delivery, SendError>> + Send;
+
+    /// How many messages of one lane may be on their way; 1 unless the protocol keeps their order.
+    fn window(&self) -> usize {
+        1
+    }
+
+    /// Completes when the connection is gone though nothing was sent (a peer that hangs up, a keep-alive that fails).
+    fn closed(&self) -> impl Future<Output = String> + Send {
+        std::future::pending()
+    }
+
+    /// Says goodbye within a short time of its own (MQTT: DISCONNECT, so that no last will is sent).
+    fn close(self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// Who this box is, for protocols that say so (topics, client ids, HTTP headers).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The gateway's name.
+    pub gateway: crate::values::Name,
+    /// The site's name.
+    pub site: crate::values::Name,
+    /// The upstream's own name in the configuration.
+    pub upstream: crate::values::Name,
+}
+
+/// The peer took responsibility for the message; what it said, for the log at debug level (no patient data).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The protocol's words: `AA`, `CA`, `201`, `puback`, `collector`, `renamed`.
+    pub code: String,
+}
+
+/// A message on its way: resolves to the peer's receipt or to why there is none.
+#[derive(Debug)]
+pub struct Delivery(State);
+
+#[derive(Debug)]
+enum State {
+    Done(Receipt),
+    Waiting(oneshot::Receiver<Result<Receipt, SendError>>),
+}
+
+impl Delivery {
+    /// The receipt is already here.
+    pub fn done(code: impl Into<String>) -> Self {
+        Self(State::Done(Receipt { code: code.into() }))
+    }
+
+    /// The receipt comes through `receiver`; when its sender is dropped the connection is taken for lost.
+    pub fn waiting(receiver: oneshot::Receiver<Result<Receipt, SendError>>) -> Self {
+        Self(State::Waiting(receiver))
+    }
+
+    /// Waits for the end. Cancelling loses nothing: call it again.
+    ///
+    /// # Errors
+    /// [`SendError`] as the peer or the connection gave it.
+    pub async fn receipt(&mut self) -> Result<Receipt, SendError> {
+        match &mut self.0 {
+            State::Done(receipt) => Ok(receipt.clone()),
+            State::Waiting(receiver) => receiver.await.unwrap_or_else(|_| {
+                Err(SendError::Disconnected { cause: "the connection closed before the receipt came".into() })
+            }),
+        }
+    }
+}
+
+/// Why there is no receipt, by what the forwarder must do. No variant carries patient data.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The connection's fault, never the message's: reconnect and try for ever.
+    #[error("{cause}")]
+    Disconnected {
+        /// In words.
+        cause: String,
+    },
+    /// The peer can't take anything just now (429, 503, quota): wait and try for ever; the lane is blocked, the connection is fine.
+    #[error("{cause}")]
+    Busy {
+        /// In words.
+        cause: String,
+        /// How long the peer asked to wait.
+        after: Option<Duration>,
+    },
+    /// The answer blames the message but may change (AE, CE, most of 4xx): tried at most 10 times and 15 minutes.
+    #[error("{reason}")]
+    Refused {
+        /// The peer's answer in words, without content of the message.
+        reason: String,
+    },
+    /// Refused for good (AR, CR, "not authorised", can't be sent over this protocol at all).
+    #[error("{reason}")]
+    Rejected {
+        /// The peer's answer in words, without content of the message.
+        reason: String,
+    },
+}
