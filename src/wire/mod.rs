@@ -6,3 +6,6 @@ pub mod ack;
 pub mod answer;
 pub mod hl7;
 pub mod mllp;
+
+#[cfg(test)]
+mod corpus;
