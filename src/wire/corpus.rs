@@ -94,7 +94,7 @@ fn a_second_opinion_reads_the_same_headers_where_it_reads_at_all() {
         let Ok(text) = std::str::from_utf8(&body) else { continue };
         let Ok(theirs) = hl7_parser::Message::parse(text) else { continue };
         let Ok(ours) = Header::read(&body) else { continue };
-        if theirs.raw_value().len() != text.len() || ours.field(2).len() != 4 || text.contains('\n') {
+        if theirs.raw_value().trim_end() != text.trim_end() || ours.field(2).len() != 4 || text.contains('\n') {
             continue;
         }
         let msh = theirs.segment("MSH").unwrap();
