@@ -55,6 +55,7 @@ pub(super) struct Settings {
     /// The last MSH-10 that we gave: begins with the wall clock, so that it does not come again after a restart.
     control_id: AtomicU64,
     quirks: Seldom,
+    faults: Seldom,
     endings: Seldom,
 }
 
@@ -69,6 +70,7 @@ impl Settings {
             charset: config.charset.clone(),
             control_id: AtomicU64::new(clock::wall().us.unsigned_abs()),
             quirks: Seldom::default(),
+            faults: Seldom::default(),
             endings: Seldom::default(),
         }
     }
@@ -299,6 +301,9 @@ impl Connection {
         if outcome == Outcome::Reject {
             self.intake.counters().rejected.one();
         }
+        if let Some(fault) = fault {
+            self.complain(fault, end);
+        }
         self.compose(&header, self.codes(&header, outcome), fault);
         self.gathered = gathered;
         self.send().await
@@ -379,6 +384,14 @@ impl Connection {
             ErrorKind::TimedOut => Closing::Deaf,
             _ => Closing::Broken(error),
         })
+    }
+
+    fn complain(&self, fault: Fault, end: End) {
+        if let Some(unsaid) = self.settings.faults.speak() {
+            let (source, peer, bytes, reason) = (self.intake.source(), self.stream.peer(), end.length, fault.text());
+            let stored = !matches!(fault, Fault::CannotStore | Fault::TooLarge);
+            tracing::warn!(%source, %peer, bytes, stored, reason, unsaid, "a message was not accepted");
+        }
     }
 
     /// Logs quirks once for a connection, and seldom for a source.
