@@ -12,6 +12,8 @@ use crate::envelope::Envelope;
 use crate::values::Section;
 
 pub mod directory;
+#[cfg(test)]
+mod fixtures;
 pub mod forwarder;
 pub mod https;
 pub mod mllp;
