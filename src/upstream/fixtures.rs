@@ -2,6 +2,7 @@
 
 use aws_lc_rs::digest;
 
+use super::Identity;
 use crate::envelope::{Body, Class, Envelope, Flags, MessageId, Meta, Stamp};
 
 /// An envelope around `body`, with the digest of its bytes when they lie in memory.
@@ -20,4 +21,9 @@ pub(crate) fn envelope(body: Body) -> Envelope {
         received: Stamp { wall_us: 1_795_325_931_000_000, synchronised: true, uptime_ms: 1 },
     };
     Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, sha256, body }
+}
+
+/// A box of a hospital that does not exist.
+pub(crate) fn identity() -> Identity {
+    Identity { gateway: "icu".parse().unwrap(), site: "st-marys".parse().unwrap(), upstream: "engine".parse().unwrap() }
 }
