@@ -20,9 +20,11 @@ pub mod forwarder;
 pub mod holds;
 pub mod https;
 mod lane;
+mod link;
 pub mod mllp;
 pub mod mqtt;
 pub mod sealing;
+pub mod url;
 
 /// Stopping is a value that is passed in: when it is cancelled, send nothing new, wait shortly for receipts, return.
 pub type Stop = CancellationToken;

@@ -169,20 +169,32 @@ impl Payload {
         }
     }
 
-    /// All bytes at once and their SHA-256, for a body that the caller knows to be short enough to hold.
+    /// All bytes that are still to come at once, for a payload that the caller knows to be short enough to hold;
+    /// [`Payload::sha256`] is known afterwards.
+    ///
+    /// # Errors
+    /// As [`Payload::next`].
+    pub async fn collect(&mut self) -> Result<Bytes, BodyError> {
+        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
+        // The only piece is handed out as it is, without a copy.
+        let Some(second) = self.next().await? else { return Ok(first) };
+        let mut all = Vec::with_capacity(usize::try_from(self.length).unwrap_or(0));
+        all.extend_from_slice(&first);
+        all.extend_from_slice(&second);
+        while let Some(piece) = self.next().await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.into())
+    }
+
+    /// [`Payload::collect`], and the SHA-256 of the bytes.
     ///
     /// # Errors
     /// As [`Payload::next`].
     pub async fn whole(mut self) -> Result<(Bytes, [u8; 32]), BodyError> {
-        let mut all = Vec::with_capacity(usize::try_from(self.length).unwrap_or(0));
-        while let Some(piece) = self.next().await? {
-            match (piece.len() as u64 == self.length, self.sha256) {
-                (true, Some(sha256)) => return Ok((piece, sha256)),
-                _ => all.extend_from_slice(&piece),
-            }
-        }
+        let all = self.collect().await?;
         let sha256 = self.sha256.ok_or_else(|| BodyError("it ended early".into()))?;
-        Ok((all.into(), sha256))
+        Ok((all, sha256))
     }
 }
 
@@ -408,11 +420,11 @@ mod tests {
         let sealer = Sealer::new(&[to]).unwrap();
         for length in [0, 1, 65_535, 65_536, 65_537, 131_072, 300_000] {
             let plain = Bytes::from(vec![7; length]);
-            let payload = Payload::new(&envelope(Body::whole(plain.clone())), Some(&sealer)).unwrap();
+            let mut payload = Payload::new(&envelope(Body::whole(plain.clone())), Some(&sealer)).unwrap();
             let told = payload.len();
-            let (sealed, sha256) = payload.whole().await.unwrap();
+            let sealed = payload.collect().await.unwrap();
             assert_eq!(told, sealed.len() as u64, "{length}");
-            assert_eq!(digest::digest(&digest::SHA256, &sealed).as_ref(), sha256);
+            assert_eq!(digest::digest(&digest::SHA256, &sealed).as_ref(), payload.sha256().unwrap());
             assert_eq!(opener.open_whole(&sealed).unwrap(), plain);
         }
     }
@@ -434,9 +446,10 @@ mod tests {
     #[tokio::test]
     async fn without_a_sealer_the_bytes_go_as_they_are() {
         let envelope = envelope(Body::whole(Bytes::from_static(b"as they are")));
-        let payload = Payload::new(&envelope, None).unwrap();
+        let mut payload = Payload::new(&envelope, None).unwrap();
         assert!(!payload.is_sealed());
-        assert_eq!(payload.whole().await.unwrap(), (Bytes::from_static(b"as they are"), envelope.sha256));
+        assert_eq!(payload.collect().await.unwrap(), Bytes::from_static(b"as they are"));
+        assert_eq!(payload.sha256(), Some(envelope.sha256));
     }
 
     #[test]
