@@ -11,8 +11,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::envelope::Envelope;
-use crate::values::Section;
+use crate::values::{Problems, SecretRef, Section};
+use forwarder::{Forwarding, forward};
 
+mod answers;
 pub mod directory;
 #[cfg(test)]
 mod fixtures;
@@ -28,6 +30,65 @@ pub mod url;
 
 /// Stopping is a value that is passed in: when it is cancelled, send nothing new, wait shortly for receipts, return.
 pub type Stop = CancellationToken;
+
+/// `[upstream.<name>.<protocol>]`: one upstream's section.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpstreamConfig {
+    /// HL7 v2 to an engine.
+    Mllp(mllp::MllpConfig),
+    /// POST to a server.
+    Https(https::HttpsConfig),
+    /// Files in a folder.
+    Directory(directory::DirectoryConfig),
+}
+
+impl UpstreamConfig {
+    /// The key in `[upstream.<name>.<protocol>]`.
+    pub fn protocol(&self) -> &'static str {
+        match self {
+            Self::Mllp(_) => mllp::Mllp::PROTOCOL,
+            Self::Https(_) => https::Https::PROTOCOL,
+            Self::Directory(_) => directory::Directory::PROTOCOL,
+        }
+    }
+
+    /// Where it sends to, for people.
+    pub fn endpoint(&self) -> String {
+        match self {
+            Self::Mllp(config) => config.address.to_string(),
+            Self::Https(config) => config.url.to_string(),
+            Self::Directory(config) => config.path.display().to_string(),
+        }
+    }
+
+    /// Delivers until `stop`: see [`forwarder::forward`].
+    pub async fn forward(self, forwarding: Forwarding, stop: Stop) {
+        match self {
+            Self::Mllp(config) => forward::<mllp::Mllp>(config, forwarding, stop).await,
+            Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
+            Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
+        }
+    }
+}
+
+impl Section for UpstreamConfig {
+    fn check(&self, problems: &mut Problems) {
+        match self {
+            Self::Mllp(config) => config.check(problems),
+            Self::Https(config) => config.check(problems),
+            Self::Directory(config) => config.check(problems),
+        }
+    }
+
+    fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
+        match self {
+            Self::Mllp(config) => config.files(visit),
+            Self::Https(config) => config.files(visit),
+            Self::Directory(config) => config.files(visit),
+        }
+    }
+}
 
 /// What becomes of a message that an upstream refuses for good: `when-refused` of each upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
