@@ -36,7 +36,8 @@ impl<'t> Document<'t> {
         errors.is_empty().then(|| Self { text, root: root.into_inner() })
     }
 
-    /// Where the deepest part of `path` that exists stands. Elements of arrays are named by their number.
+    /// Where the deepest part of `path` that exists stands. Elements of arrays are named by their number; steps that are not
+    /// there are passed over (a key that is missing, a protocol that an enum of protocols names once more).
     pub fn place<S: AsRef<str>>(&self, path: &[S]) -> Range<usize> {
         let mut path = path.iter().map(AsRef::as_ref);
         let Some((key, value)) = path.next().and_then(|first| self.root.get_key_value(first)) else { return 0..0 };
@@ -51,7 +52,7 @@ impl<'t> Document<'t> {
                 }
                 _ => None,
             };
-            let Some(found) = found else { break };
+            let Some(found) = found else { continue };
             (place, value) = found;
         }
         place
@@ -267,6 +268,7 @@ mod tests {
         assert_eq!(at(&["route", "0", "from", "1"]), "\"b\"");
         assert_eq!(at(&["route", "1", "from"]), "[]");
         assert_eq!(at(&["route", "1", "to"]), "[[route]]");
+        assert_eq!(at(&["route", "1", "more", "from"]), "[]");
         assert_eq!(at(&["nowhere"]), "");
     }
 }
