@@ -4,3 +4,5 @@
 
 pub mod hl7;
 pub mod mllp;
+pub mod mqtt;
+pub mod mqtt_label;
