@@ -96,10 +96,8 @@ impl<R: RoleType> Machine<R> {
                     }
                 }
                 Event::NotifyError(error) => fault = Some(Fault(error_words(error).into())),
-                Event::RequestClose => {
-                    fault.get_or_insert_with(|| Fault("the MQTT connection was ended".into()));
-                }
-                // Keep-alive is counted by whoever owns the clock.
+                // A close that is asked for comes with an error or with a DISCONNECT; keep-alive is counted by whoever
+                // owns the clock.
                 _ => {}
             }
         }
