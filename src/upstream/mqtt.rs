@@ -9,9 +9,9 @@
 use std::time::Duration;
 
 use aws_lc_rs::rand;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
+use mqtt_protocol_core::mqtt::packet::Qos;
 use mqtt_protocol_core::mqtt::packet::v5_0::GenericPublish;
-use mqtt_protocol_core::mqtt::packet::{GenericPacketTrait, Qos};
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -25,7 +25,7 @@ use crate::status::{Alarm, Status};
 use crate::system::credentials;
 use crate::system::stream;
 use crate::system::tls::ClientTls;
-use crate::values::{HostPort, Problems, Section, SecretRef, Span};
+use crate::values::{HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::mqtt::{Fault, Granted};
 use crate::wire::mqtt_label::{Label, PARTS_MAX, Part};
 
@@ -110,7 +110,8 @@ impl Upstream for Mqtt {
     async fn connect(config: &Config, about: &Identity) -> Result<Self, SendError> {
         let base = format!("{}/{}/{}", config.topic_root, about.site, about.gateway);
         let hello = hello(config, about, &base)?;
-        let connector = config.tls.as_ref().map(ClientTls::connector).transpose().map_err(|error| down(error.to_string()))?;
+        let connector =
+            config.tls.as_ref().map(ClientTls::connector).transpose().map_err(|error| down(error.to_string()))?;
         let dialled = stream::dial(&config.address, connector.as_ref(), DIAL_WAIT).await;
         let stream = dialled.map_err(|error| down(error.to_string()))?;
         let (mut link, granted) = Link::open(Box::new(stream), hello).await.map_err(gone)?;
@@ -183,9 +184,7 @@ impl Mqtt {
     /// QoS 0: it is retained by the broker all the same, and what is lost with the connection is said again by the next.
     fn say_status(&self, text: &str) {
         let publish = GenericPublish::<u16>::builder().topic_name(format!("{}/status", self.base));
-        let built = publish.and_then(|publish| {
-            publish.qos(Qos::AtMostOnce).retain(self.retain).payload(text).build()
-        });
+        let built = publish.and_then(|publish| publish.qos(Qos::AtMostOnce).retain(self.retain).payload(text).build());
         match built {
             Ok(publish) if publish.size() <= self.packet_bytes_max => self.session.say(publish),
             _ => tracing::warn!(bytes = text.len(), "the status is too long for the broker and is not published"),
@@ -228,7 +227,9 @@ impl Outgoing {
         match room >= PART_BYTES_MIN {
             true => Ok(room),
             false => Err(SendError::Rejected {
-                reason: format!("the broker takes packets of at most {packet_bytes_max} bytes: too few for any message; raise its maximum packet size"),
+                reason: format!(
+                    "the broker takes packets of at most {packet_bytes_max} bytes: too few for any message; raise its maximum packet size"
+                ),
             }),
         }
     }
@@ -295,9 +296,8 @@ const PACKET_OVERHEAD: usize = 512;
 fn publish_packet(topic: &str, label: &Label, id: u16, bytes: &[u8]) -> Result<GenericPublish<u16>, SendError> {
     let properties = label.properties().map_err(|error| SendError::Rejected { reason: error.to_string() })?;
     let publish = GenericPublish::builder().topic_name(topic);
-    let built = publish.and_then(|publish| {
-        publish.qos(Qos::AtLeastOnce).packet_id(id).props(properties).payload(bytes).build()
-    });
+    let built = publish
+        .and_then(|publish| publish.qos(Qos::AtLeastOnce).packet_id(id).props(properties).payload(bytes).build());
     built.map_err(|error: MqttError| SendError::Rejected { reason: format!("it can't be sent over MQTT: {error}") })
 }
 
@@ -313,7 +313,8 @@ fn first_part(parts: u64) -> Result<Part, SendError> {
 
 fn hello(config: &Config, about: &Identity, base: &str) -> Result<Hello, SendError> {
     let default_id = || format!("wardgate-{}-{}-{}", about.site, about.gateway, about.upstream);
-    let password = config.password.as_ref().map(credentials::read).transpose().map_err(|error| down(error.to_string()))?;
+    let password =
+        config.password.as_ref().map(credentials::read).transpose().map_err(|error| down(error.to_string()))?;
     Ok(Hello {
         client_id: config.client_id.clone().unwrap_or_else(default_id),
         username: config.username.clone(),
@@ -378,10 +379,13 @@ fn default_in_flight() -> u16 {
 impl Section for Config {
     fn check(&self, problems: &mut Problems) {
         match (&self.tls, self.plain) {
-            (None, false) => problems.error("", "without TLS everyone on the way can read it: give tls = { ca = ... }, or say plain = true"),
+            (None, false) => problems
+                .error("", "without TLS everyone on the way can read it: give tls = { ca = ... }, or say plain = true"),
             (Some(_), true) => problems.error("plain", "plain = true and tls exclude each other: remove one"),
             (Some(tls), false) => problems.under("tls", |problems| tls.check(problems)),
-            (None, true) if self.password.is_some() => problems.warn("password", "it goes over the network in clear: use tls"),
+            (None, true) if self.password.is_some() => {
+                problems.warn("password", "it goes over the network in clear: use tls")
+            }
             (None, true) => {}
         }
         if self.password.is_some() && self.username.is_none() {
@@ -390,7 +394,10 @@ impl Section for Config {
         let root = &self.topic_root;
         let wild = root.contains(['+', '#', '$', '\0']) || root.starts_with('/') || root.ends_with('/');
         if wild || root.is_empty() || root.len() > TEXT_BYTES_MAX {
-            problems.error("topic-root", format!("1 to {TEXT_BYTES_MAX} characters without + # $, neither beginning nor ending with /"));
+            problems.error(
+                "topic-root",
+                format!("1 to {TEXT_BYTES_MAX} characters without + # $, neither beginning nor ending with /"),
+            );
         }
         if self.client_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > TEXT_BYTES_MAX) {
             problems.error("client-id", format!("1 to {TEXT_BYTES_MAX} characters; leave it out for a good default"));

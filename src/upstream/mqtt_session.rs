@@ -18,7 +18,9 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::mqtt_link::{Duplex, Link, READ_BYTES, cant_say, closed_by_broker, goodbye, goodbye_fault, lost, ping, write};
+use super::mqtt_link::{
+    Duplex, Link, READ_BYTES, cant_say, closed_by_broker, goodbye, goodbye_fault, lost, ping, write,
+};
 use super::{Receipt, SendError};
 use crate::envelope::MessageId;
 use crate::wire::mqtt::{Fault, Machine, puback_words, reason_string};
@@ -122,7 +124,9 @@ impl Session {
         let stop = CancellationToken::new();
         let (reader, writer) = tokio::io::split(link.stream);
         let (read, write) = (read_loop(Arc::clone(&shared), reader), write_loop(Arc::clone(&shared), writer));
-        for task in [stop.clone().run_until_cancelled_owned(boxed(read)), stop.clone().run_until_cancelled_owned(boxed(write))] {
+        for task in
+            [stop.clone().run_until_cancelled_owned(boxed(read)), stop.clone().run_until_cancelled_owned(boxed(write))]
+        {
             drop(tokio::spawn(task));
         }
         Self { shared, _stop: stop.drop_guard() }
