@@ -10,6 +10,7 @@ pub mod broker;
 pub mod certs;
 pub mod ports;
 pub mod process;
+pub mod subscriber;
 pub mod tools;
 pub mod wait;
 
