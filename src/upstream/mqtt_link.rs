@@ -193,7 +193,10 @@ pub fn goodbye_fault(goodbye: &Disconnect) -> Fault {
 
 /// The broker hung up without a word.
 pub fn closed_by_broker() -> Fault {
-    Fault("the broker closed the connection".into())
+    Fault(
+        "the broker closed the connection without a reason: it stopped, or another client connected with our client id"
+            .into(),
+    )
 }
 
 /// The connection failed under us.
