@@ -135,9 +135,7 @@ impl Store {
         let failed = |cause| StoreError { path: folder.to_owned(), cause };
         let incoming = folder.join(".incoming");
         fs::create_dir_all(&incoming).map_err(failed)?;
-        let lock = OpenOptions::new().create(true).append(true).open(folder.join(".lock")).map_err(failed)?;
-        lock.try_lock()
-            .map_err(|error| failed(io::Error::other(format!("another collector has it open ({error})"))))?;
+        let lock = FolderLock::acquire(folder).map_err(|error| failed(io::Error::other(error)))?;
         let parts = Parts::find(&incoming).map_err(failed)?;
         // What a run that was cut off had renamed counts as a second copy from now on: it must be on disk before it is receipted.
         sync_file_system(folder).map_err(failed)?;
