@@ -1,1 +1,4 @@
-fn main() {}
+//! Behaviour as a user sees it: real sockets, the real executable, real peers.
+
+mod cli;
+mod control;
