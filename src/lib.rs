@@ -6,6 +6,7 @@ pub mod collector;
 pub mod config;
 pub mod envelope;
 pub mod gateway;
+pub mod route;
 pub mod source;
 pub mod spool;
 pub mod status;

@@ -180,21 +180,16 @@ impl Store {
             (None, true) => Verdict::Repeat,
             (Some(part), true) if part.part == part.parts => Verdict::Repeat,
             (Some(_), true) => return Ok(Outcome { packet_id, receipt: None, verdict: Verdict::Part }),
-            (None, false) => self.stage(batch, &place, &label, publish.payload.as_slice())?,
-            (Some(part), false) => self.add_part(batch, &place, &label, part, publish.payload.as_slice())?,
+            (_, false) => self.add(batch, &place, &label, publish.payload.as_slice())?,
         };
         let receipt = receipt.filter(|_| matches!(verdict, Verdict::Stored { .. } | Verdict::Repeat));
         Ok(Outcome { packet_id, receipt, verdict })
     }
 
-    fn add_part(
-        &mut self,
-        batch: &mut Batch,
-        place: &Place,
-        label: &Label,
-        part: &Part,
-        bytes: &[u8],
-    ) -> io::Result<Verdict> {
+    fn add(&mut self, batch: &mut Batch, place: &Place, label: &Label, bytes: &[u8]) -> io::Result<Verdict> {
+        let Some(part) = &label.part else {
+            return self.stage(batch, place, label, bytes);
+        };
         batch.fresh.extend(self.parts.add(part, bytes)?);
         if !self.parts.is_complete(part) {
             return Ok(Verdict::Part);

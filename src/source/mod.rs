@@ -13,6 +13,7 @@ use intake::Intake;
 pub mod accept;
 pub mod intake;
 pub mod mllp;
+pub mod seldom;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.
 pub type Stop = CancellationToken;

@@ -422,3 +422,34 @@ impl Section for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<(String, bool)> {
+        let mut problems = Problems::default();
+        toml::from_str::<Config>(text).unwrap().check(&mut problems);
+        problems.into_found().into_iter().map(|found| (found.path.join("."), found.warning)).collect()
+    }
+
+    #[test]
+    fn a_broker_without_tls_must_be_said_aloud() {
+        assert_eq!(problems("address = \"b:1883\""), [(String::new(), false)]);
+        assert_eq!(problems("address = \"b:1883\"\nplain = true"), []);
+        let both = "address = \"b:1883\"\nplain = true\ntls = { ca = \"ca.pem\" }";
+        assert!(problems(both).contains(&("plain".into(), false)));
+        let clear = "address = \"b:1883\"\nplain = true\nusername = \"u\"\npassword = \"p\"";
+        assert_eq!(problems(clear), [("password".into(), true)]);
+    }
+
+    #[test]
+    fn every_value_out_of_bounds_is_named_at_once() {
+        let text = "address = \"b:1\"\nplain = true\ntopic-root = \"a/+\"\nclient-id = \"\"\nkeep-alive = \"1s\"\nreceipt-timeout = \"1ms\"\nmax-in-flight = 0\npassword = \"p\"";
+        let named: Vec<_> = problems(text).into_iter().map(|(path, _)| path).collect();
+        let expected =
+            ["password", "password", "topic-root", "client-id", "keep-alive", "receipt-timeout", "max-in-flight"];
+        assert_eq!(named, expected);
+        assert!(toml::from_str::<Config>("address = \"b:1\"\nreceipt = \"nobody\"").is_err());
+    }
+}

@@ -53,6 +53,8 @@ pub struct Link {
     pub machine: Machine<Client>,
     /// Its bytes.
     pub stream: Box<dyn Duplex>,
+    /// Packets that came together with the CONNACK: a broker that kept our session does not wait.
+    early: Vec<Packet>,
     read: Vec<u8>,
     written: Vec<u8>,
 }
@@ -64,7 +66,7 @@ impl Link {
     /// [`Fault`] in words: what the broker refused, or how the connection failed.
     pub async fn open(stream: Box<dyn Duplex>, hello: Hello) -> Result<(Self, Granted), Fault> {
         let machine = Machine::new(hello.packet_bytes_max, hello.receive_maximum);
-        let mut link = Self { machine, stream, read: vec![0; READ_BYTES], written: Vec::new() };
+        let mut link = Self { machine, stream, early: Vec::new(), read: vec![0; READ_BYTES], written: Vec::new() };
         link.machine.send(connect_packet(&hello).map_err(cant_say)?)?;
         let granted = timeout(ANSWER_WAIT, link.greeted());
         let granted = granted.await.map_err(|_| Fault(format!("no CONNACK within {} s", ANSWER_WAIT.as_secs())))??;
@@ -105,12 +107,16 @@ impl Link {
         wait.map_err(|_| Fault(format!("no SUBACK within {} s", ANSWER_WAIT.as_secs())))?
     }
 
-    /// Writes what waits, then reads once: adds at least one packet's part. Cancelling loses nothing while nothing waits.
+    /// Writes what waits, then reads once; what comes may be only a part of a packet. Cancelling loses nothing while nothing waits.
     ///
     /// # Errors
     /// [`Fault`] in words.
     pub async fn exchange(&mut self, packets: &mut Vec<Packet>) -> Result<(), Fault> {
         self.flush().await?;
+        if !self.early.is_empty() {
+            packets.append(&mut self.early);
+            return Ok(());
+        }
         let count = self.stream.read(&mut self.read).await.map_err(|error| lost(&error))?;
         match self.read.get(..count) {
             None | Some([]) => Err(closed_by_broker()),
@@ -145,10 +151,10 @@ impl Link {
         while packets.is_empty() {
             self.exchange(&mut packets).await?;
         }
-        // A broker may send nothing before the client has subscribed, but for a session that it kept; we ask for none
-        // of those messages before the hello is done, so the first packet decides.
-        match packets.first() {
-            Some(Packet::V5_0Connack(connack)) => Granted::read(connack),
+        let first = packets.remove(0);
+        self.early = packets;
+        match first {
+            Packet::V5_0Connack(connack) => Granted::read(&connack),
             _ => Err(Fault("the broker answered the hello with something else than CONNACK".into())),
         }
     }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mqtt_protocol_core::mqtt::connection::role::Client;
 use mqtt_protocol_core::mqtt::packet::v5_0::{GenericPuback, GenericPublish, Puback};
@@ -15,7 +15,7 @@ use mqtt_protocol_core::mqtt::packet::{Packet, Qos};
 use mqtt_protocol_core::mqtt::result_code::PubackReasonCode;
 use tokio::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::mqtt_link::{
@@ -461,4 +461,156 @@ fn broken(fault: Fault) -> SendError {
 
 fn boxed(task: impl Future<Output = ()> + Send + 'static) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(task)
+}
+
+#[cfg(test)]
+mod tests {
+    use mqtt_protocol_core::mqtt::connection::role::Server;
+    use mqtt_protocol_core::mqtt::packet::v5_0::{Connack, Pingresp};
+    use mqtt_protocol_core::mqtt::result_code::ConnectReasonCode;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::super::mqtt_link::Hello;
+    use super::*;
+
+    const KEEP_ALIVE: Duration = Duration::from_secs(30);
+    const ID: MessageId = MessageId([7; 16]);
+
+    /// A broker's end of the connection, driven by the test.
+    struct Broker {
+        machine: Machine<Server>,
+        stream: DuplexStream,
+    }
+
+    impl Broker {
+        /// Reads what came, answers PINGREQ if `pongs`, and returns the ids of publishes; `None` at the end.
+        async fn hear(&mut self, pongs: bool) -> Option<Vec<u16>> {
+            let mut buffer = vec![0; 4096];
+            let count = self.stream.read(&mut buffer).await.unwrap();
+            let (mut packets, mut ids) = (Vec::new(), Vec::new());
+            self.machine.receive(&buffer[..count], &mut packets).unwrap();
+            for packet in packets {
+                match packet {
+                    Packet::V5_0Connect(_) => {
+                        let connack = Connack::builder().session_present(false).reason_code(ConnectReasonCode::Success);
+                        self.say(connack.build().unwrap()).await;
+                    }
+                    Packet::V5_0Pingreq(_) if pongs => self.say(Pingresp::builder().build().unwrap()).await,
+                    Packet::V5_0Publish(publish) => ids.extend(publish.packet_id()),
+                    _ => {}
+                }
+            }
+            (count > 0).then_some(ids)
+        }
+
+        async fn acknowledge(&mut self, id: u16) {
+            self.say(GenericPuback::<u16>::builder().packet_id(id).build().unwrap()).await;
+        }
+
+        async fn say(&mut self, packet: impl Into<Packet>) {
+            let mut bytes = Vec::new();
+            self.machine.send(packet).unwrap();
+            self.machine.take(&mut bytes);
+            self.stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    async fn pair() -> (Session, Broker) {
+        let (ours, theirs) = duplex(2048);
+        let mut broker = Broker { machine: Machine::new(1 << 20, 16), stream: theirs };
+        let hello = Hello {
+            client_id: "box".into(),
+            username: None,
+            password: None,
+            keep_alive: KEEP_ALIVE,
+            session_expiry_s: 0,
+            will: None,
+            packet_bytes_max: 1 << 16,
+            receive_maximum: 4,
+        };
+        let (opened, _) = tokio::join!(Link::open(Box::new(ours), hello), broker.hear(true));
+        let limits = Limits { in_flight: 4, keep_alive: KEEP_ALIVE, receipt_wait: None };
+        (Session::start(opened.unwrap().0, limits), broker)
+    }
+
+    fn packet(id: u16) -> Result<GenericPublish<u16>, SendError> {
+        let publish = GenericPublish::builder().topic_name("t").unwrap().qos(Qos::AtLeastOnce).packet_id(id);
+        Ok(publish.payload(vec![0; 1000]).build().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_falls_silent_is_given_up_after_one_and_a_half_keep_alives() {
+        let (session, broker) = pair().await;
+        let began = Instant::now();
+        let cause = session.closed().await;
+        assert!(cause.contains("silent"), "{cause}");
+        assert!(began.elapsed() >= KEEP_ALIVE * 3 / 2 && began.elapsed() < KEEP_ALIVE * 2);
+        drop(broker);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_answers_pings_but_acknowledges_nothing_is_given_up() {
+        let (session, mut broker) = pair().await;
+        let answers = tokio::spawn(async move { while broker.hear(true).await.is_some() {} });
+        let (reply, delivery) = oneshot::channel();
+        let mut publication = session.begin(ID, 1, reply).unwrap();
+        publication.publish(packet, 1000, None).await.unwrap();
+        drop(publication);
+        let began = Instant::now();
+        let ended = delivery.await.unwrap();
+        assert!(
+            matches!(&ended, Err(SendError::Disconnected { cause }) if cause.contains("acknowledged nothing")),
+            "{ended:?}"
+        );
+        assert!(began.elapsed() >= PUBACK_WAIT);
+        answers.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_takes_no_bytes_is_given_up() {
+        let (session, _broker) = pair().await;
+        for number in 0..4 {
+            let mut publication = session.begin(MessageId([number; 16]), 1, oneshot::channel().0).unwrap();
+            publication.publish(packet, 1000, None).await.unwrap();
+        }
+        let cause = session.closed().await;
+        assert!(cause.contains("took no bytes"), "{cause}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_dropped_between_its_parts_leaves_nothing_behind() {
+        let (session, mut broker) = pair().await;
+        let mut abandoned = session.begin(ID, 3, oneshot::channel().0).unwrap();
+        abandoned.publish(packet, 1000, None).await.unwrap();
+        drop(abandoned);
+        let (reply, delivery) = oneshot::channel();
+        session.begin(ID, 1, reply).unwrap().publish(packet, 1000, None).await.unwrap();
+        let mut ids = Vec::new();
+        while ids.len() < 2 {
+            ids.extend(broker.hear(true).await.unwrap());
+        }
+        for id in ids {
+            broker.acknowledge(id).await;
+        }
+        assert_eq!(delivery.await.unwrap().unwrap().code, "puback");
+        assert_eq!(session.shared.slots.available_permits(), 4);
+        assert_eq!(session.shared.room.available_permits(), OUTLET_BYTES_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_breaks_the_protocol_ends_all_deliveries_and_hears_why() {
+        let (session, mut broker) = pair().await;
+        let (reply, delivery) = oneshot::channel();
+        let mut publication = session.begin(ID, 1, reply).unwrap();
+        publication.publish(packet, 1000, None).await.unwrap();
+        drop(publication);
+        broker.hear(true).await.unwrap();
+        // A PUBACK for a packet that was never sent.
+        broker.stream.write_all(&[0x40, 2, 0x77, 0x77]).await.unwrap();
+        assert!(matches!(delivery.await.unwrap(), Err(SendError::Disconnected { .. })));
+        let mut last = [0; 2];
+        broker.stream.read_exact(&mut last).await.unwrap();
+        assert_eq!(last, [0xe0, 1], "DISCONNECT with a reason");
+        assert!(matches!(session.begin(ID, 1, oneshot::channel().0), Err(SendError::Disconnected { .. })));
+    }
 }

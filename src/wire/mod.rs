@@ -2,6 +2,8 @@
 //!
 //! Bytes come from strangers here: no indexing, no panics, no allocation that a peer can choose the size of.
 
+pub mod ack;
+pub mod answer;
 pub mod hl7;
 pub mod mllp;
 pub mod mqtt;

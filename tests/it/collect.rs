@@ -21,14 +21,14 @@ use crate::support::subscriber::Subscriber;
 use crate::support::wait::eventually_async;
 
 /// A collector in the background.
-struct Collector {
-    progress: Arc<Progress>,
+pub struct Collector {
+    pub progress: Arc<Progress>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Collector {
-    async fn start(port: u16, into: &Path, opener: Option<Opener>) -> Self {
+    pub async fn start(port: u16, into: &Path, opener: Option<Opener>) -> Self {
         let collection = Collection {
             broker: format!("127.0.0.1:{port}").parse().unwrap(),
             tls: None,
@@ -46,7 +46,7 @@ impl Collector {
         Self { progress, stop, task }
     }
 
-    async fn stop(self) -> Arc<Progress> {
+    pub async fn stop(self) -> Arc<Progress> {
         self.stop.cancel();
         self.task.await.unwrap();
         self.progress
@@ -66,7 +66,7 @@ fn files(into: &Path) -> BTreeMap<String, PathBuf> {
 }
 
 #[track_caller]
-fn assert_collected(into: &Path, sent: &[Envelope]) {
+pub fn assert_collected(into: &Path, sent: &[Envelope]) {
     let files = files(into);
     assert_eq!(files.len(), sent.len());
     for sent in sent {
@@ -75,10 +75,10 @@ fn assert_collected(into: &Path, sent: &[Envelope]) {
     }
 }
 
-const BY_COLLECTOR: &str = "plain = true\nreceipt = \"collector\"\nreceipt-timeout = \"10s\"";
+pub const BY_COLLECTOR: &str = "plain = true\nreceipt = \"collector\"\nreceipt-timeout = \"10s\"";
 
 /// Sends all of `sent` as a forwarder would: in order, again what got no receipt, over a new connection when one is lost.
-async fn forward(port: u16, more: &str, sent: &[Envelope]) {
+pub async fn forward(port: u16, more: &str, sent: &[Envelope]) {
     let mut next = 0;
     while next < sent.len() {
         let Ok(mqtt) = Mqtt::connect(&config(port, more), &about()).await else {
@@ -212,4 +212,24 @@ async fn bytes_that_were_changed_on_the_way_are_neither_stored_nor_receipted() {
     let counts = collector.stop().await;
     assert_eq!((counts.stored.value(), counts.refused.value()), (1, 4));
     assert_eq!(receipts.kept()[0].payload, format!("{} {}\n", "4".repeat(32), hex(&sha256(b"MSH|"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_collects_says_so_and_ends_cleanly_on_sigterm() {
+    use crate::support::process::{Process, wardgate};
+    let (folder, into) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut broker = Broker::start(folder.path(), "");
+    let address = format!("127.0.0.1:{}", broker.port);
+    let arguments = ["collect", "--broker", &address, "--plain", "--into"];
+    let command = Process::start(wardgate().args(arguments).arg(into.path()));
+    broker.process.line_with("Sending SUBACK to wardgate-collect");
+    let sent = [message(1), long(2, 300_000)];
+    forward(broker.port, BY_COLLECTOR, &sent).await;
+    assert_collected(into.path(), &sent);
+    command.signal("TERM");
+    let ended = command.ends_within(crate::support::wait::PATIENCE);
+    assert!(ended.status.success(), "{}", ended.said);
+    assert!(ended.said.contains("2 stored (293.0 KiB), 0 second copies, 0 refused"), "{}", ended.said);
+    let refused = crate::support::process::run(wardgate().args(["collect", "--broker", &address, "--into", "x"]));
+    assert_eq!(refused.status.code(), Some(64), "TLS is only left out when that is said aloud: {}", refused.said);
 }

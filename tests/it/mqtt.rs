@@ -32,7 +32,7 @@ pub fn config(port: u16, more: &str) -> Config {
     toml::from_str(&format!("address = \"127.0.0.1:{port}\"\n{more}")).unwrap()
 }
 
-async fn connect(port: u16, more: &str) -> Mqtt {
+pub async fn connect(port: u16, more: &str) -> Mqtt {
     Mqtt::connect(&config(port, more), &about()).await.unwrap()
 }
 
@@ -334,7 +334,7 @@ async fn the_status_is_retained_online_and_the_will_says_offline() {
     crate::support::wait::eventually_async("a will", || async { states() == ["\"online\"", "\"offline\""] }).await;
     connect(broker.port, "plain = true").await.close().await;
     crate::support::wait::eventually_async("a goodbye", || async { states().len() == 4 }).await;
-    let late = Subscriber::start(broker.port, "wardgate/+/+/status", None).await;
+    let late = Subscriber::named("late", broker.port, "wardgate/+/+/status", None).await;
     crate::support::wait::eventually_async("a retained status", || async { late.kept().len() == 1 }).await;
     assert!(late.kept()[0].retain);
 }

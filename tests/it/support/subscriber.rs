@@ -38,7 +38,12 @@ pub struct Whole {
 impl Subscriber {
     /// Subscribes to `filter` with QoS 1, again after each reconnect, and waits until the broker has agreed.
     pub async fn start(port: u16, filter: &'static str, credentials: Option<(&str, &str)>) -> Self {
-        let mut options = MqttOptions::new(format!("subscriber-{port}"), "127.0.0.1", port);
+        Self::named("subscriber", port, filter, credentials).await
+    }
+
+    /// The same under another client id, for a second one at the same broker.
+    pub async fn named(id: &str, port: u16, filter: &'static str, credentials: Option<(&str, &str)>) -> Self {
+        let mut options = MqttOptions::new(id, "127.0.0.1", port);
         options.set_keep_alive(Duration::from_secs(5)).set_max_packet_size(Some(PACKET_BYTES_MAX));
         if let Some((user, password)) = credentials {
             options.set_credentials(user, password);
