@@ -28,7 +28,7 @@ use super::parts::Parts;
 use crate::system::disk::{FolderLock, sync_folder};
 use crate::upstream::sealing::Opener;
 use crate::values::Name;
-use crate::wire::mqtt_label::{Label, LabelError, Part, Received};
+use crate::wire::mqtt_label::{Label, LabelError, Received};
 
 /// Ids that are remembered to know second copies by.
 pub const KNOWN_MAX: usize = 1 << 18;

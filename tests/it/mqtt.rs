@@ -294,7 +294,7 @@ async fn a_broker_killed_in_the_middle_ends_every_delivery_and_a_new_connection_
                 Err(other) => panic!("{other:?}"),
             }
         }
-        subscriber.subscribed(u32::try_from(round + 1).unwrap()).await;
+        subscriber.subscribed(round + 1).await;
     }
     let came: std::collections::BTreeMap<String, [u8; 32]> =
         subscriber.wholes().iter().map(|whole| (whole.properties["id"].clone(), sha256(&whole.bytes))).collect();
