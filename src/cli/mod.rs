@@ -16,7 +16,9 @@ use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
 pub mod check;
+pub mod collect;
 pub mod dead;
+pub mod demo_broker;
 pub mod exit;
 pub mod keys;
 pub mod replay;
@@ -59,6 +61,7 @@ enum Command {
     Spool(spool::SpoolArgs),
     Replay(replay::ReplayArgs),
     Keys(keys::KeysArgs),
+    Collect(collect::CollectArgs),
 }
 
 /// Where the running service listens for the command line.
@@ -111,6 +114,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Spool(args) => block_on(spool::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),
         Command::Keys(args) => block_on(keys::run(args)),
+        Command::Collect(args) => block_on(collect::run(args)),
     }
 }
 
