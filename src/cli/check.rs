@@ -64,7 +64,7 @@ fn counted(count: usize, what: &str) -> String {
 /// What the configuration sets up, in words.
 fn summary<S, U>(config: &Config<S, U>) -> String {
     let Config { gateway, spool, sources, upstreams, routes, .. } = config;
-    let mut text = format!("gateway {} at {}, spool in {}\n", gateway.name, gateway.site, spool.config.path.display());
+    let mut text = format!("gateway {} at {}, spool in {}\n", gateway.name, gateway.site, spool.path.display());
     text.push_str(&sources_in_words(sources, |name| {
         let targets: Vec<String> = route::targets(routes, name).iter().map(Name::to_string).collect();
         targets.join(", ")

@@ -12,7 +12,7 @@ use super::document::Document;
 use super::report::nearest;
 use crate::route::RouteConfig;
 use crate::spool::SpoolConfig;
-use crate::system::disk;
+use crate::system::{credentials, disk};
 use crate::values::{ByteSize, Listen, Problems};
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
@@ -32,6 +32,9 @@ pub fn check(
     check_addresses(document, &sources, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
+        if let Some(exposed) = credentials::exposure(&spool.key) {
+            problems.under("spool", |problems| problems.warn("key", exposed));
+        }
     }
 }
 

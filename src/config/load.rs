@@ -183,8 +183,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let Loaded { config, report } = load_in(folder.path(), &format!("{HEAD}{GOOD}")).unwrap();
         assert_eq!(report.findings(), []);
-        assert_eq!(config.spool.config.path, folder.path().join("spool"));
-        assert_eq!(config.spool.config.key, SecretRef::File(folder.path().join("dev.key")));
+        assert_eq!(config.spool.path, folder.path().join("spool"));
+        assert_eq!(config.spool.key, SecretRef::File(folder.path().join("dev.key")));
         assert_eq!(config.sources[&"a".parse().unwrap()].title, "mllp 127.0.0.1:2575");
         let upstream = config.upstreams[&"b".parse().unwrap()].clone();
         assert!(upstream.is_active());
