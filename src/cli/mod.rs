@@ -15,15 +15,23 @@ use crate::admin::access::SOCKET_PATH;
 use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
+pub mod cable;
 pub mod dead;
 pub mod exit;
+pub mod inbox;
 pub mod keys;
+pub mod ledger;
+pub mod mllp_client;
+pub mod monitors;
+pub mod patients;
+pub mod probe;
 pub mod replay;
 pub mod spool;
 pub mod status;
 pub mod status_view;
 pub mod table;
 pub mod terminal;
+pub mod vendor;
 pub mod when;
 
 /// The whole command line.
@@ -55,6 +63,7 @@ enum Command {
     Status(status::StatusArgs),
     Dead(dead::DeadArgs),
     Spool(spool::SpoolArgs),
+    Probe(probe::ProbeArgs),
     Replay(replay::ReplayArgs),
     Keys(keys::KeysArgs),
 }
@@ -106,6 +115,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Status(args) => block_on(status::run(args)),
         Command::Dead(args) => block_on(dead::run(args)),
         Command::Spool(args) => block_on(spool::run(args)),
+        Command::Probe(args) => block_on(probe::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),
         Command::Keys(args) => block_on(keys::run(args)),
     }
