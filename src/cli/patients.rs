@@ -108,8 +108,8 @@ impl Body {
         walk(&mut self.now.heart, 48, 132);
         walk(&mut self.now.oxygen, 88, 100);
         walk(&mut self.now.breaths, 8, 28);
-        walk(&mut self.now.systolic, 90, 175);
-        walk(&mut self.now.diastolic, 50, 89);
+        walk(&mut self.now.systolic, 98, 175);
+        walk(&mut self.now.diastolic, 50, 88);
         walk(&mut self.now.temperature_tenths, 358, 392);
         self.now
     }
