@@ -15,7 +15,7 @@ use crate::admin::access::SOCKET_PATH;
 use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
-pub mod cable;
+pub mod check;
 pub mod dead;
 pub mod exit;
 pub mod inbox;
@@ -60,6 +60,7 @@ Exit codes: 0 done, 64 wrong command line, 65 bad data, 69 not running or not re
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::CheckArgs),
     Status(status::StatusArgs),
     Dead(dead::DeadArgs),
     Spool(spool::SpoolArgs),
@@ -112,6 +113,7 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn perform(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Check(args) => check::run(&args),
         Command::Status(args) => block_on(status::run(args)),
         Command::Dead(args) => block_on(dead::run(args)),
         Command::Spool(args) => block_on(spool::run(args)),

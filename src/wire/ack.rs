@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn written(body: &[u8], code: Code, fault: Option<Fault>) -> String {
-        let header = Header::read(body).unwrap_or(Header::none());
+        let header = Header::read(body).unwrap_or_else(|_| Header::none());
         let mut out = Vec::new();
         write(&header, &Answer { code, time: "20260131120000+0000", control_id: "WG7", fault }, &mut out);
         String::from_utf8(out).unwrap()

@@ -42,8 +42,8 @@ pub enum Event<'a> {
     Body(&'a [u8]),
     /// The frame is complete.
     End(End),
-    /// The frame so far was abandoned by its sender: forget it. A new one follows.
-    Cut,
+    /// The frame so far, of so many bytes, was abandoned by its sender: forget it. A new one follows.
+    Cut(u64),
     /// The frame is larger than the limit: forget it; its remaining bytes are not handed out. Its [`Event::End`] follows.
     Oversize,
     /// So many bytes between frames were thrown away.
@@ -342,11 +342,11 @@ impl Decoder {
                 self.take_odd(prefix.with_vt(), Quirks::VT_IN_BODY)
             }
             Some(longer) if longer.is_whole() => {
-                let discarded = self.frame.discarded + self.frame.length;
-                let nothing_lost = self.frame.length == 0; // VT VT MSH
+                let lost = self.frame.length;
+                let discarded = self.frame.discarded + lost;
                 self.frame = End { length: 0, quirks: Quirks::BEGUN_ANEW, discarded };
                 self.state = State::Anew(longer);
-                (!nothing_lost).then_some(Event::Cut)
+                (lost > 0).then_some(Event::Cut(lost)) // VT VT MSH lost nothing
             }
             Some(longer) => {
                 *input = rest;
@@ -399,7 +399,7 @@ mod tests {
     #[derive(Debug, Default, PartialEq)]
     struct Seen {
         frames: Vec<(Vec<u8>, String, u64)>,
-        cut: usize,
+        cut: u64,
         oversize: usize,
         junk: u64,
         unfinished: Vec<u8>,
@@ -416,8 +416,8 @@ mod tests {
                         seen.unfinished.extend_from_slice(bytes);
                     }
                     Event::End(end) => finish(&mut seen, end),
-                    Event::Cut => {
-                        seen.cut += 1;
+                    Event::Cut(length) => {
+                        seen.cut += length;
                         seen.unfinished.clear();
                     }
                     Event::Oversize => {
@@ -566,7 +566,7 @@ mod tests {
     fn a_frame_begun_anew_says_what_was_thrown_away() {
         let stream = b"\x0bMSH|half\x0bMSH|whole\r\x1c\r";
         assert_eq!(one(stream), frame("MSH|whole\r", "begun-anew", 8));
-        assert_eq!(all_ways(stream).cut, 1);
+        assert_eq!(all_ways(stream).cut, 8);
         assert_eq!(one(b"\x0b\x0bMSH|a\r\x1c\r"), frame("MSH|a\r", "begun-anew", 0));
     }
 
