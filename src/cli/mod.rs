@@ -16,7 +16,9 @@ use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
 pub mod check;
+pub mod collect;
 pub mod dead;
+pub mod demo_broker;
 pub mod exit;
 pub mod inbox;
 pub mod keys;
@@ -67,6 +69,7 @@ enum Command {
     Probe(probe::ProbeArgs),
     Replay(replay::ReplayArgs),
     Keys(keys::KeysArgs),
+    Collect(collect::CollectArgs),
 }
 
 /// Where the running service listens for the command line.
@@ -120,6 +123,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Probe(args) => block_on(probe::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),
         Command::Keys(args) => block_on(keys::run(args)),
+        Command::Collect(args) => block_on(collect::run(args)),
     }
 }
 

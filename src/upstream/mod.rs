@@ -25,6 +25,8 @@ mod lane;
 mod link;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_link;
+pub mod mqtt_session;
 pub mod sealing;
 pub mod url;
 
@@ -132,6 +134,10 @@ pub trait Upstream: Sized + Send + Sync + 'static {
     fn closed(&self) -> impl Future<Output = String> + Send {
         std::future::pending()
     }
+
+    /// Tells the peer how this box stands, where the protocol has a place for it (MQTT: the retained status topic). Called
+    /// once after each connect and whenever something changed; never blocks, never fails: a lost status is told again by the next connection.
+    fn announce(&self, _status: &crate::status::Status) {}
 
     /// Says goodbye within a short time of its own (MQTT: DISCONNECT, so that no last will is sent).
     fn close(self) -> impl Future<Output = ()> + Send {

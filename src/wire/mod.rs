@@ -6,3 +6,5 @@ pub mod ack;
 pub mod answer;
 pub mod hl7;
 pub mod mllp;
+pub mod mqtt;
+pub mod mqtt_label;
