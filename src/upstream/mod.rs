@@ -18,6 +18,7 @@ pub mod forwarder;
 pub mod https;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
 pub mod sealing;
