@@ -151,7 +151,7 @@ async fn nothing_that_has_a_receipt_is_lost_when_the_broker_is_killed_again_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_comes_back_drops_second_copies_and_finishes_what_it_had_begun() {
+async fn a_collector_that_comes_back_drops_second_copies_and_takes_what_came_while_it_was_away() {
     let (folder, into) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let broker = Broker::start(folder.path(), "");
     let sent = [message(1), message(2)];
