@@ -25,6 +25,7 @@ mod lane;
 mod link;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
 pub mod sealing;

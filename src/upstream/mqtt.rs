@@ -246,7 +246,7 @@ impl Outgoing {
         publication: &mut Publication<'_>,
         bytes: &[u8],
         sha256: Option<[u8; 32]>,
-    ) -> Result<(), SendError> {
+    ) -> Result<bool, SendError> {
         self.label.sha256 = sha256.map(|sha256| data_encoding::HEXLOWER.encode(&sha256));
         let (topic, label) = (&self.topic, &self.label);
         publication.publish(|id| publish_packet(topic, label, id, bytes), bytes.len() + PACKET_OVERHEAD, sha256).await
@@ -267,7 +267,9 @@ impl Outgoing {
             while gathered.len() + piece.len() > part_bytes {
                 let take = piece.split_to(part_bytes - gathered.len());
                 gathered.extend_from_slice(&take);
-                self.publish(publication, &gathered, payload.sha256()).await?;
+                if !self.publish(publication, &gathered, payload.sha256()).await? {
+                    return Ok(());
+                }
                 gathered.clear();
                 self.next_part();
             }
@@ -285,7 +287,7 @@ impl Outgoing {
         sha256: Option<[u8; 32]>,
     ) -> Result<(), SendError> {
         match self.label.part.as_ref().is_some_and(|part| part.part == part.parts) {
-            true => self.publish(publication, bytes, sha256).await,
+            true => self.publish(publication, bytes, sha256).await.map(drop),
             false => Err(unreadable(BodyError("its length is not what was stored".into()))),
         }
     }
