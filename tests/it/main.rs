@@ -6,5 +6,6 @@
 // Test helpers run outside #[test] functions too, and a test that unwraps has asserted.
 #![allow(clippy::unwrap_used)]
 
+mod house;
 mod peers;
 mod support;
