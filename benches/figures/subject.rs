@@ -33,19 +33,21 @@ pub struct Subject {
 }
 
 /// The one place that knows the configuration's keys.
-fn config(address: SocketAddr, upstream: Upstream) -> String {
+fn config(folder: &Path, address: SocketAddr, upstream: Upstream) -> String {
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
     };
+    let folder = folder.display();
     format!(
         r#"[gateway]
 name = "bench"
 site = "bench"
+control = {{ socket = "{folder}/control.sock" }}
 
 [spool]
-path = "spool"
-key = {{ file = "spool.key" }}
+path = "{folder}/spool"
+key = {{ file = "{folder}/spool.key" }}
 
 [spool.clinical]
 quota = "6GiB"
@@ -67,7 +69,7 @@ impl Subject {
         let _absent = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).unwrap();
         let address = free_address();
-        fs::write(folder.join("gateway.toml"), config(address, upstream)).unwrap();
+        fs::write(folder.join("gateway.toml"), config(folder, address, upstream)).unwrap();
         Self::start(wardgate(folder), address, folder)
     }
 
