@@ -92,7 +92,7 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
         match units.iter().find(|(_, factor)| self.0 >= *factor) {
-            Some((unit, factor)) if self.0 % factor == 0 => write!(f, "{}{unit}", self.0 / factor),
+            Some((unit, factor)) if self.0.is_multiple_of(*factor) => write!(f, "{}{unit}", self.0 / factor),
             Some((unit, factor)) => write!(f, "{}.{}{unit}", self.0 / factor, self.0 % factor * 10 / factor),
             None => write!(f, "{}B", self.0),
         }
@@ -123,7 +123,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-        match units.iter().find(|(_, factor)| ms > 0 && ms % factor == 0) {
+        match units.iter().find(|(_, factor)| ms > 0 && ms.is_multiple_of(*factor)) {
             Some((unit, factor)) => write!(f, "{}{unit}", ms / factor),
             None => write!(f, "{ms}ms"),
         }
