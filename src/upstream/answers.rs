@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::system::stream;
+use crate::system::fault;
 use crate::wire::ack::{ACKNOWLEDGEMENT_BYTES_MAX, Acknowledgement, Code};
 use crate::wire::mllp::{Decoder, Event};
 
@@ -151,7 +151,7 @@ impl Answers {
 }
 
 fn broken(error: &io::Error) -> String {
-    format!("the connection broke: {}", stream::in_words(error))
+    format!("the connection broke: {}", fault::in_words(error))
 }
 
 #[cfg(test)]
