@@ -284,7 +284,8 @@ async fn a_busy_upstream_is_waited_for_without_end_and_as_long_as_it_asks() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_waits_says_why_and_does_not_stop_another() {
-    let bench = Bench::new(1, WhenRefused::DeadLetter, failing("slow", u32::MAX, || busy(None))).start(&["icu", "ward"]);
+    let bench =
+        Bench::new(1, WhenRefused::DeadLetter, failing("slow", u32::MAX, || busy(None))).start(&["icu", "ward"]);
     bench.store("icu", "slow").await;
     bench.until("held", |bench| bench.held("icu").as_deref() == Some("503")).await;
     bench.store_all("ward", &["1", "2"]).await;

@@ -9,3 +9,4 @@
 mod house;
 mod peers;
 mod support;
+mod upstreams;
