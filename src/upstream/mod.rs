@@ -19,6 +19,8 @@ pub mod directory;
 #[cfg(test)]
 mod fixtures;
 pub mod forwarder;
+#[cfg(test)]
+mod forwarder_tests;
 pub mod holds;
 pub mod https;
 mod lane;

@@ -10,6 +10,8 @@ mod cli;
 mod collect;
 mod control;
 mod demo_broker;
+mod house;
 mod mqtt;
 mod peers;
 mod support;
+mod upstreams;
