@@ -8,8 +8,10 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::process::{succeeds, wardgate};
 use crate::support::tools::repository;
 
+mod documents;
 mod form;
 mod layering;
 mod licences;
@@ -152,6 +154,25 @@ fn no_file_names_a_machine_or_a_package_registry() {
         let ours = !name.ends_with("Cargo.lock") && name != ".git";
         if let (true, Ok(text)) = (ours, fs::read_to_string(&file)) {
             faults.extend(words::place_faults(&name, &text));
+        }
+    }
+    settle(&faults);
+}
+
+#[test]
+fn every_document_names_what_is_there() {
+    let help = succeeds(wardgate().arg("--help"));
+    let below = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let named = below.take_while(|line| !line.trim().is_empty()).filter_map(|line| line.split_whitespace().next());
+    let known: Vec<String> = named.map(str::to_owned).collect();
+    let mut faults = Vec::new();
+    for file in files_below(repository()) {
+        let name = shown(&file);
+        if file.extension().is_some_and(|extension| extension == "md") {
+            let text = fs::read_to_string(&file).unwrap();
+            let beside = file.parent().unwrap().to_owned();
+            faults.extend(documents::link_faults(&name, &text, |path| beside.join(path).exists()));
+            faults.extend(documents::command_faults(&name, &text, &known));
         }
     }
     settle(&faults);
