@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod envelope;
 pub mod gateway;
+pub mod route;
 pub mod source;
 pub mod spool;
 pub mod status;

@@ -1,4 +1,4 @@
-//! The executable: hands the arguments to [`wardgate::cli`] and maps how it ended to an exit code.
+//! The executable: hands the arguments to [`wardgate::cli`] and ends with the exit code that comes back.
 
 use std::process::ExitCode;
 

@@ -1,1 +1,19 @@
-//! (follows)
+//! How people and machines look at the running service and change it: the control socket of the command line and the
+//! page of figures for Prometheus.
+//!
+//! This room decides who may ask what and speaks the lines; what is done about a request is the [`operator::Operator`]'s,
+//! which `gateway` implements. Nothing here knows the spool or a protocol, and nothing here shows patient data, but the one
+//! verb that is made for it (`dead-body`), which counts as a change and is logged.
+//!
+//! * [`verbs`]: requests. [`answers`]: what comes back. [`operator`]: the trait that carries them out.
+//! * [`access`]: `[gateway] control`, and who may read and who may change, by the peer's uid and groups.
+//! * [`lines`]: JSON lines with a bound, for both ends.
+//! * [`control`]: the server side. [`client`]: the side of the command line.
+
+pub mod access;
+pub mod answers;
+pub mod client;
+pub mod control;
+pub mod lines;
+pub mod operator;
+pub mod verbs;

@@ -1,8 +1,149 @@
-//! The command line: one file for each subcommand.
+//! The command line: one file for each subcommand, and here the list of them with the texts that teach their use.
+//!
+//! Subcommands say things on standard output through [`terminal`], errors go to standard error, and the program ends with
+//! the codes in [`exit`]. What concerns the running service goes through its control socket ([`crate::admin`]); nothing
+//! here opens a spool that a service has open. Only this room and `gateway` know everything.
 
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Parses the arguments and runs the subcommand.
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin::access::SOCKET_PATH;
+use crate::admin::client::ControlClient;
+use exit::{Exit, Failure, OrExit};
+
+pub mod dead;
+pub mod exit;
+pub mod keys;
+pub mod replay;
+pub mod spool;
+pub mod status;
+pub mod status_view;
+pub mod table;
+pub mod terminal;
+pub mod when;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "wardgate", version, max_term_width = 100, about = ABOUT, after_help = AFTER_HELP)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const ABOUT: &str = "Takes HL7 v2, DICOM and device data in a hospital department, keeps it durably and encrypted, and \
+                     forwards it upstream.";
+
+const AFTER_HELP: &str = "\
+First steps:
+  wardgate demo --for 40s                see it work: simulated monitors, an upstream that is cut, nothing lost
+  wardgate check gateway.toml            is this configuration good? every problem with its line
+  wardgate run --config gateway.toml     the service itself
+  wardgate status                        how does it stand? (while it runs)
+  wardgate probe mllp 127.0.0.1:2575     does it answer? sends one message with an invented patient
+
+Each subcommand has its own --help with examples; it says what is safe and what is not.
+
+Exit codes: 0 done, 64 wrong command line, 65 bad data, 69 not running or not reachable, 70 a fault of wardgate,
+73 can't make a file, 74 reading or writing failed, 75 try again, 77 no right to it, 78 bad configuration or key.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(status::StatusArgs),
+    Dead(dead::DeadArgs),
+    Spool(spool::SpoolArgs),
+    Replay(replay::ReplayArgs),
+    Keys(keys::KeysArgs),
+}
+
+/// Where the running service listens for the command line.
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// The service's control socket, as `[gateway] control` names it.
+    #[arg(long, value_name = "PATH", default_value = SOCKET_PATH)]
+    pub socket: PathBuf,
+}
+
+impl SocketArgs {
+    /// Connects to the running service.
+    ///
+    /// # Errors
+    /// [`Exit::Unavailable`] when it does not run, [`Exit::NoPermission`] with the group that would help.
+    pub async fn connect(&self) -> Result<ControlClient, Failure> {
+        Ok(ControlClient::connect(&self.socket).await?)
+    }
+}
+
+/// Parses the arguments of the process, runs the subcommand, and tells what went wrong.
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    run_with(std::env::args_os())
+}
+
+/// The same for given arguments, the program's name first.
+pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let parsed = match CommandLine::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // A closed standard error leaves nobody to tell.
+            error.print().ok();
+            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match perform(parsed.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            terminal::note(&format!("wardgate: {failure}"));
+            failure.exit.into()
+        }
+    }
+}
+
+fn perform(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Status(args) => block_on(status::run(args)),
+        Command::Dead(args) => block_on(dead::run(args)),
+        Command::Spool(args) => block_on(spool::run(args)),
+        Command::Replay(args) => block_on(replay::run(args)),
+        Command::Keys(args) => block_on(keys::run(args)),
+    }
+}
+
+/// Runs a subcommand that needs the network on this thread.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.or_exit(Exit::Software, "can't start the runtime")?.block_on(work)
+}
+
+/// Prints a value as JSON for scripts: one document, indented.
+///
+/// # Errors
+/// [`Exit::Software`] when the value has no JSON form, [`Exit::Io`] when it can't be written.
+pub(crate) fn say_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).or_exit(Exit::Software, "can't write this as JSON")?;
+    terminal::say(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_says_what_it_does_and_shows_an_example() {
+        let mut commands: Vec<clap::Command> = CommandLine::command().get_subcommands().cloned().collect();
+        while let Some(command) = commands.pop() {
+            assert!(command.get_about().is_some(), "{} has no text", command.get_name());
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(examples.contains("wardgate "), "{} has no example", command.get_name());
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
 }

@@ -1,1 +1,3 @@
-//! (follows)
+//! The configuration.
+pub mod document;
+pub mod report;

@@ -8,12 +8,9 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::envelope::{Class, Flags, Meta, Stamp};
-use crate::spool::{CommitError, Committed, Draft, Spool};
+use crate::spool::{CommitError, Committed, Draft, IN_FLIGHT_BYTES_MAX, Spool};
 use crate::status::SourceCounters;
 use crate::values::Name;
-
-/// Bytes that all connections together may hold in memory before the spool has taken them.
-pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
 /// A source's way into the spool. Cheap to clone: one for each connection.
 #[derive(Clone)]
@@ -76,7 +73,7 @@ impl Intake {
     /// Begins a message; its time of reception is now.
     pub fn begin(&self) -> Incoming {
         let inner = &self.inner;
-        Incoming { intake: self.clone(), draft: inner.spool.begin(inner.class), received: inner.spool.now() }
+        Incoming { intake: self.clone(), draft: inner.spool.begin(inner.class, &inner.source), received: inner.spool.now() }
     }
 }
 

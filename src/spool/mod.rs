@@ -2,15 +2,58 @@
 //!
 //! (format document follows)
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod compact;
+mod draft;
+mod duplicates;
+mod frame;
+mod keeper;
+mod keys;
+mod lanes;
+mod log;
+mod operations;
+mod reader;
+mod record;
+mod recovery;
+mod seal;
+mod segment;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+mod storage;
+mod uptime;
+mod writer;
 
-use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::envelope::{BodyError, Class, Envelope, MessageId, Meta, Stamp};
-use crate::status::{Alarm, LaneStatus, LogStatus};
+pub use draft::Draft;
+pub use keys::{KeyError, parse_root};
+pub use lanes::Lane;
+pub use operations::{ReplayOrder, Replayed, Verified};
+pub use record::Dead;
+pub use seal::Secret;
+pub use storage::{Disk, Storage};
+
+use crate::envelope::{BodyError, Class, Envelope, MessageId, Stamp};
 use crate::values::{ByteSize, Name, Problems, SecretRef, Section, Span};
+use duplicates::Duplicates;
+use keys::Keyring;
+use log::{Limits, Log, Parts};
+use uptime::Uptime;
+use writer::{Request, Writer};
+
+/// Bytes that all connections together may hold in memory before the spool has taken them.
+pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// Least quota of a log, in segments: one that is written, one that is free, one for compaction, one that is full.
+const QUOTA_SEGMENTS_MIN: u64 = 4;
 
 /// `[spool]`: where the logs live, their key, and how large each may grow.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -60,11 +103,59 @@ pub enum WhenFull {
 }
 
 fn default_duplicate_window() -> Span {
-    Span(std::time::Duration::from_secs(600))
+    Span(Duration::from_secs(600))
+}
+
+impl SpoolConfig {
+    /// The config of one log.
+    pub fn log(&self, class: Class) -> &LogConfig {
+        match class {
+            Class::Clinical => &self.clinical,
+            Class::Imaging => &self.imaging,
+            Class::Telemetry => &self.telemetry,
+        }
+    }
+
+    /// The quota of one log, in bytes: 8 GiB, 20 GiB and 1 GiB unless configured.
+    pub fn quota(&self, class: Class) -> u64 {
+        let default = match class {
+            Class::Clinical => 8 << 30,
+            Class::Imaging => 20 << 30,
+            Class::Telemetry => 1 << 30,
+        };
+        self.log(class).quota.map_or(default, |quota| quota.0)
+    }
+
+    fn limits(&self, class: Class) -> Limits {
+        let log = self.log(class);
+        Limits {
+            quota: self.quota(class),
+            segment_bytes: segment::segment_bytes(class),
+            keep_delivered: log.keep_delivered.map_or(Duration::from_secs(7 * 86_400), |span| span.0),
+            drop_oldest: log.when_full == Some(WhenFull::DropOldest),
+        }
+    }
 }
 
 impl Section for SpoolConfig {
-    fn check(&self, _problems: &mut Problems) {}
+    fn check(&self, problems: &mut Problems) {
+        for class in Class::ALL {
+            let least = QUOTA_SEGMENTS_MIN * segment::segment_bytes(class);
+            problems.under(class.as_str(), |problems| {
+                if self.quota(class) < least {
+                    problems.error("quota", format!("too small: this log needs at least {}", ByteSize(least)));
+                }
+                if class != Class::Telemetry && self.log(class).when_full == Some(WhenFull::DropOldest) {
+                    problems.error("when-full", "only telemetry may drop its oldest; write \"refuse\" or leave it out");
+                }
+            });
+        }
+        for recipient in &self.recovery {
+            if recipient.parse::<age::x25519::Recipient>().is_err() {
+                problems.error("recovery", format!("\"{recipient}\" is not an age recipient (age1...)"));
+            }
+        }
+    }
 
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         visit(&mut self.key);
@@ -91,84 +182,8 @@ pub enum Committed {
     Repeat(MessageId),
 }
 
-/// The spool, opened. Cheap to clone.
-#[derive(Clone)]
-pub struct Spool {}
-
-impl Spool {
-    /// Begins a message in one of the logs.
-    pub fn begin(&self, class: Class) -> Draft {
-        let _ = class;
-        todo!()
-    }
-
-    /// This moment, in wall clock and uptime.
-    pub fn now(&self) -> Stamp {
-        todo!()
-    }
-
-    /// The budget for bytes in memory on their way in, one permit a byte.
-    pub fn budget(&self) -> &Arc<Semaphore> {
-        todo!()
-    }
-
-    /// The lane from a source to an upstream; made when it is new. One holder at a time.
-    pub fn lane(&self, class: Class, source: &Name, upstream: &Name) -> Lane {
-        let _ = (class, source, upstream);
-        todo!()
-    }
-
-    /// All lanes that are known, with what waits in them.
-    pub fn lanes(&self) -> Vec<LaneStatus> {
-        todo!()
-    }
-
-    /// The three logs.
-    pub fn logs(&self) -> Vec<LogStatus> {
-        todo!()
-    }
-
-    /// What a person must see of the spool itself.
-    pub fn alarms(&self) -> Vec<Alarm> {
-        todo!()
-    }
-}
-
-/// A message on its way into a log. Dropped without a commit, it never existed.
-pub struct Draft {}
-
-impl Draft {
-    /// Adds bytes; every 256 KiB a fragment goes into the log. Waits while the writer is behind.
-    ///
-    /// # Errors
-    /// [`CommitError`].
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), CommitError> {
-        let _ = bytes;
-        todo!()
-    }
-
-    /// Bytes so far.
-    pub fn len(&self) -> u64 {
-        todo!()
-    }
-
-    /// Whether nothing was written yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Makes it durable: Ok only after the sync.
-    ///
-    /// # Errors
-    /// [`CommitError`]; nothing is stored then.
-    pub async fn commit(self, meta: Meta) -> Result<Committed, CommitError> {
-        let _ = meta;
-        todo!()
-    }
-}
-
 /// A place in a log: segment's order number and the record's number in it. Order of places is order of commits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Place {
     /// The segment's order number.
     pub segment: u64,
@@ -180,47 +195,183 @@ pub struct Place {
 pub struct Entry {
     /// Where; for [`Lane::advance`] and [`Lane::bury`].
     pub place: Place,
+    /// The message's id.
+    pub id: MessageId,
     /// The message, or why it can't be read back.
     pub content: Result<Arc<Envelope>, BodyError>,
 }
 
-/// The messages of one source for one upstream, in order, with a cursor that moves on receipts only.
-pub struct Lane {}
+/// Why a spool can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Keys: exit code 78.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The disk.
+    #[error("the spool can't be read: {0}")]
+    Io(#[from] std::io::Error),
+}
 
-impl Lane {
-    /// The source.
-    pub fn source(&self) -> &Name {
-        todo!()
+/// The spool, opened. Cheap to clone; [`Spool::close`] ends it for all.
+#[derive(Clone)]
+pub struct Spool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    logs: [Opened; 3],
+    uptime: Arc<Uptime>,
+    duplicates: Arc<Duplicates>,
+    budget: Arc<Semaphore>,
+    streams: AtomicU64,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    keeper: mpsc::Sender<()>,
+}
+
+struct Opened {
+    log: Arc<Log>,
+    requests: Requests,
+    spool_id: [u8; 16],
+}
+
+/// A log's writer, to be asked.
+#[derive(Clone)]
+struct Requests(mpsc::Sender<Request>);
+
+impl Requests {
+    /// Asks; when the writer is gone the reply is dropped, which the asker takes for a failure.
+    fn send(&self, request: Request) {
+        drop(self.0.send(request));
     }
+}
 
-    /// The upstream.
-    pub fn upstream(&self) -> &Name {
-        todo!()
-    }
-
-    /// The next entry after the one that was handed out last; waits for one. Cancelling loses nothing.
-    pub async fn next(&mut self) -> Entry {
-        std::future::pending().await
-    }
-
-    /// Back to the first entry after the cursor: what was handed out and not advanced over comes again.
-    pub fn rewind(&mut self) {
-        todo!()
-    }
-
-    /// Moves the cursor over `place` and all before it. In memory at once, in the log with the next group.
-    pub fn advance(&mut self, place: Place) {
-        let _ = place;
-        todo!()
-    }
-
-    /// Makes the entry a dead letter: durable when this returns Ok; the caller then advances over it.
+impl Spool {
+    /// Opens a spool, or makes one when the folder holds none. Reads what the logs hold; writes nothing to them yet.
     ///
     /// # Errors
-    /// [`CommitError`] when the record could not be written; [`CommitError::Full`] also when there are too many dead letters:
-    /// the lane then holds.
-    pub async fn bury(&mut self, place: Place, reason: &str, attempts: u32) -> Result<(), CommitError> {
-        let _ = (place, reason, attempts);
-        todo!()
+    /// [`OpenError`].
+    pub fn open(storage: Arc<dyn Storage>, root: Secret, config: &SpoolConfig) -> Result<Self, OpenError> {
+        Self::open_with(storage, root, config, |class| config.limits(class))
     }
+
+    fn open_with(
+        storage: Arc<dyn Storage>,
+        root: Secret,
+        config: &SpoolConfig,
+        limits: impl Fn(Class) -> Limits,
+    ) -> Result<Self, OpenError> {
+        for class in Class::ALL {
+            storage.make_folder(class.as_str())?;
+        }
+        let empty = !recovery::has_segments(&*storage)?;
+        let keyring = Arc::new(Mutex::new(Keyring::open(&*storage, root, empty)?));
+        let uptime = Arc::new(Uptime::new(0));
+        let mut threads = Vec::new();
+        let mut open = |class: Class| {
+            let parts = Parts {
+                class,
+                storage: Arc::clone(&storage),
+                keyring: Arc::clone(&keyring),
+                uptime: Arc::clone(&uptime),
+                limits: limits(class),
+            };
+            open_log(parts, &mut threads)
+        };
+        let logs = [open(Class::Clinical)?, open(Class::Imaging)?, open(Class::Telemetry)?];
+        let window_ms = u64::try_from(config.duplicate_window.0.as_millis()).unwrap_or(u64::MAX);
+        let (keeper, asked) = mpsc::channel();
+        let watched = logs.iter().map(|opened| Arc::clone(&opened.log)).collect();
+        threads.push(thread("keeper", move || keeper::run(&watched, &asked))?);
+        let inner = Inner {
+            logs,
+            uptime,
+            duplicates: Arc::new(Duplicates::new(seal::random(), window_ms)),
+            budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+            streams: AtomicU64::new(1),
+            threads: Mutex::new(threads),
+            keeper,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Begins a message of `source` in one of the logs.
+    pub fn begin(&self, class: Class, source: &Name) -> Draft {
+        let opened = self.opened(class);
+        let stream = self.inner.streams.fetch_add(1, Ordering::Relaxed);
+        let duplicates = Arc::clone(&self.inner.duplicates);
+        Draft::new(Arc::clone(&opened.log), opened.requests.clone(), duplicates, source.clone(), stream)
+    }
+
+    /// This moment, in wall clock and uptime.
+    pub fn now(&self) -> Stamp {
+        self.inner.uptime.stamp()
+    }
+
+    /// The budget for bytes in memory on their way in, one permit a byte.
+    pub fn budget(&self) -> &Arc<Semaphore> {
+        &self.inner.budget
+    }
+
+    /// The lane from a source to an upstream, from its cursor on; made when it is new. One holder at a time: the caller answers for it.
+    pub fn lane(&self, class: Class, source: &Name, upstream: &Name) -> Lane {
+        let opened = self.opened(class);
+        let tag = source_tag(&opened.spool_id, source);
+        Lane::new((source.clone(), upstream.clone()), Arc::clone(&opened.log), opened.requests.clone(), tag)
+    }
+
+    /// Keeps files ready for a log that will be used, before the first message has to wait for them.
+    pub fn prepare(&self, class: Class) {
+        compact::prepare(&self.opened(class).log);
+    }
+
+    /// Writes cursors and footers and ends the threads. What comes later is refused. Blocks for the last syncs.
+    pub fn close(&self) {
+        for opened in &self.inner.logs {
+            opened.requests.send(Request::Stop);
+        }
+        // It may have ended already.
+        self.inner.keeper.send(()).ok();
+        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the spool ended badly");
+            }
+        }
+    }
+
+    fn opened(&self, class: Class) -> &Opened {
+        let [clinical, imaging, telemetry] = &self.inner.logs;
+        match class {
+            Class::Clinical => clinical,
+            Class::Imaging => imaging,
+            Class::Telemetry => telemetry,
+        }
+    }
+}
+
+/// Which source a frame belongs to, without its name: lanes skip what is not theirs. Never 0.
+fn source_tag(spool: &[u8; 16], source: &Name) -> u16 {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(spool);
+    context.update(source.as_str().as_bytes());
+    let hash = context.finish();
+    hash.as_ref().first_chunk().map_or(1, |bytes| u16::from_le_bytes(*bytes).max(1))
+}
+
+fn open_log(parts: Parts, threads: &mut Vec<JoinHandle<()>>) -> Result<Opened, OpenError> {
+    let class = parts.class;
+    let (recovered, spool_id) = {
+        let keyring = parts.keyring.lock().unwrap_or_else(PoisonError::into_inner);
+        (recovery::recover(&*parts.storage, class, parts.limits.segment_bytes, &keyring)?, keyring.spool)
+    };
+    parts.uptime.at_least(recovered.uptime_ms);
+    let log = Arc::new(Log::new(parts, recovered.state));
+    let (sender, requests) = mpsc::channel();
+    let writer = Writer::new(Arc::clone(&log), requests, recovered.next_order);
+    threads.push(thread(class.as_str(), move || writer.run())?);
+    Ok(Opened { log, requests: Requests(sender), spool_id })
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("spool-{name}")).spawn(work)
 }

@@ -74,8 +74,13 @@ pub fn built() -> SystemTime {
 
 /// The time for certificates: the latest of the wall clock, [`built`] and what was [`remember`]ed.
 pub fn trusted() -> SystemTime {
+    trusted_when(SystemTime::now())
+}
+
+/// [`trusted`], for a wall clock that says `system`.
+pub fn trusted_when(system: SystemTime) -> SystemTime {
     let last = UNIX_EPOCH + Duration::from_secs(LAST_SYNCHRONISED_S.load(Ordering::Relaxed));
-    latest(SystemTime::now(), built(), last)
+    latest(system, built(), last)
 }
 
 /// From now on no certificate is judged by an earlier time than `at`: a moment at which the clock was known to be right.

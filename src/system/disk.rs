@@ -30,13 +30,12 @@ pub struct Space {
 /// # Errors
 /// Those of `statvfs`.
 pub fn space(path: &Path) -> io::Result<Space> {
-    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or_else(|| Path::new("/"));
     let found = statvfs(existing)?;
-    let fragment = u64::from(found.fragment_size());
-    Ok(Space {
-        total: u64::from(found.blocks()).saturating_mul(fragment),
-        free: u64::from(found.blocks_available()).saturating_mul(fragment),
-    })
+    #[allow(clippy::useless_conversion)] // the fields are 32 bits wide on armv7
+    let [fragment, blocks, available]: [u64; 3] =
+        [found.fragment_size().into(), found.blocks().into(), found.blocks_available().into()];
+    Ok(Space { total: fragment.saturating_mul(blocks), free: fragment.saturating_mul(available) })
 }
 
 /// Replaces the file `path` by one with these bytes: after a crash there is the old content or the new, never a mixture.
@@ -44,7 +43,7 @@ pub fn space(path: &Path) -> io::Result<Space> {
 /// # Errors
 /// Those of the file system; the old file then stands.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
     let temporary = folder.join(name);

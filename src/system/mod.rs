@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod clock;
 pub mod credentials;
 pub mod disk;
+pub mod fault;
 pub mod logging;
 pub mod process;
 pub mod stream;

@@ -10,13 +10,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::{AlertDescription, CertificateError, Error as TlsFault};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsAcceptor, client, server};
 
 use crate::system::certificate;
+use crate::system::fault::in_words;
 use crate::system::tls::{Connector, TlsError};
 use crate::values::HostPort;
 
@@ -249,20 +249,6 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A fault of a connection in words. Over TLS 1.3 a server's refusal of our certificate arrives with the first read, after
-/// [`dial`] was content: the reader should tell it by this.
-pub fn in_words(error: &io::Error) -> String {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsFault>()) {
-        Some(fault) => tls_in_words(fault),
-        None => match error.kind() {
-            io::ErrorKind::UnexpectedEof => "the peer closed the connection in the middle".to_owned(),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "the peer closed the connection".to_owned(),
-            io::ErrorKind::TimedOut => "the peer is silent: is the cable in, is the peer up?".to_owned(),
-            _ => error.to_string(),
-        },
-    }
-}
-
 async fn resolve(address: &HostPort) -> Result<Vec<SocketAddr>, DialError> {
     let not_found = |cause| DialError::NameNotFound { address: address.clone(), cause };
     let found = lookup_host((address.host.as_str(), address.port)).await;
@@ -307,71 +293,83 @@ fn explain_connect(address: &HostPort, error: &io::Error) -> DialError {
     }
 }
 
-fn tls_in_words(fault: &TlsFault) -> String {
-    match fault {
-        TlsFault::InvalidCertificate(error) => certificate_in_words(error),
-        TlsFault::AlertReceived(alert) => alert_in_words(*alert),
-        TlsFault::InvalidMessage(_) => "the peer does not speak TLS: check the port, or leave tls out".to_owned(),
-        TlsFault::PeerIncompatible(error) => {
-            format!("no common version or cipher ({error:?}): the peer needs TLS 1.2 or 1.3")
-        }
-        TlsFault::NoCertificatesPresented => {
-            "the peer showed no certificate: give it one of the configured CA".to_owned()
-        }
-        other => other.to_string(),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
-fn certificate_in_words(error: &CertificateError) -> String {
-    use CertificateError as E;
-    match error {
-        E::Expired | E::ExpiredContext { .. } => {
-            "the peer's certificate has expired: renew it there (or this box's clock is ahead)".to_owned()
-        }
-        E::NotValidYet | E::NotValidYetContext { .. } => {
-            "the peer's certificate is not yet valid: this box's clock is behind; set it, or check its time server"
-                .to_owned()
-        }
-        E::UnknownIssuer => {
-            "the peer's certificate is not from a CA that is trusted here: put its CA certificate into the ca file"
-                .to_owned()
-        }
-        E::NotValidForNameContext { expected, presented } => format!(
-            "the peer's certificate is not for {} but for {}: correct the address, or set server-name",
-            expected.to_str(),
-            if presented.is_empty() { "no name at all".to_owned() } else { presented.join(", ") }
-        ),
-        E::NotValidForName => {
-            "the peer's certificate is for another name: correct the address, or set server-name".to_owned()
-        }
-        E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
-            "the peer's certificate is not for this side of TLS (extended key usage): issue it anew".to_owned()
-        }
-        E::Revoked => "the peer's certificate was revoked: renew it there".to_owned(),
-        other => format!("the peer's certificate can't be accepted: {other}"),
-    }
-}
+    use super::*;
+    use crate::system::test_pki::Pki;
+    use crate::system::tls::ClientTls;
 
-fn alert_in_words(alert: AlertDescription) -> String {
-    use AlertDescription as A;
-    match alert {
-        A::CertificateRequired => {
-            "the peer wants a certificate of this box: set certificate and key (mutual TLS)".to_owned()
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    async fn listener() -> (TcpListener, HostPort) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, HostPort { host: "localhost".into(), port })
+    }
+
+    #[tokio::test]
+    async fn a_plain_connection_carries_bytes_and_notices_a_dead_peer() {
+        let (listener, address) = listener().await;
+        let mut near = dial(&address, None, LIMIT).await.unwrap();
+        let (tcp, peer) = listener.accept().await.unwrap();
+        let mut far = accept(tcp, peer, None, LIMIT).await.unwrap();
+        assert_eq!((near.local().unwrap(), near.is_tls(), near.peer_subject()), (far.peer(), false, None));
+        near.write_all(b"ping").await.unwrap();
+        let mut word = [0; 4];
+        far.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"ping");
+        for stream in [&near, &far] {
+            assert!(stream.tcp().nodelay().unwrap());
+            assert!(nix::sys::socket::getsockopt(stream.tcp(), sockopt::KeepAlive).unwrap());
         }
-        A::UnknownCA => "the peer does not trust the CA of this box's certificate: add the CA there".to_owned(),
-        A::CertificateExpired => "the peer says that this box's certificate has expired: renew it".to_owned(),
-        A::BadCertificate
-        | A::CertificateUnknown
-        | A::UnsupportedCertificate
-        | A::CertificateRevoked
-        | A::AccessDenied => {
-            format!("the peer refused this box's certificate ({alert:?}): check which ones it lets in")
-        }
-        A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => {
-            format!(
-                "the peer found no common version or cipher ({alert:?}): it needs TLS 1.2 or 1.3; or it wants a certificate"
-            )
-        }
-        other => format!("the peer ended TLS with the alert {other:?}"),
+    }
+
+    #[tokio::test]
+    async fn who_is_not_there_is_told_by_name_with_what_to_do() {
+        let (listener, address) = listener().await;
+        drop(listener);
+        let words = dial(&address, None, LIMIT).await.unwrap_err().to_string();
+        let expected =
+            format!("{address} refused the connection: check the port, and that the service there is running");
+        assert_eq!(words, expected);
+        // An empty label is refused by the resolver itself, without a question to any server.
+        let nowhere = HostPort { host: "no..where".into(), port: 2575 };
+        let words = dial(&nowhere, None, LIMIT).await.unwrap_err().to_string();
+        assert!(words.starts_with("the name of no..where:2575 was not found ("), "{words}");
+    }
+
+    #[tokio::test]
+    async fn a_peer_without_tls_is_recognised_whether_it_talks_or_is_silent() {
+        let pki = Pki::new();
+        let tls = ClientTls { ca: pki.ca(), certificate: None, key: None, server_name: None }.connector().unwrap();
+        let (silent, address) = listener().await;
+        let words = dial(&address, Some(&tls), Duration::from_millis(200)).await.unwrap_err().to_string();
+        assert!(words.contains("did not answer within 1 s (TLS handshake; is the port one for TLS?)"), "{words}");
+        drop(silent);
+        let (talking, address) = listener().await;
+        tokio::spawn(async move {
+            let (mut tcp, _) = talking.accept().await.unwrap();
+            tcp.write_all(b"220 welcome to plain text\r\n").await.unwrap();
+            // Held open: a reset would hide the greeting.
+            tcp.read_to_end(&mut Vec::new()).await.unwrap();
+        });
+        let words = dial(&address, Some(&tls), LIMIT).await.unwrap_err().to_string();
+        assert!(words.ends_with("the peer does not speak TLS: check the port, or leave tls out"), "{words}");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_sends_plain_bytes_to_a_tls_port_is_told_apart() {
+        let pki = Pki::new();
+        let (certificate, key) = pki.leaf("server", &["localhost"]);
+        let acceptor = crate::system::tls::ServerTls { certificate, key, client_ca: None }.acceptor().unwrap();
+        let (listener, address) = listener().await;
+        let mut device = dial(&address, None, LIMIT).await.unwrap();
+        device.write_all(b"\x0bMSH|^~\\&|\r\x1c\r").await.unwrap();
+        let (tcp, peer) = listener.accept().await.unwrap();
+        let words = accept(tcp, peer, Some(&acceptor), LIMIT).await.unwrap_err();
+        assert!(words.starts_with("the peer does not speak TLS"), "{words}");
     }
 }

@@ -20,15 +20,16 @@ impl Default for Pki {
 }
 
 impl Pki {
-    /// A new CA.
+    /// A new CA, with a name of its own.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "test CA");
-        fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { folder, issuer: Issuer::new(params, key) }
+        let name = format!("test CA {}", folder.path().display());
+        Self::in_folder(folder, &name)
+    }
+
+    /// A new CA of this name.
+    pub fn named(name: &str) -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap(), name)
     }
 
     /// A file in the CA's folder.
@@ -67,5 +68,14 @@ impl Pki {
         let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(self.path(&key_file), owner_only).unwrap();
         (self.file(&certificate_file), self.file(&key_file))
+    }
+
+    fn in_folder(folder: tempfile::TempDir, name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { folder, issuer: Issuer::new(params, key) }
     }
 }

@@ -1,0 +1,281 @@
+//! What the running service answers over the control socket.
+//!
+//! No answer holds patient data: a dead letter is shown by id, reason and sizes, never by control id or content. Content
+//! leaves only as the `data` lines of `dead-body`, a change, and of `spool-export`, sealed to its recipients.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::envelope::{Class, MessageId, Stamp};
+use crate::status::{LaneStatus, LogStatus};
+use crate::values::{Name, ValueError};
+
+/// A message that an upstream refused for good: kept until someone retries or discards it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DeadLetter {
+    /// Which message.
+    #[serde(with = "as_text")]
+    pub id: MessageId,
+    /// The log that holds it.
+    pub log: Class,
+    /// Where it came from.
+    pub source: Name,
+    /// Who refused it.
+    pub upstream: Name,
+    /// Why, in the upstream's words, without content.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was received.
+    pub received: When,
+    /// When it was given up.
+    pub given_up: When,
+    /// Length of its body.
+    pub bytes: u64,
+    /// Media type.
+    pub content_type: String,
+    /// What was noticed when it was received.
+    pub flags: Vec<String>,
+}
+
+/// The newest dead letters, and how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DeadList {
+    /// How many match, listed or not.
+    pub total: u64,
+    /// The newest first.
+    pub letters: Vec<DeadLetter>,
+}
+
+/// How many were changed, and which of those named are not there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Count {
+    /// Changed.
+    pub changed: u64,
+    /// Named, but not (or no longer) a dead letter.
+    #[serde(with = "ids_as_text")]
+    pub unknown: Vec<MessageId>,
+}
+
+/// What the spool holds and what its disk still has.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SpoolUsage {
+    /// Its folder.
+    pub path: String,
+    /// Free bytes of the file system.
+    pub disk_free: u64,
+    /// All bytes of the file system.
+    pub disk_total: u64,
+    /// The logs.
+    pub logs: Vec<LogStatus>,
+    /// The lanes.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// What a full reading of the spool found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VerifyReport {
+    /// Segments read.
+    pub segments: u64,
+    /// Records whose seal was right.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is damaged; empty when all is well.
+    pub damage: Vec<Damage>,
+}
+
+/// A damaged place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Damage {
+    /// The log.
+    pub log: Class,
+    /// The segment's order number.
+    pub segment: u64,
+    /// What is wrong and what it means, in words.
+    pub text: String,
+}
+
+/// What was exported.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ExportReport {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Named, but not kept here.
+    #[serde(with = "ids_as_text")]
+    pub unknown: Vec<MessageId>,
+}
+
+/// What was imported.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImportReport {
+    /// Messages that are new here, and durable.
+    pub stored: u64,
+    /// Messages that were already here.
+    pub repeats: u64,
+    /// Bytes of the new ones.
+    pub bytes: u64,
+}
+
+/// What is, or would be, sent again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReplayReport {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// The first one was received then.
+    pub first: Option<When>,
+    /// The last one was received then.
+    pub last: Option<When>,
+    /// Whether the range begins before the oldest original that is still kept.
+    pub incomplete: bool,
+}
+
+/// How the keys stand after a change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KeysReport {
+    /// The epoch in force; 0 when the root key was destroyed.
+    pub epoch: u64,
+    /// In words, with what happens next.
+    pub text: String,
+}
+
+/// How far a long job is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Progress {
+    /// What is counted: `segments`, `messages`.
+    pub what: String,
+    /// So many are done.
+    pub done: u64,
+    /// Of so many, where that is known.
+    pub total: Option<u64>,
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+#[error("{text}")]
+pub struct Refusal {
+    /// The kind.
+    pub code: Code,
+    /// In words, with what to do.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A refusal of this kind.
+    pub fn new(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+
+    /// The request itself is wrong.
+    pub fn bad(text: impl Into<String>) -> Self {
+        Self::new(Code::BadRequest, text)
+    }
+}
+
+/// The kinds of refusal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// Not a request, or one that contradicts itself.
+    BadRequest,
+    /// The peer's uid and groups do not allow it.
+    NotPermitted,
+    /// There is no such message, source or upstream.
+    NotFound,
+    /// Can't be done now (starting, stopping, too many connections, full): try again.
+    Unavailable,
+    /// It was tried and failed: the disk, damaged data.
+    Failed,
+}
+
+/// A point in time: RFC 3339 on the line.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct When(pub jiff::Timestamp);
+
+impl From<Stamp> for When {
+    /// The wall clock's part of it. A clock that was beyond all reason is shown as 1970.
+    fn from(stamp: Stamp) -> Self {
+        Self(jiff::Timestamp::from_microsecond(stamp.wall_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
+    }
+}
+
+/// Seconds are enough for people.
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0}", self.0)
+    }
+}
+
+impl FromStr for When {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| ValueError(format!("\"{text}\" is not a time: write for example \"2026-11-22T14:00:00Z\"")))
+    }
+}
+
+impl Serialize for When {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for When {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        as_text::deserialize(deserializer)
+    }
+}
+
+/// A value that is written as text, as people read it.
+pub(super) mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::{fmt::Display, str::FromStr};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err = crate::values::ValueError>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A list of ids, each as text.
+pub(super) mod ids_as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::envelope::MessageId;
+
+    pub fn serialize<S: Serializer>(ids: &[MessageId], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(ids.iter().map(ToString::to_string))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MessageId>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+    }
+}

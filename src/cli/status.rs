@@ -1,0 +1,72 @@
+//! `wardgate status`: how the running service stands, once or as a table that follows.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::terminal::{Screen, is_terminal, say, size};
+use super::{SocketArgs, say_json, status_view};
+use crate::admin::verbs::Request;
+use crate::status::Status;
+
+/// Between two tables.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// Shows how the running service stands: sources, upstreams, what waits, space, and what a person must do.
+///
+/// In a terminal the table follows until Ctrl-C; into a pipe or a file it is printed once.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wardgate status                                       follow it in the terminal
+  wardgate status --once                                print it once
+  wardgate status --json | jq '.lanes[] | select(.backlog > 0)'
+  wardgate status --json | jq -e '.alarms == []'        for a monitoring system
+
+Safe: it only reads, and there is no patient data in it.")]
+pub struct StatusArgs {
+    /// Print the snapshot as JSON, once.
+    #[arg(long, conflicts_with_all = ["watch", "once"])]
+    json: bool,
+    /// Follow it even when standard output is no terminal: a table each second.
+    #[arg(long)]
+    watch: bool,
+    /// Print the table once, also in a terminal.
+    #[arg(long, conflicts_with = "watch")]
+    once: bool,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Runs `wardgate status`.
+///
+/// # Errors
+/// [`Exit::Unavailable`] when the service does not run or stops meanwhile, [`Exit::NoPermission`] without the right to ask.
+pub async fn run(args: StatusArgs) -> Result<(), Failure> {
+    let mut client = args.socket.connect().await?;
+    let first: Status = client.ask(&Request::Status).await?;
+    if args.json {
+        return say_json(&first);
+    }
+    let live = is_terminal() && !args.once;
+    if !live && !args.watch {
+        return say(&status_view::render(&first, size().0));
+    }
+    let mut screen = if live { Some(Screen::open()?) } else { None };
+    let mut status = first;
+    loop {
+        let text = status_view::render(&status, size().0);
+        match &mut screen {
+            Some(screen) => screen.draw(&text)?,
+            None => say(&format!("{text}\n"))?,
+        }
+        tokio::select! {
+            pressed = tokio::signal::ctrl_c() => {
+                return pressed.map_err(|error| Failure::new(Exit::Software, error.to_string()));
+            }
+            () = tokio::time::sleep(REFRESH) => {}
+        }
+        status = client.ask(&Request::Status).await?;
+    }
+}

@@ -1,0 +1,212 @@
+//! The snapshot as text for people: what a person must do first, then sources, upstreams, what waits, space.
+//!
+//! A pure function of the snapshot and the width, so that a terminal, a pipe and a test see the same.
+
+use super::table::{Column, Table, age, bytes, count, cut};
+use super::terminal::plain;
+use crate::status::{LaneStatus, Link, LogStatus, SourceStatus, Status, UpstreamStatus};
+use crate::values::Name;
+
+/// Characters of the bar that shows how full a log is.
+const BAR_WIDTH: u64 = 20;
+
+/// The whole snapshot, for a terminal of this width.
+pub fn render(status: &Status, width: usize) -> String {
+    let mut parts = vec![headline(status, width)];
+    parts.extend(alarms(status, width));
+    parts.push(section(sources(status), "no sources are configured", width));
+    parts.push(section(upstreams(status), "no upstreams are configured", width));
+    parts.extend(lanes(&status.lanes).map(|table| table.render(width)));
+    parts.push(section(logs(&status.logs), "the spool is not open", width));
+    parts.join("\n\n")
+}
+
+fn headline(status: &Status, width: usize) -> String {
+    let line = format!(
+        "wardgate {}  {} at {}  running for {}  configuration {}",
+        status.version,
+        status.gateway,
+        status.site,
+        age(status.running_s),
+        status.config,
+    );
+    cut(&plain(&line), width)
+}
+
+/// What a person must see comes before everything else, and is never cut short.
+fn alarms(status: &Status, width: usize) -> Option<String> {
+    let texts = status.alarms.iter().map(|alarm| {
+        let text = format!("! {} ({}): {}", alarm.about, alarm.code, alarm.text);
+        wrap(&plain(&text), width)
+    });
+    let all: Vec<String> = texts.collect();
+    (!all.is_empty()).then(|| all.join("\n"))
+}
+
+fn section(table: Table, when_empty: &str, width: usize) -> String {
+    if table.is_empty() { when_empty.to_owned() } else { table.render(width) }
+}
+
+fn sources(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::left("SOURCE"),
+        Column::left("AT").shrinking().optional(4),
+        Column::right("RECEIVED"),
+        Column::right("STORED"),
+        Column::right("REPEATS").optional(6),
+        Column::right("REFUSED").optional(2),
+        Column::right("REJECTED").optional(3),
+        Column::right("OPEN").optional(5),
+        Column::right("LAST").optional(1),
+        Column::left("STATE").shrinking(),
+    ]);
+    for (name, source) in &status.sources {
+        table.row(source_row(name, source));
+    }
+    table
+}
+
+fn source_row(name: &Name, source: &SourceStatus) -> [String; 10] {
+    [
+        name.to_string(),
+        format!("{} {}", source.protocol, source.endpoint),
+        count(source.received),
+        count(source.stored),
+        count(source.repeats),
+        count(source.refused),
+        count(source.rejected),
+        source.connections.to_string(),
+        ago(source.last_seen_s),
+        source.trouble.clone().map_or_else(|| "listening".to_owned(), |trouble| format!("NOT RUNNING: {trouble}")),
+    ]
+}
+
+fn upstreams(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::left("UPSTREAM"),
+        Column::left("TO").shrinking().optional(4),
+        Column::right("DELIVERED"),
+        Column::right("RETRIED").optional(3),
+        Column::right("DEAD").optional(2),
+        Column::right("LAST").optional(1),
+        Column::left("LINK").shrinking(),
+    ]);
+    for (name, upstream) in &status.upstreams {
+        table.row(upstream_row(name, upstream));
+    }
+    table
+}
+
+fn upstream_row(name: &Name, upstream: &UpstreamStatus) -> [String; 7] {
+    [
+        name.to_string(),
+        format!("{} {}", upstream.protocol, upstream.endpoint),
+        count(upstream.delivered),
+        count(upstream.retried),
+        count(upstream.dead),
+        ago(upstream.last_receipt_s),
+        link(&upstream.link),
+    ]
+}
+
+/// How a connection stands, in words.
+pub fn link(link: &Link) -> String {
+    match link {
+        Link::Idle => "not tried yet".to_owned(),
+        Link::Connecting => "connecting".to_owned(),
+        Link::Up => "up".to_owned(),
+        Link::Down(cause) => format!("DOWN: {cause}"),
+    }
+}
+
+/// What waits, lane by lane; `None` without lanes.
+pub fn lanes(lanes: &[LaneStatus]) -> Option<Table> {
+    let mut table = Table::new([
+        Column::left("LANE"),
+        Column::right("WAITING"),
+        Column::right("SIZE").optional(2),
+        Column::right("OLDEST"),
+        Column::right("DEAD").optional(3),
+        Column::left("STATE").shrinking().optional(1),
+    ]);
+    for lane in lanes {
+        table.row([
+            format!("{} > {}", lane.source, lane.upstream),
+            count(lane.backlog),
+            bytes(lane.backlog_bytes),
+            lane.oldest_s.map_or_else(|| "-".to_owned(), age),
+            count(lane.dead),
+            lane.held.clone().map_or_else(|| state_of(lane).to_owned(), |why| format!("HELD: {why}")),
+        ]);
+    }
+    (!table.is_empty()).then_some(table)
+}
+
+fn state_of(lane: &LaneStatus) -> &'static str {
+    if lane.backlog == 0 { "all delivered" } else { "waiting" }
+}
+
+/// The logs with their bars.
+pub fn logs(logs: &[LogStatus]) -> Table {
+    let mut table = Table::new([
+        Column::left("LOG"),
+        Column::left("FULL").optional(1),
+        Column::right("USED"),
+        Column::right("QUOTA"),
+        Column::right("SEGMENTS").optional(4),
+        Column::right("WRITTEN").optional(3),
+        Column::right("SYNCS").optional(5),
+        Column::left("STATE").shrinking(),
+    ]);
+    for log in logs {
+        table.row([
+            log.log.clone(),
+            bar(log.used, log.quota),
+            bytes(log.used),
+            bytes(log.quota),
+            count(log.segments),
+            bytes(log.written),
+            count(log.syncs),
+            log_state(log),
+        ]);
+    }
+    table
+}
+
+fn log_state(log: &LogStatus) -> String {
+    match (&log.refusing, log.quarantined) {
+        (Some(why), _) => format!("REFUSING: {why}"),
+        (None, 0) => "taking".to_owned(),
+        (None, damaged) => format!("taking; {damaged} DAMAGED segments: wardgate spool verify"),
+    }
+}
+
+/// `[####······]  37 %`
+pub fn bar(used: u64, quota: u64) -> String {
+    let (used, quota) = (u128::from(used), u128::from(quota.max(1)));
+    let percent = used * 100 / quota;
+    let filled = (used * u128::from(BAR_WIDTH) / quota).min(u128::from(BAR_WIDTH));
+    let marks = (0..u128::from(BAR_WIDTH)).map(|at| if at < filled { '#' } else { '.' });
+    format!("[{}] {percent:>3} %", marks.collect::<String>())
+}
+
+fn ago(seconds: Option<u64>) -> String {
+    seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", age(seconds)))
+}
+
+/// Breaks a text between words; further lines are indented.
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let Some(line) = lines.last_mut() else { break };
+        if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+            lines.push(format!("  {word}"));
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,431 @@
+//! Space: where the next segment's file comes from, and what makes room when the quota is used up.
+//!
+//! In this order: a free file; delivered originals whose time is over; a new file within the quota; delivered originals that
+//! were only kept for replay; compaction, which replaces a segment under the same order number by one that holds only its
+//! live records. Nothing that a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
+//! kept for it, so it needs no space on a full disk.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
+use super::log::{FreeFile, Held, Log, State};
+use super::reader::{Found, Step, Walker};
+use super::record::{self, Data, Footer, Gap, Kind, Replay};
+use super::segment::{FIRST_GROUP, Identity, Segment};
+use super::Place;
+use crate::envelope::{Class, MessageId};
+use crate::values::Name;
+
+/// A segment is worth compacting when at most so much of it, in percent, is live.
+const LIVE_PERCENT_MAX: u64 = 60;
+/// ... and when at least this share of a full segment comes free.
+const GAIN_SHARE: u64 = 16;
+/// Bytes of frames in a group of a compacted segment.
+const GROUP_BYTES: usize = 64 << 10;
+/// What a record costs beside its body, for estimates.
+const RECORD_OVERHEAD: u64 = 256;
+const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// A file for the next segment, if room can be found or made.
+pub fn next_file(log: &Log) -> Option<FreeFile> {
+    let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = log.state().segments.is_empty();
+    if !first {
+        ensure_reserve(log);
+    }
+    let file = take_free(log).or_else(|| {
+        reclaim_expired(log, 1);
+        take_free(log)
+    });
+    let file = file.or_else(|| make_within_quota(log)).or_else(|| {
+        reclaim(log, |_| true, 1);
+        take_free(log)
+    });
+    file.or_else(|| {
+        while compact_one(log) {
+            if let Some(file) = make_within_quota(log) {
+                return Some(file);
+            }
+        }
+        None
+    })
+}
+
+/// Keeps one free file and the reserve ready, so that the writer need not wait for a file to be written through.
+pub fn prepare(log: &Log) {
+    let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
+    ensure_reserve(log);
+    reclaim_expired(log, 1);
+    let free = !log.state().free.is_empty();
+    if !free {
+        let made = make_within_quota(log);
+        log.state().free.extend(made);
+    }
+}
+
+/// Makes the file that compaction writes into, while there is room for it.
+fn ensure_reserve(log: &Log) {
+    let missing = log.state().reserve.is_none();
+    if missing {
+        let file = take_free(log).or_else(|| make_within_quota(log));
+        log.state().reserve = file;
+    }
+}
+
+fn take_free(log: &Log) -> Option<FreeFile> {
+    log.state().free.pop()
+}
+
+/// Takes back the files of delivered originals whose time is over, at most `count`, and wipes their keys.
+fn reclaim_expired(log: &Log, count: usize) {
+    let now = log.uptime.ms();
+    let keep = u64::try_from(log.limits.keep_delivered.as_millis()).unwrap_or(u64::MAX);
+    reclaim(log, |held| held.extent.closed_uptime_ms.saturating_add(keep) <= now, count);
+}
+
+/// Takes back what [`reclaim_expired`] would, from a thread that holds nothing.
+pub fn sweep(log: &Log, count: usize) {
+    let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
+    reclaim_expired(log, count);
+}
+
+/// The oldest segment that is not being written, as the GAP record that must be synced before [`drop_segment`].
+pub fn oldest_as_gap(log: &Log) -> Option<Gap> {
+    let state = log.state();
+    let (order, held) = state.segments.iter().find(|(order, _)| Some(**order) != state.active)?;
+    let wanting = held.extent.lanes.iter().filter(|extent| {
+        let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
+        lane.is_none_or(|lane| lane.cursor < Place { segment: *order, ordinal: extent.last })
+    });
+    let lanes = wanting.map(|extent| (extent.source.clone(), extent.upstream.clone(), extent.count)).collect();
+    Some(Gap { cause: "dropped".to_owned(), segment: *order, lanes, stamp: log.uptime.stamp() })
+}
+
+/// Drops a segment whose GAP record is synced: its lanes go on behind it.
+pub fn drop_segment(log: &Log, gap: &Gap) {
+    let mut state = log.state();
+    let Some(held) = state.segments.remove(&gap.segment) else { return };
+    for extent in &held.extent.lanes {
+        let behind = Place { segment: gap.segment, ordinal: u32::MAX };
+        if let Some(lane) = state.lanes.get_mut(&(extent.source.clone(), extent.upstream.clone()))
+            && lane.cursor < behind
+        {
+            lane.cursor = behind;
+            lane.backlog = lane.backlog.saturating_sub(extent.count);
+            lane.backlog_bytes = lane.backlog_bytes.saturating_sub(extent.bytes);
+            log.counters.dropped.add(extent.count);
+        }
+    }
+    state.dead.retain(|_, dead| dead.at.segment != gap.segment);
+    drop(state);
+    give_back(log, held);
+    log.synced.send_modify(|version| *version += 1);
+}
+
+/// Takes back done segments that satisfy `which`, oldest first, at most `count`.
+fn reclaim(log: &Log, which: impl Fn(&Held) -> bool, count: usize) {
+    let mut taken = Vec::new();
+    {
+        let mut state = log.state();
+        let done = state.done();
+        // Until a newer segment holds a checkpoint, the last one is the only place of the cursors and dead letters.
+        let last = state.segments.last_key_value().map(|(order, _)| *order);
+        let chosen = done.into_iter().filter(|order| Some(*order) != last);
+        let chosen: Vec<u64> = chosen.filter(|order| state.segments.get(order).is_some_and(&which)).take(count).collect();
+        for order in chosen {
+            taken.extend(state.segments.remove(&order));
+        }
+    }
+    for held in taken {
+        give_back(log, held);
+    }
+}
+
+/// The file of a segment that is held no more: wiped, then free when it has full size, else removed.
+fn give_back(log: &Log, held: Held) {
+    let segment = held.segment;
+    let wiped = Segment::wipe(&*segment.file).and_then(|()| segment.file.sync());
+    log.counters.written.add(FIRST_GROUP);
+    log.counters.syncs.one();
+    if let Err(error) = wiped {
+        tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be wiped and is left out of use");
+        return;
+    }
+    if segment.bytes == log.limits.segment_bytes {
+        log.state().free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
+    } else if let Err(error) = log.storage.remove(&segment.name).and_then(|()| log.storage.sync_folder(log.class.as_str())) {
+        tracing::warn!(log = %log.class, file = %segment.name, %error, "a compacted file could not be removed");
+    }
+}
+
+/// A new file, when the quota and the disk have room for it.
+fn make_within_quota(log: &Log) -> Option<FreeFile> {
+    let size = log.limits.segment_bytes;
+    let (used, names) = {
+        let state = log.state();
+        let spare = state.free.len() + usize::from(state.reserve.is_some());
+        let used = state.used_bytes() + size * u64::try_from(spare).unwrap_or(u64::MAX);
+        (used, state.names())
+    };
+    if used + size > log.limits.quota {
+        return None;
+    }
+    let number = (1u32..).find(|number| !names.contains(&file_name(log, *number)))?;
+    match make_file(log, file_name(log, number)) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            tracing::warn!(log = %log.class, %error, "no room on the disk for another segment, though the quota allows it");
+            None
+        }
+    }
+}
+
+fn file_name(log: &Log, number: u32) -> String {
+    format!("{}/{number:06}.seg", log.class)
+}
+
+/// Makes a file of full size whose blocks are all there, so that writing to it later needs no allocation.
+fn make_file(log: &Log, name: String) -> io::Result<FreeFile> {
+    let size = log.limits.segment_bytes;
+    let file = log.storage.create(&name)?;
+    let fill = || {
+        file.allocate(size)?;
+        if log.class != Class::Imaging {
+            let step = ZEROS.len() as u64;
+            for at in (0..size).step_by(ZEROS.len()) {
+                file.write_at(ZEROS.get(..usize::try_from(step.min(size - at)).unwrap_or(0)).unwrap_or_default(), at)?;
+            }
+            log.counters.written.add(size);
+        }
+        file.sync()?;
+        log.storage.sync_folder(log.class.as_str())
+    };
+    if let Err(error) = fill() {
+        drop(log.storage.remove(&name));
+        return Err(error);
+    }
+    Ok(FreeFile { name, file })
+}
+
+/// Compacts the segment that gains most; false when none is worth it or it could not be done.
+fn compact_one(log: &Log) -> bool {
+    let candidate = {
+        let state = log.state();
+        let last = state.segments.last_key_value().map(|(order, _)| *order);
+        let oldest_stream = state.streams.values().min().copied().unwrap_or(u64::MAX);
+        let worth = state.segments.iter().filter_map(|(order, held)| {
+            // The last segment has the checkpoint: without it cursors and dead letters would be lost.
+            let usable = Some(*order) != last && *order < oldest_stream && !state.quarantined.contains(order);
+            let live = live_bytes(&state, *order, held);
+            let gain = held.segment.bytes.saturating_sub(live);
+            let small = live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= log.limits.segment_bytes / GAIN_SHARE;
+            (usable && small).then_some((gain, *order))
+        });
+        worth.max()
+    };
+    let Some((_, order)) = candidate else { return false };
+    match compact(log, order) {
+        Ok(done) => done,
+        Err(error) => {
+            tracing::warn!(log = %log.class, segment = order, %error, "a segment could not be compacted");
+            false
+        }
+    }
+}
+
+/// How much of a segment must stay, estimated from what it holds for each lane.
+fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
+    let waiting = held.extent.lanes.iter().filter(|extent| {
+        let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
+        lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
+    });
+    let messages = waiting.map(|extent| extent.bytes + extent.count * RECORD_OVERHEAD).max().unwrap_or(0);
+    let dead = state.dead.values().filter(|dead| dead.at.segment == order);
+    let dead: u64 = dead.map(|dead| dead.length + RECORD_OVERHEAD).sum();
+    messages.max(held.extent.fragment_bytes) + dead + 4 * BLOCK as u64
+}
+
+/// Writes what is live of a segment to the reserve and puts that in its place; the old file becomes the reserve.
+fn compact(log: &Log, order: u64) -> io::Result<bool> {
+    let source = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
+    let Some((source, end)) = source else { return Ok(false) };
+    let pieces = wanted_pieces(log, order)?;
+    let Some(target) = log.state().reserve.take() else { return Ok(false) };
+    let identity = Identity { generation: source.identity.generation + 1, ..source.identity };
+    let mut copy = Copy::begin(log, target, identity)?;
+    let mut walker = Walker::new(Arc::clone(&source));
+    loop {
+        match walker.next(end, &|_| true)? {
+            Step::End => break,
+            Step::Damaged { .. } | Step::Skipped { .. } => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
+            },
+            Step::Frame(found) => copy.take(log, order, found, &pieces)?,
+        }
+    }
+    let held = copy.finish(log)?;
+    let mut state = log.state();
+    let old = state.segments.insert(order, held);
+    let whole = old.filter(|old| old.segment.bytes == log.limits.segment_bytes);
+    if let Some(old) = whole {
+        state.reserve = Some(FreeFile { name: old.segment.name.clone(), file: Arc::clone(&old.segment.file) });
+    } else {
+        drop(state);
+        log.storage.remove(&source.name)?;
+        log.storage.sync_folder(log.class.as_str())?;
+    }
+    log.synced.send_modify(|version| *version += 1);
+    Ok(true)
+}
+
+/// Numbers of the fragments in segment `order` that a live message (there or in a later segment) is made of.
+fn wanted_pieces(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
+    let holders: Vec<(Arc<Segment>, u64)> = {
+        let state = log.state();
+        let done = state.done();
+        let holders = state.segments.iter().filter(|(at, held)| {
+            !done.contains(at) && (**at == order || held.extent.refers.contains(&order))
+        });
+        holders.map(|(_, held)| (Arc::clone(&held.segment), held.end)).collect()
+    };
+    let mut wanted = BTreeSet::new();
+    for (segment, end) in holders {
+        let mut walker = Walker::new(segment);
+        loop {
+            match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
+                Step::End => break,
+                Step::Damaged { .. } | Step::Skipped { .. } => {}
+                Step::Frame(found) => {
+                    if let Some((data, _)) = record::decode_data(&found.plaintext)
+                        && !data.pieces.is_empty()
+                    {
+                        let pieces = data.pieces.iter().filter(|piece| piece.segment == order);
+                        wanted.extend(pieces.map(|piece| piece.ordinal));
+                    }
+                }
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+/// A compacted segment that is being written.
+struct Copy {
+    segment: Segment,
+    offset: u64,
+    group: u32,
+    pending: Vec<Outgoing>,
+    pending_bytes: usize,
+    extent: Footer,
+    buffer: Vec<u8>,
+    last: u32,
+}
+
+impl Copy {
+    fn begin(log: &Log, target: FreeFile, identity: Identity) -> io::Result<Self> {
+        let segment = Segment::create(target.file, target.name, identity, &log.keys())?;
+        Ok(Self {
+            segment,
+            offset: FIRST_GROUP,
+            group: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            extent: Footer::default(),
+            buffer: Vec::new(),
+            last: 0,
+        })
+    }
+
+    /// Copies a record when it is live. Numbers stay, so places and ids stay.
+    fn take(&mut self, log: &Log, order: u64, found: Found, pieces: &BTreeSet<u32>) -> io::Result<()> {
+        let at = Place { segment: order, ordinal: found.header.ordinal };
+        let keep = match Kind::from_code(found.header.kind) {
+            Some(Kind::Data) => match record::decode_data(&found.plaintext) {
+                Some((data, _)) => self.message(log, at, &data),
+                None => true,
+            },
+            Some(Kind::Fragment) => {
+                let keep = pieces.contains(&at.ordinal);
+                self.extent.fragment_bytes += if keep { u64::from(found.header.length) } else { 0 };
+                keep
+            }
+            Some(Kind::Replay) => match record::decode::<Replay>(&found.plaintext) {
+                Some(replay) => self.replay(log, at, &replay),
+                None => true,
+            },
+            Some(Kind::Gap) => true,
+            _ => false,
+        };
+        if keep {
+            self.pending_bytes += framed_bytes(found.plaintext.len());
+            let header = found.header;
+            self.pending.push(Outgoing { kind: header.kind, tag: header.tag, ordinal: header.ordinal, plaintext: found.plaintext });
+            self.last = header.ordinal;
+        }
+        if self.pending_bytes >= GROUP_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn message(&mut self, log: &Log, at: Place, data: &Data) -> bool {
+        let state = log.state();
+        let id = data.id.unwrap_or(MessageId::new(self.segment.identity.id, at.ordinal));
+        let source = &data.meta.source;
+        let waiting: Vec<_> = data.meta.targets.iter().filter(|upstream| waits(&state, source, upstream, at)).collect();
+        let dead = data.meta.targets.iter().any(|upstream| state.dead.contains_key(&(id, upstream.clone())));
+        let keep = !waiting.is_empty() || dead;
+        if keep {
+            for upstream in waiting {
+                let key = (source.clone(), upstream.clone());
+                self.extent.enqueue(at.ordinal, &key, data.length, data.meta.received.uptime_ms);
+            }
+            self.extent.receive(data.meta.received.wall_us);
+            self.extent.refer(at.segment, data.pieces.iter().map(|piece| piece.segment).collect());
+        }
+        keep
+    }
+
+    fn replay(&mut self, log: &Log, at: Place, replay: &Replay) -> bool {
+        let keep = waits(&log.state(), &replay.source, &replay.upstream, at);
+        if keep {
+            let key = (replay.source.clone(), replay.upstream.clone());
+            self.extent.enqueue(at.ordinal, &key, replay.length, replay.stamp.uptime_ms);
+            self.extent.refer(at.segment, vec![replay.at.segment]);
+        }
+        keep
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        build_group(&self.segment.seal, self.group, &self.pending, &mut self.buffer);
+        self.segment.file.write_at(&self.buffer, self.offset)?;
+        self.offset += self.buffer.len() as u64;
+        self.group += 1;
+        self.pending.clear();
+        self.pending_bytes = 0;
+        Ok(())
+    }
+
+    /// Closes the copy: footer, cut to its size, trailer, sync. Only then it counts.
+    fn finish(mut self, log: &Log) -> io::Result<Held> {
+        self.flush()?;
+        self.extent.closed_uptime_ms = log.uptime.ms();
+        let (end, groups) = (self.offset, self.group);
+        let plaintext = record::encode(&self.extent);
+        self.pending.push(Outgoing { kind: Kind::Footer as u8, tag: 0, ordinal: self.last.saturating_add(1), plaintext });
+        self.flush()?;
+        self.segment.bytes = self.offset + BLOCK as u64;
+        self.segment.file.set_length(self.segment.bytes)?;
+        self.segment.write_trailer(end)?;
+        self.segment.file.sync()?;
+        log.counters.written.add(self.segment.bytes);
+        log.counters.syncs.one();
+        Ok(Held { segment: Arc::new(self.segment), end, groups, extent: self.extent, sealed: true })
+    }
+}
+
+fn waits(state: &State, source: &Name, upstream: &Name, at: Place) -> bool {
+    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| lane.cursor < at)
+}

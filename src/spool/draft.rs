@@ -1,0 +1,183 @@
+//! A message on its way into a log: pieces of 256 KiB go to disk while it arrives, the last one commits it.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use tokio::sync::oneshot;
+
+use super::duplicates::{Claim, Duplicates, Verdict};
+use super::log::{Effect, Log};
+use super::record::{self, Data, Kind, Piece};
+use super::writer::{Prepared, Request, Written};
+use super::{CommitError, Committed, Requests, recovery, source_tag};
+use crate::envelope::{MessageId, Meta};
+use crate::values::Name;
+
+/// Bytes of a piece of a body.
+pub const FRAGMENT_BYTES: usize = 256 << 10;
+/// Pieces of one body: 4 GiB.
+const PIECES_MAX: usize = 16_384;
+
+type Told = oneshot::Receiver<Result<Vec<Written>, CommitError>>;
+
+/// See the module. Dropped without a commit, the message never existed.
+pub struct Draft {
+    log: Arc<Log>,
+    requests: Requests,
+    duplicates: Arc<Duplicates>,
+    source: Name,
+    stream: u64,
+    buffer: Vec<u8>,
+    pieces: Vec<Piece>,
+    /// The piece that is being written; at most one, so that memory stays bounded.
+    underway: Option<(Told, u32)>,
+    length: u64,
+    digest: digest::Context,
+    committed: bool,
+}
+
+impl Draft {
+    /// An empty message of `source`. `stream` is its number among the bodies that arrive in this run.
+    pub(super) fn new(log: Arc<Log>, requests: Requests, duplicates: Arc<Duplicates>, source: Name, stream: u64) -> Self {
+        Self {
+            log,
+            requests,
+            duplicates,
+            source,
+            stream,
+            buffer: Vec::new(),
+            pieces: Vec::new(),
+            underway: None,
+            length: 0,
+            digest: digest::Context::new(&digest::SHA256),
+            committed: false,
+        }
+    }
+
+    /// Adds bytes; every 256 KiB a fragment goes into the log. Waits while the writer is behind.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed, or the body is longer than 4 GiB.
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), CommitError> {
+        self.digest.update(bytes);
+        self.length += bytes.len() as u64;
+        while self.buffer.len() + bytes.len() > FRAGMENT_BYTES {
+            let (now, later) = bytes.split_at(FRAGMENT_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            self.flush().await?;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Makes it durable: Ok only after the sync.
+    ///
+    /// # Errors
+    /// [`CommitError`]; nothing is stored then.
+    pub async fn commit(mut self, meta: Meta) -> Result<Committed, CommitError> {
+        self.settle_piece().await?;
+        let finished = self.digest.clone().finish();
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(finished.as_ref());
+        let duplicates = Arc::clone(&self.duplicates);
+        let claim = match duplicates.key(&meta.source, &meta.control_id, &sha256) {
+            None => None,
+            Some(key) => loop {
+                match duplicates.claim(key, self.log.uptime.ms()) {
+                    Verdict::New(claim) => break Some(claim),
+                    Verdict::Repeat(id) => return Ok(Committed::Repeat(id)),
+                    // Whether it was stored or failed is asked again.
+                    Verdict::Wait(mut told) => drop(told.changed().await),
+                }
+            },
+        };
+        self.store(meta, sha256, None, claim).await.map(Committed::Stored)
+    }
+
+    /// As [`Draft::commit`], for a message that comes from another box under the id that it has there.
+    ///
+    /// # Errors
+    /// [`CommitError`]; nothing is stored then.
+    pub async fn commit_as(mut self, meta: Meta, id: MessageId) -> Result<MessageId, CommitError> {
+        self.settle_piece().await?;
+        let finished = self.digest.clone().finish();
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(finished.as_ref());
+        self.store(meta, sha256, Some(id), None).await
+    }
+
+    async fn store(
+        &mut self,
+        meta: Meta,
+        sha256: [u8; 32],
+        id: Option<MessageId>,
+        claim: Option<Claim<'_>>,
+    ) -> Result<MessageId, CommitError> {
+        let tag = source_tag(&self.log.keys().spool, &meta.source);
+        let pieces = std::mem::take(&mut self.pieces);
+        let stream = (!pieces.is_empty()).then_some(self.stream);
+        let data = Data { id, meta, sha256, length: self.length, pieces };
+        let effect = recovery::message_effect(&data, stream);
+        let plaintext = record::encode_data(&data, &self.buffer);
+        let records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
+        let (reply, told) = oneshot::channel();
+        self.requests.send(Request::Append { records, control: false, reply });
+        let written = told.await.unwrap_or(Err(CommitError::Failed))?;
+        self.committed = true;
+        let id = written.first().map(|written| written.id).ok_or(CommitError::Failed)?;
+        if let Some(claim) = claim {
+            claim.settle(id, self.log.uptime.ms());
+        }
+        Ok(id)
+    }
+
+    /// Sends what is buffered as a fragment, after the one before it was written.
+    async fn flush(&mut self) -> Result<(), CommitError> {
+        self.settle_piece().await?;
+        if self.pieces.len() >= PIECES_MAX {
+            return Err(CommitError::Full);
+        }
+        let plaintext = record::encode_fragment(self.stream, &self.buffer);
+        let length = self.buffer.len();
+        self.buffer.clear();
+        let effect = Effect::Fragment { stream: self.stream, length: length as u64 };
+        let tag = source_tag(&self.log.keys().spool, &self.source);
+        let records = vec![Prepared { kind: Kind::Fragment, tag, plaintext, effect, id: None }];
+        let (reply, told) = oneshot::channel();
+        self.requests.send(Request::Append { records, control: false, reply });
+        self.underway = Some((told, u32::try_from(length).unwrap_or(u32::MAX)));
+        Ok(())
+    }
+
+    async fn settle_piece(&mut self) -> Result<(), CommitError> {
+        let Some((told, length)) = &mut self.underway else { return Ok(()) };
+        let written = told.await.unwrap_or(Err(CommitError::Failed));
+        let length = *length;
+        self.underway = None;
+        if let Some(Written { at, group_offset, .. }) = written?.first() {
+            let piece = Piece { segment: at.segment, ordinal: at.ordinal, group_offset: *group_offset, length };
+            self.pieces.push(piece);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.committed && (!self.pieces.is_empty() || self.underway.is_some()) {
+            // Its pieces are litter from now on: they go with their segment.
+            self.log.state().streams.remove(&self.stream);
+        }
+    }
+}

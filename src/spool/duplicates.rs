@@ -1,0 +1,196 @@
+//! Second copies: the same source, control id and body within a window are acknowledged again and not stored again.
+//!
+//! Keys are short keyed hashes; no content is kept. The window counts uptime and is bounded in number: the oldest go first.
+//! A copy that arrives while the first is being committed waits for that commit.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aws_lc_rs::digest;
+use tokio::sync::watch;
+
+use crate::envelope::MessageId;
+use crate::values::Name;
+
+/// Messages that the window remembers at most.
+const REMEMBERED_MAX: usize = 65_536;
+
+/// A keyed hash of source, control id and body.
+pub type Key = [u8; 16];
+
+/// The window.
+pub struct Duplicates {
+    secret: [u8; 16],
+    window_ms: u64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    known: HashMap<Key, Known>,
+    oldest: VecDeque<(u64, Key)>,
+}
+
+enum Known {
+    Stored(MessageId, u64),
+    Underway(watch::Receiver<Option<MessageId>>),
+}
+
+/// What the window says of a message that is about to be stored.
+pub enum Verdict<'a> {
+    /// It is new; the claim must be settled.
+    New(Claim<'a>),
+    /// It is stored already.
+    Repeat(MessageId),
+    /// The same is being stored: wait for it, then ask again.
+    Wait(watch::Receiver<Option<MessageId>>),
+}
+
+/// The right to store a message; others with the same key wait. Dropped unsettled, the next one may try.
+pub struct Claim<'a> {
+    window: &'a Duplicates,
+    key: Key,
+    settled: bool,
+    tell: watch::Sender<Option<MessageId>>,
+}
+
+impl Duplicates {
+    /// A window of `window_ms` of uptime; `secret` keys the hashes.
+    pub fn new(secret: [u8; 16], window_ms: u64) -> Self {
+        Self { secret, window_ms, inner: Mutex::default() }
+    }
+
+    /// The key of a message; `None` when it has no control id, and every copy is then a message of its own.
+    pub fn key(&self, source: &Name, control_id: &[u8], sha256: &[u8; 32]) -> Option<Key> {
+        if control_id.is_empty() {
+            return None;
+        }
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(&self.secret);
+        context.update(source.as_str().as_bytes());
+        context.update(&[0]);
+        context.update(control_id);
+        context.update(sha256);
+        context.finish().as_ref().first_chunk().copied()
+    }
+
+    /// Asks for a key at uptime `now_ms`.
+    pub fn claim(&self, key: Key, now_ms: u64) -> Verdict<'_> {
+        let mut inner = self.lock();
+        inner.forget(now_ms.saturating_sub(self.window_ms));
+        match inner.known.get(&key) {
+            Some(Known::Stored(id, _)) => Verdict::Repeat(*id),
+            Some(Known::Underway(told)) => Verdict::Wait(told.clone()),
+            None => {
+                let (tell, told) = watch::channel(None);
+                inner.known.insert(key, Known::Underway(told));
+                Verdict::New(Claim { window: self, key, settled: false, tell })
+            }
+        }
+    }
+
+    /// Remembers what was stored before this start.
+    pub fn remember(&self, key: Key, id: MessageId, at_ms: u64) {
+        let mut inner = self.lock();
+        inner.store(key, id, at_ms);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claim<'_> {
+    /// The message is stored.
+    pub fn settle(mut self, id: MessageId, now_ms: u64) {
+        self.window.lock().store(self.key, id, now_ms);
+        self.settled = true;
+        self.tell.send_replace(Some(id));
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.window.lock().known.remove(&self.key);
+        }
+    }
+}
+
+impl Inner {
+    fn store(&mut self, key: Key, id: MessageId, at_ms: u64) {
+        self.known.insert(key, Known::Stored(id, at_ms));
+        self.oldest.push_back((at_ms, key));
+        if self.oldest.len() > REMEMBERED_MAX {
+            self.drop_oldest();
+        }
+    }
+
+    fn forget(&mut self, before_ms: u64) {
+        while self.oldest.front().is_some_and(|(at_ms, _)| *at_ms < before_ms) {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((at_ms, key)) = self.oldest.pop_front()
+            && matches!(self.known.get(&key), Some(Known::Stored(_, stored)) if *stored == at_ms)
+        {
+            self.known.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window() -> Duplicates {
+        Duplicates::new([1; 16], 600_000)
+    }
+
+    fn key(window: &Duplicates, control_id: &[u8]) -> Key {
+        window.key(&"icu".parse().unwrap(), control_id, &[7; 32]).unwrap()
+    }
+
+    #[test]
+    fn a_second_copy_is_known_for_ten_minutes_and_then_new_again() {
+        let window = window();
+        let key = key(&window, b"1");
+        let Verdict::New(claim) = window.claim(key, 1000) else { panic!("new") };
+        claim.settle(MessageId([9; 16]), 1000);
+        assert!(matches!(window.claim(key, 600_000), Verdict::Repeat(MessageId([9, ..]))));
+        assert!(matches!(window.claim(key, 601_001), Verdict::New(_)));
+    }
+
+    #[test]
+    fn a_restarted_counter_is_no_second_copy_and_no_control_id_is_never_one() {
+        let window = window();
+        let source = "icu".parse().unwrap();
+        assert_ne!(window.key(&source, b"1", &[1; 32]), window.key(&source, b"1", &[2; 32]));
+        assert_ne!(window.key(&source, b"1", &[1; 32]), window.key(&"er".parse().unwrap(), b"1", &[1; 32]));
+        assert_eq!(window.key(&source, b"", &[1; 32]), None);
+    }
+
+    #[tokio::test]
+    async fn a_copy_waits_for_the_first_and_tries_itself_when_that_fails() {
+        let window = window();
+        let key = key(&window, b"1");
+        let Verdict::New(first) = window.claim(key, 0) else { panic!("new") };
+        let Verdict::Wait(mut told) = window.claim(key, 0) else { panic!("wait") };
+        drop(first);
+        assert!(told.changed().await.is_err());
+        assert!(matches!(window.claim(key, 0), Verdict::New(_)));
+    }
+
+    #[test]
+    fn the_window_is_bounded() {
+        let window = window();
+        for number in 0..REMEMBERED_MAX as u64 + 10 {
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&number.to_le_bytes());
+            window.remember(key, MessageId([0; 16]), 0);
+        }
+        assert_eq!(window.lock().known.len(), REMEMBERED_MAX);
+    }
+}

@@ -1,0 +1,387 @@
+//! One log: its segments, its lanes, its dead letters, and what each record does to them.
+//!
+//! [`Log`] is shared by the writer thread, the lanes and the keeper. [`State`] is all that is known in memory; it changes
+//! only by [`State::apply`] (a record that was synced, or read at start) and by lanes that advance. It is rebuilt from the
+//! log at every start and holds no content of messages.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Place;
+use super::keys::Keyring;
+use super::reader::{Found, record_at};
+use super::record::{Cursor, Dead, Discard, Footer, LaneExtent, Replay};
+use super::segment::Segment;
+use super::storage::{File, Storage};
+use super::uptime::Uptime;
+use crate::envelope::{Class, MessageId};
+use crate::status::Counter;
+use crate::values::Name;
+
+/// Dead letters that a log keeps; when there are more, lanes hold instead.
+pub const DEAD_LETTERS_MAX: usize = 10_000;
+
+/// Source and upstream.
+pub type LaneKey = (Name, Name);
+
+/// A log, shared.
+pub struct Log {
+    /// Which one.
+    pub class: Class,
+    /// The disk.
+    pub storage: Arc<dyn Storage>,
+    /// The keys of the spool.
+    pub keyring: Arc<Mutex<Keyring>>,
+    /// The clock of the spool.
+    pub uptime: Arc<Uptime>,
+    /// How large it may grow, and so on.
+    pub limits: Limits,
+    /// Moves whenever records were synced.
+    pub synced: watch::Sender<u64>,
+    /// What it did.
+    pub counters: LogCounters,
+    /// Intake is off until a person has looked: two writes or syncs failed.
+    pub failed: AtomicBool,
+    /// Held while space is looked for or made: by one thread at a time.
+    pub space: Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// What the configuration says about a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all its files.
+    pub quota: u64,
+    /// Bytes of a segment file.
+    pub segment_bytes: u64,
+    /// How long delivered originals stay, space permitting.
+    pub keep_delivered: Duration,
+    /// Whether the oldest segment is dropped when it is full.
+    pub drop_oldest: bool,
+}
+
+/// What a log counts.
+#[derive(Default, Debug)]
+pub struct LogCounters {
+    /// Bytes written to its files.
+    pub written: Counter,
+    /// Syncs of its files.
+    pub syncs: Counter,
+    /// Groups written.
+    pub groups: Counter,
+    /// Messages that were dropped with their segment.
+    pub dropped: Counter,
+}
+
+/// What is known of a log.
+#[derive(Default)]
+pub struct State {
+    /// Segments by order.
+    pub segments: BTreeMap<u64, Held>,
+    /// The order of the segment that is being written.
+    pub active: Option<u64>,
+    /// Files without a life, ready for the next segment.
+    pub free: Vec<FreeFile>,
+    /// The file that compaction writes into; never used for anything else, so that space can always be made.
+    pub reserve: Option<FreeFile>,
+    /// Lanes.
+    pub lanes: BTreeMap<LaneKey, LaneState>,
+    /// Dead letters.
+    pub dead: BTreeMap<(MessageId, Name), Dead>,
+    /// Bodies that are arriving, and the first segment that holds a piece of each.
+    pub streams: HashMap<u64, u64>,
+    /// Why intake is refused.
+    pub refusing: Option<String>,
+    /// Files whose key can't be had: never touched.
+    pub foreign: Vec<String>,
+    /// Segments in which damage was found.
+    pub quarantined: Vec<u64>,
+}
+
+/// A segment that is held.
+pub struct Held {
+    /// The file and its key.
+    pub segment: Arc<Segment>,
+    /// Where its synced groups end.
+    pub end: u64,
+    /// How many groups were synced.
+    pub groups: u32,
+    /// What it holds.
+    pub extent: Footer,
+    /// Whether it has a footer on disk.
+    pub sealed: bool,
+}
+
+/// A file of full size without a life.
+pub struct FreeFile {
+    /// Its name.
+    pub name: String,
+    /// The file.
+    pub file: Arc<dyn File>,
+}
+
+/// A lane, as the log sees it.
+#[derive(Clone, Debug, Default)]
+pub struct LaneState {
+    /// The last place that is done.
+    pub cursor: Place,
+    /// The last place that is done according to the log.
+    pub logged: Place,
+    /// Messages behind the cursor.
+    pub backlog: u64,
+    /// Their bytes.
+    pub backlog_bytes: u64,
+    /// Uptime of the reception of the oldest of them, as near as is known.
+    pub since_uptime_ms: Option<u64>,
+    /// Why it is held, for people.
+    pub held: Option<String>,
+}
+
+/// What a record does to the state once it is synced.
+#[derive(Clone)]
+pub enum Effect {
+    /// Nothing (a checkpoint's head, a gap).
+    None,
+    /// A message.
+    Message {
+        /// Its source.
+        source: Name,
+        /// The upstreams that it waits for.
+        targets: Vec<Name>,
+        /// Bytes of its body.
+        length: u64,
+        /// Segments that hold earlier pieces of it.
+        refers: Vec<u64>,
+        /// When it was received: wall clock microseconds and uptime milliseconds.
+        received: (i64, u64),
+        /// The stream whose pieces it takes over.
+        stream: Option<u64>,
+    },
+    /// A piece of a body.
+    Fragment {
+        /// The stream.
+        stream: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// See [`Cursor`].
+    Cursor(Cursor),
+    /// See [`Dead`].
+    Dead(Dead),
+    /// See [`Discard`].
+    Discard(Discard),
+    /// See [`Replay`].
+    Replay(Replay),
+}
+
+impl Log {
+    /// A log with the state that was found at start.
+    pub fn new(parts: Parts, state: State) -> Self {
+        Self {
+            class: parts.class,
+            storage: parts.storage,
+            keyring: parts.keyring,
+            uptime: parts.uptime,
+            limits: parts.limits,
+            synced: watch::Sender::new(0),
+            counters: LogCounters::default(),
+            failed: AtomicBool::new(false),
+            space: Mutex::new(()),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// The state, locked. Held for moments only: no I/O, no waiting.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keys, locked.
+    pub fn keys(&self) -> MutexGuard<'_, Keyring> {
+        self.keyring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether two writes or syncs failed and intake is off.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Reads one record, wherever its segment is now.
+    ///
+    /// # Errors
+    /// As the disk gives them; `NotFound` when the segment is gone, `InvalidData` when the record is damaged.
+    pub fn record(&self, at: Place, hint: Option<u32>) -> std::io::Result<Found> {
+        let mut last = None;
+        loop {
+            let held = self.state().segments.get(&at.segment).map(|held| (Arc::clone(&held.segment), held.end));
+            let Some((segment, end)) = held else {
+                let text = format!("segment {} is not held any more", at.segment);
+                return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
+            };
+            // A segment that was compacted while it was read is read again, from its new file.
+            if let Some((before, error)) = last
+                && Arc::ptr_eq(&before, &segment)
+            {
+                return Err(error);
+            }
+            match record_at(&segment, at.ordinal, hint, end) {
+                Ok(found) => return Ok(found),
+                Err(error) => last = Some((segment, error)),
+            }
+        }
+    }
+}
+
+/// What a log is made of.
+pub struct Parts {
+    /// Which one.
+    pub class: Class,
+    /// The disk.
+    pub storage: Arc<dyn Storage>,
+    /// The keys of the spool.
+    pub keyring: Arc<Mutex<Keyring>>,
+    /// The clock of the spool.
+    pub uptime: Arc<Uptime>,
+    /// How large it may grow, and so on.
+    pub limits: Limits,
+}
+
+impl State {
+    /// A record at `at` is on stable storage: take note of what it does.
+    pub fn apply(&mut self, at: Place, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Message { source, targets, length, refers, received, stream } => {
+                if let Some(stream) = stream {
+                    self.streams.remove(&stream);
+                }
+                for upstream in targets {
+                    self.enqueue(at, (source.clone(), upstream), length, received.1);
+                }
+                if let Some(held) = self.segments.get_mut(&at.segment) {
+                    held.extent.receive(received.0);
+                    held.extent.refer(at.segment, refers);
+                }
+            }
+            Effect::Fragment { stream, length } => {
+                self.streams.entry(stream).or_insert(at.segment);
+                if let Some(held) = self.segments.get_mut(&at.segment) {
+                    held.extent.fragment_bytes += length;
+                }
+            }
+            Effect::Cursor(cursor) => {
+                let lane = self.lanes.entry((cursor.source, cursor.upstream)).or_default();
+                lane.logged = lane.logged.max(cursor.at);
+                lane.cursor = lane.cursor.max(cursor.at);
+            }
+            Effect::Dead(dead) => {
+                self.dead.insert((dead.id, dead.upstream.clone()), dead);
+            }
+            Effect::Discard(discard) => {
+                self.dead.remove(&(discard.id, discard.upstream));
+            }
+            Effect::Replay(replay) => {
+                self.enqueue(at, (replay.source, replay.upstream), replay.length, replay.stamp.uptime_ms);
+                if let Some(held) = self.segments.get_mut(&at.segment) {
+                    held.extent.refer(at.segment, vec![replay.at.segment]);
+                }
+            }
+        }
+    }
+
+    /// Whether a lane still needs something of a segment.
+    pub fn wanted_by_lanes(&self, order: u64, held: &Held) -> bool {
+        held.extent.lanes.iter().any(|extent| {
+            let lane = self.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
+            lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
+        })
+    }
+
+    /// Orders of the segments that nothing needs any more, oldest first. Delivered originals that are only kept for replay
+    /// are among them.
+    pub fn done(&self) -> Vec<u64> {
+        let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
+        pinned.extend(self.streams.values());
+        pinned.extend(&self.quarantined);
+        pinned.extend(self.active);
+        let mut done = Vec::new();
+        // From the newest back: a segment that must stay keeps those that its pieces and replays point to.
+        for (order, held) in self.segments.iter().rev() {
+            if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
+                pinned.extend(&held.extent.refers);
+            } else {
+                done.push(*order);
+            }
+        }
+        done.reverse();
+        done
+    }
+
+    /// Bytes of files that hold a segment.
+    pub fn used_bytes(&self) -> u64 {
+        self.segments.values().map(|held| held.segment.bytes).sum()
+    }
+
+    /// Names of all files that are known.
+    pub fn names(&self) -> Vec<String> {
+        let held = self.segments.values().map(|held| held.segment.name.clone());
+        let spare = self.free.iter().chain(&self.reserve).map(|file| file.name.clone());
+        held.chain(spare).chain(self.foreign.iter().cloned()).collect()
+    }
+
+    fn enqueue(&mut self, at: Place, key: LaneKey, length: u64, since_uptime_ms: u64) {
+        let lane = self.lanes.entry(key.clone()).or_default();
+        if lane.cursor < at {
+            if lane.backlog == 0 {
+                lane.since_uptime_ms = Some(since_uptime_ms);
+            }
+            lane.backlog += 1;
+            lane.backlog_bytes += length;
+        }
+        if let Some(held) = self.segments.get_mut(&at.segment) {
+            held.extent.enqueue(at.ordinal, &key, length, since_uptime_ms);
+        }
+    }
+}
+
+impl Footer {
+    /// One more message for a lane.
+    pub fn enqueue(&mut self, ordinal: u32, (source, upstream): &LaneKey, length: u64, since_uptime_ms: u64) {
+        let known = self.lanes.iter_mut().find(|extent| extent.source == *source && extent.upstream == *upstream);
+        match known {
+            Some(extent) => {
+                extent.count += 1;
+                extent.bytes += length;
+                extent.last = ordinal;
+            }
+            None => self.lanes.push(LaneExtent {
+                source: source.clone(),
+                upstream: upstream.clone(),
+                count: 1,
+                bytes: length,
+                first: ordinal,
+                last: ordinal,
+                since_uptime_ms,
+            }),
+        }
+    }
+
+    /// A message that was received then.
+    pub fn receive(&mut self, wall_us: i64) {
+        let (first, last) = self.received_us.unwrap_or((wall_us, wall_us));
+        self.received_us = Some((first.min(wall_us), last.max(wall_us)));
+    }
+
+    /// Other segments that a record points to.
+    pub fn refer(&mut self, own: u64, segments: Vec<u64>) {
+        for segment in segments {
+            if segment != own && !self.refers.contains(&segment) {
+                self.refers.push(segment);
+            }
+        }
+    }
+}

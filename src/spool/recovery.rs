@@ -1,0 +1,356 @@
+//! What a log is after a start: read from its files alone, never from the index.
+//!
+//! Closed segments tell what they hold by their footers. Every other one is scanned whole: a group at its end that is not
+//! complete is an ordinary power cut (nobody was told that it is stored); a valid group behind one that is not valid, or
+//! fewer groups than the next segment's checkpoint names, is damage, and the segment is quarantined: what authenticates
+//! is still delivered, the rest is shown, and the file is never used again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use super::Place;
+use super::frame::BLOCK;
+use super::keys::Keyring;
+use super::log::{Effect, FreeFile, Held, State};
+use super::reader::{Found, Step, Walker};
+use super::record::{self, Data, Footer, Kind, Opening};
+use super::segment::{FIRST_GROUP, Identity, Opened, Segment};
+use super::storage::Storage;
+use crate::envelope::{Class, MessageId};
+
+/// A log as it was found.
+pub struct Recovered {
+    /// Segments, lanes, dead letters.
+    pub state: State,
+    /// The order of the next segment.
+    pub next_order: u64,
+    /// The latest uptime that it knows, milliseconds.
+    pub uptime_ms: u64,
+    /// Groups that were not complete: at most one for each start after a power cut.
+    pub torn: u64,
+    /// Bytes of a segment file of full size.
+    full: u64,
+}
+
+/// Whether a spool has segment files at all, of whatever kind.
+///
+/// # Errors
+/// As the disk gives them.
+pub fn has_segments(storage: &dyn Storage) -> io::Result<bool> {
+    for class in Class::ALL {
+        if !storage.list(class.as_str())?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads a log whose segment files have `full` bytes when they are not compacted.
+///
+/// # Errors
+/// As the disk gives them. Damage is not an error: it is in the state, for a person to see.
+pub fn recover(storage: &dyn Storage, class: Class, full: u64, keyring: &Keyring) -> io::Result<Recovered> {
+    let mut found = Recovered { state: State::default(), next_order: 1, uptime_ms: 0, torn: 0, full };
+    let segments = choose(storage, sort_files(storage, class, keyring, &mut found)?, &mut found)?;
+    let mut openings = BTreeMap::new();
+    for (order, segment) in &segments {
+        if let Some(opening) = opening_of(segment)? {
+            found.uptime_ms = found.uptime_ms.max(opening.stamp.uptime_ms);
+            openings.insert(*order, opening);
+        }
+    }
+    let mut promised: BTreeMap<u64, u32> = BTreeMap::new();
+    promised.extend(openings.values().filter_map(|opening| opening.previous));
+    for (order, segment) in segments {
+        let groups_known = promised.get(&order).copied().filter(|_| segment.identity.generation == 0);
+        let held = hold(segment, groups_known, &mut found)?;
+        found.uptime_ms = found.uptime_ms.max(held.extent.closed_uptime_ms);
+        if held.groups == 0 && !found.state.quarantined.contains(&order) {
+            // The power went before the first group was synced: it holds nothing.
+            spare(storage, &held.segment, &mut found)?;
+        } else {
+            found.state.segments.insert(order, held);
+        }
+    }
+    for held in found.state.segments.values_mut().filter(|held| !held.sealed) {
+        held.extent.closed_uptime_ms = found.uptime_ms;
+    }
+    restore_checkpoint(&openings, &mut found)?;
+    count_backlogs(&mut found)?;
+    Ok(found)
+}
+
+/// What a record does, as it is read from disk.
+pub fn effect_of(identity: &Identity, found: &Found) -> Effect {
+    let bytes = found.plaintext.as_slice();
+    match Kind::from_code(found.header.kind) {
+        Some(Kind::Data) => record::decode_data(bytes).map_or(Effect::None, |(data, _)| message_effect(&data, None)),
+        Some(Kind::Fragment) => match record::decode_fragment(bytes) {
+            // Its stream ended with the process that received it.
+            Some((_, body)) => Effect::Fragment { stream: 0, length: body.len() as u64 },
+            None => Effect::None,
+        },
+        Some(Kind::Cursor) => record::decode(bytes).map_or(Effect::None, Effect::Cursor),
+        Some(Kind::Dead) => record::decode(bytes).map_or(Effect::None, Effect::Dead),
+        Some(Kind::Discard) => record::decode(bytes).map_or(Effect::None, Effect::Discard),
+        Some(Kind::Replay) => record::decode(bytes).map_or(Effect::None, Effect::Replay),
+        Some(Kind::Opening | Kind::Gap | Kind::Footer) => Effect::None,
+        None => {
+            tracing::warn!(segment = identity.order, kind = found.header.kind, "a record of an unknown kind is left alone");
+            Effect::None
+        }
+    }
+}
+
+/// What a message does once it is synced.
+pub fn message_effect(data: &Data, stream: Option<u64>) -> Effect {
+    let mut refers: Vec<u64> = data.pieces.iter().map(|piece| piece.segment).collect();
+    refers.dedup();
+    Effect::Message {
+        source: data.meta.source.clone(),
+        targets: data.meta.targets.clone(),
+        length: data.length,
+        refers,
+        received: (data.meta.received.wall_us, data.meta.received.uptime_ms),
+        stream,
+    }
+}
+
+/// The id of the message in a DATA record.
+pub fn id_of(identity: &Identity, ordinal: u32, data: &Data) -> MessageId {
+    data.id.unwrap_or(MessageId::new(identity.id, ordinal))
+}
+
+/// Opens every file of the log and sorts out what is no segment.
+fn sort_files(storage: &dyn Storage, class: Class, keyring: &Keyring, found: &mut Recovered) -> io::Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for name in storage.list(class.as_str())? {
+        if !name.ends_with(".seg") {
+            continue;
+        }
+        let name = format!("{class}/{name}");
+        let file = storage.open(&name)?;
+        match Segment::open(Arc::clone(&file), name.clone(), keyring)? {
+            Opened::Segment(segment) => segments.push(segment),
+            Opened::Free if file.length()? == found.full => found.state.free.push(FreeFile { name, file }),
+            Opened::Free => storage.remove(&name)?,
+            Opened::Foreign => found.state.foreign.push(name),
+        }
+    }
+    Ok(segments)
+}
+
+/// One segment for each order: of a compacted one and its source, the newest that was closed.
+fn choose(
+    storage: &dyn Storage,
+    segments: Vec<Segment>,
+    found: &mut Recovered,
+) -> io::Result<BTreeMap<u64, Arc<Segment>>> {
+    let mut chosen: BTreeMap<u64, Arc<Segment>> = BTreeMap::new();
+    for segment in segments {
+        let identity = segment.identity;
+        found.next_order = found.next_order.max(identity.order + 1);
+        let segment = Arc::new(segment);
+        let Some(other) = chosen.remove(&identity.order) else {
+            chosen.insert(identity.order, segment);
+            continue;
+        };
+        let (older, newer) = if other.identity.generation < identity.generation { (other, segment) } else { (segment, other) };
+        let (winner, loser) = if newer.footer_offset()?.is_some() { (newer, older) } else { (older, newer) };
+        chosen.insert(identity.order, winner);
+        spare(storage, &loser, found)?;
+    }
+    Ok(chosen)
+}
+
+/// Puts a file that holds nothing of worth among the free ones.
+fn spare(storage: &dyn Storage, segment: &Segment, found: &mut Recovered) -> io::Result<()> {
+    Segment::wipe(&*segment.file)?;
+    if segment.bytes == found.full {
+        found.state.free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
+        return Ok(());
+    }
+    storage.remove(&segment.name)
+}
+
+fn opening_of(segment: &Arc<Segment>) -> io::Result<Option<Opening>> {
+    let mut walker = Walker::new(Arc::clone(segment));
+    let limit = FIRST_GROUP + BLOCK as u64;
+    // The first group may be longer than a block; only its first frame is wanted, and the limit is about whole groups.
+    let limit = segment.groups_end().max(limit);
+    match walker.next(limit, &|_| true)? {
+        Step::Frame(found) if found.header.kind == Kind::Opening as u8 => Ok(record::decode(&found.plaintext)),
+        _ => Ok(None),
+    }
+}
+
+/// What a segment holds: by its footer, else by a scan.
+fn hold(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered) -> io::Result<Held> {
+    if let Some(offset) = segment.footer_offset()? {
+        let mut walker = Walker::at(Arc::clone(&segment), offset, 0);
+        if let Step::Frame(footer) = walker.next(segment.groups_end(), &|_| true)?
+            && footer.header.kind == Kind::Footer as u8
+            && let Some(extent) = record::decode::<Footer>(&footer.plaintext)
+        {
+            let groups = walker.group_boundary().1.saturating_sub(1);
+            return Ok(Held { segment, end: offset, groups, extent, sealed: true });
+        }
+    }
+    scan(segment, groups_known, found)
+}
+
+/// Reads all of a segment that was not closed.
+fn scan(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered) -> io::Result<Held> {
+    let Groups { end, count: groups, damaged, torn } = whole_groups(&segment, groups_known)?;
+    let order = segment.identity.order;
+    if damaged {
+        found.state.quarantined.push(order);
+        tracing::error!(segment = order, file = %segment.name, "damage: groups that were synced can't be read; the segment is quarantined");
+    }
+    let mut state = State::default();
+    let held = Held { segment: Arc::clone(&segment), end, groups, extent: Footer::default(), sealed: false };
+    state.segments.insert(order, held);
+    let mut walker = Walker::new(Arc::clone(&segment));
+    loop {
+        match walker.next(end, &|_| true)? {
+            Step::End => break,
+            Step::Damaged { .. } | Step::Skipped { .. } => {}
+            Step::Frame(frame) => {
+                let at = Place { segment: order, ordinal: frame.header.ordinal };
+                let effect = effect_of(&segment.identity, &frame);
+                if let Effect::Message { received, .. } = &effect {
+                    found.uptime_ms = found.uptime_ms.max(received.1);
+                }
+                state.apply(at, effect);
+            }
+        }
+    }
+    found.torn += u64::from(torn);
+    // Unwrap safety: it was put there above and nothing takes it away.
+    #[allow(clippy::unwrap_used)]
+    Ok(state.segments.remove(&order).unwrap())
+}
+
+/// What a scan of groups found.
+#[derive(Default)]
+struct Groups {
+    /// Where the last whole group ends.
+    end: u64,
+    /// How many groups there are up to there.
+    count: u32,
+    /// A whole group stands behind something that is none, or there are fewer than were promised.
+    damaged: bool,
+    /// The last group is not complete.
+    torn: bool,
+}
+
+/// Finds the whole groups of a segment that was not closed. `known`: how many the next segment's checkpoint names.
+fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups> {
+    let mut groups = Groups { end: FIRST_GROUP, ..Groups::default() };
+    let limit = segment.groups_end();
+    let mut walker = Walker::new(Arc::clone(segment));
+    // The group whose frames are being read: its number plus one, whether all of them were good, and where it ends.
+    let (mut current, mut whole, mut boundary) = (0, true, FIRST_GROUP);
+    let mut gap = false;
+    loop {
+        let step = walker.next(limit, &|_| true)?;
+        let (next_boundary, number) = walker.group_boundary();
+        // Nothing behind the last group is no gap: what was read of it counts before the rest is looked at.
+        if number != current || matches!(step, Step::End | Step::Skipped { .. }) {
+            if current > 0 && whole && known.is_none_or(|known| current <= known) {
+                groups.damaged |= gap;
+                (groups.end, groups.count, gap) = (boundary, current, false);
+            }
+            groups.torn = current > 0 && !whole;
+            gap |= !whole;
+            (current, whole) = (if number == current { 0 } else { number }, true);
+        }
+        boundary = next_boundary;
+        match step {
+            Step::End => break,
+            Step::Frame(_) => {}
+            Step::Damaged { .. } => whole = false,
+            Step::Skipped { .. } => gap = true,
+        }
+    }
+    groups.damaged |= known.is_some_and(|known| groups.count < known);
+    Ok(groups)
+}
+
+/// Cursors and dead letters: the newest checkpoint and all that came after it.
+fn restore_checkpoint(openings: &BTreeMap<u64, Opening>, found: &mut Recovered) -> io::Result<()> {
+    let newest = openings.iter().rev().find(|(order, _)| found.state.segments.contains_key(order));
+    let Some((from, opening)) = newest else { return Ok(()) };
+    for order in &opening.quarantined {
+        if found.state.segments.contains_key(order) && !found.state.quarantined.contains(order) {
+            found.state.quarantined.push(*order);
+        }
+    }
+    let newer: Vec<(Arc<Segment>, u64)> =
+        found.state.segments.range(*from..).map(|(_, held)| (Arc::clone(&held.segment), held.end)).collect();
+    for (segment, end) in newer {
+        let mut walker = Walker::new(Arc::clone(&segment));
+        let control = [Kind::Cursor as u8, Kind::Dead as u8, Kind::Discard as u8];
+        loop {
+            match walker.next(end, &|header| control.contains(&header.kind))? {
+                Step::End => break,
+                Step::Damaged { .. } | Step::Skipped { .. } => {}
+                Step::Frame(frame) => found.state.apply(Place::default(), effect_of(&segment.identity, &frame)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What waits in each lane: whole segments by their footers, the one in which a cursor stands by counting.
+fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
+    let state = &mut found.state;
+    for lane in state.lanes.values_mut() {
+        (lane.backlog, lane.backlog_bytes, lane.since_uptime_ms) = (0, 0, None);
+    }
+    let held: Vec<(u64, Arc<Segment>, u64, Footer)> = state
+        .segments
+        .iter()
+        .map(|(order, held)| (*order, Arc::clone(&held.segment), held.end, held.extent.clone()))
+        .collect();
+    for (order, segment, end, extent) in held {
+        for lane_extent in extent.lanes {
+            let key = (lane_extent.source, lane_extent.upstream);
+            let lane = state.lanes.entry(key.clone()).or_default();
+            let (first, last) = (Place { segment: order, ordinal: lane_extent.first }, Place { segment: order, ordinal: lane_extent.last });
+            if lane.cursor >= last {
+                continue;
+            }
+            let (count, bytes) = match lane.cursor < first {
+                true => (lane_extent.count, lane_extent.bytes),
+                false => count_behind(&segment, end, lane.cursor.ordinal, &key)?,
+            };
+            lane.backlog += count;
+            lane.backlog_bytes += bytes;
+            lane.since_uptime_ms = lane.since_uptime_ms.or(Some(lane_extent.since_uptime_ms));
+        }
+    }
+    Ok(())
+}
+
+fn count_behind(segment: &Arc<Segment>, end: u64, ordinal: u32, (source, upstream): &super::log::LaneKey) -> io::Result<(u64, u64)> {
+    let mut walker = Walker::new(Arc::clone(segment));
+    let (mut count, mut total) = (0, 0);
+    let kinds = [Kind::Data as u8, Kind::Replay as u8];
+    loop {
+        match walker.next(end, &|header| header.ordinal > ordinal && kinds.contains(&header.kind))? {
+            Step::End => return Ok((count, total)),
+            Step::Damaged { .. } | Step::Skipped { .. } => {}
+            Step::Frame(frame) => {
+                let bytes = match effect_of(&segment.identity, &frame) {
+                    Effect::Message { source: from, targets, length, .. } if from == *source && targets.contains(upstream) => length,
+                    Effect::Replay(replay) if replay.source == *source && replay.upstream == *upstream => replay.length,
+                    _ => continue,
+                };
+                count += 1;
+                total += bytes;
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! All file access of the spool goes through [`Storage`], so that tests can run it on a disk that loses power.
+//!
+//! Names are relative to the spool's folder, with `/` between folders. Nothing here knows what is in a file, and nothing
+//! here retries: after a failed write or sync the caller must not use the same descriptor for the same bytes again.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+/// A folder on a disk.
+pub trait Storage: Send + Sync + 'static {
+    /// Makes a new, empty file. Fails when it is there.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>>;
+    /// Opens a file for reading and writing.
+    ///
+    /// # Errors
+    /// As the disk gives them; `NotFound` when it is not there.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
+    /// Names of the files in a folder, without the folder; none when the folder is not there.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+    /// Makes a folder (and those above it) when it is not there.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn make_folder(&self, folder: &str) -> io::Result<()>;
+    /// Gives a file another name, replacing what has it. Durable after [`Storage::sync_folder`].
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file. Durable after [`Storage::sync_folder`].
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes creations, renames and removals in a folder durable.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn sync_folder(&self, folder: &str) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait File: Send + Sync {
+    /// Fills `buffer` from `offset`. `UnexpectedEof` when the file is shorter.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`. Durable after [`File::sync`].
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes what was written durable, with the file's length.
+    ///
+    /// # Errors
+    /// As the disk gives them. After an error nothing may be assumed about what was written since the last good sync.
+    fn sync(&self) -> io::Result<()>;
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn length(&self) -> io::Result<u64>;
+    /// Cuts or extends (with zeros).
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Reserves blocks up to `length` and extends the file to it, so that writing there needs no room any more.
+    ///
+    /// # Errors
+    /// As the disk gives them: `StorageFull` when there is no room.
+    fn allocate(&self, length: u64) -> io::Result<()>;
+}
+
+/// Reads a whole small file; `None` when it is not there.
+///
+/// # Errors
+/// As the disk gives them, and `InvalidData` when it is longer than `bytes_max`.
+pub fn read_small(storage: &dyn Storage, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match storage.open(name) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let length = file.length()?;
+    let size = usize::try_from(length).ok().filter(|_| length <= bytes_max);
+    let mut bytes = vec![0; size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "file is too long"))?];
+    file.read_at(&mut bytes, 0)?;
+    Ok(Some(bytes))
+}
+
+/// Writes a whole small file so that a power cut leaves either the old or the new one: temporary file, sync, rename, sync.
+///
+/// # Errors
+/// As the disk gives them.
+pub fn replace_small(storage: &dyn Storage, folder: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = format!("{name}.tmp");
+    match storage.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = storage.create(&temporary)?;
+    file.write_at(bytes, 0)?;
+    file.sync()?;
+    storage.rename(&temporary, name)?;
+    storage.sync_folder(folder)
+}
+
+/// A real folder.
+pub struct Disk {
+    root: PathBuf,
+}
+
+impl Disk {
+    /// The folder `root`; made with mode 0700 when it is not there.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+        Ok(Self { root: root.to_owned() })
+    }
+}
+
+impl Storage for Disk {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let mut options = fs::OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(self.root.join(name))?;
+        Ok(Arc::new(file))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(self.root.join(name))?;
+        Ok(Arc::new(file))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.root.join(folder)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn make_folder(&self, folder: &str) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.root.join(folder))?;
+        fs::File::open(&self.root)?.sync_all()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.root.join(name))
+    }
+
+    fn sync_folder(&self, folder: &str) -> io::Result<()> {
+        fs::File::open(self.root.join(folder))?.sync_all()
+    }
+}
+
+impl File for fs::File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        let length = i64::try_from(length).map_err(io::Error::other)?;
+        match fallocate(self, FallocateFlags::empty(), 0, length) {
+            // Not every file system can: the caller's writes then find out.
+            Err(Errno::EOPNOTSUPP) => self.set_len(length.unsigned_abs()),
+            other => Ok(other?),
+        }
+    }
+}

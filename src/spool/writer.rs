@@ -1,0 +1,491 @@
+//! The one writer of a log: takes what is waiting, writes it as one group, syncs once, then tells all who wait.
+//!
+//! No timer stands in the way of a lone message. Nobody is told Ok before the sync returned. After a failed write or sync
+//! the segment is given up: what was in the group is written again, under the same ids, to a fresh segment, and only that
+//! sync counts; when that fails too, intake is off. A sync is never tried again on the same file.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
+use super::log::{Effect, FreeFile, Held, LaneKey, Log};
+use super::record::{self, Cursor, Kind, Opening};
+use super::segment::{FIRST_GROUP, Identity, Segment};
+use super::{CommitError, Place, compact, seal};
+use crate::envelope::MessageId;
+
+/// Bytes of records that go into one group; a single longer record still makes one.
+const GROUP_BYTES_MAX: usize = 512 << 10;
+/// Requests that go into one group.
+const GROUP_REQUESTS_MAX: usize = 2048;
+/// Cursors that changed are written this often when nothing else is.
+const CURSOR_INTERVAL: Duration = Duration::from_secs(60);
+/// Cursors that don't fit into the padding of a group wait at most so long while there is traffic.
+const CURSOR_RIDE_MAX: Duration = Duration::from_secs(2);
+/// Share of a segment that only cursors, dead letters and the like may use, so that draining is always possible.
+const CONTROL_SHARE: u64 = 64;
+/// Share of a segment that is kept for the footer.
+const FOOTER_SHARE: u64 = 128;
+
+/// A record that is ready to be written.
+pub struct Prepared {
+    /// Its kind.
+    pub kind: Kind,
+    /// See [`frame::FrameHeader::tag`].
+    pub tag: u16,
+    /// Its bytes.
+    pub plaintext: Vec<u8>,
+    /// What it does once it is synced.
+    pub effect: Effect,
+    /// The id that it already has (re-appended, imported).
+    pub id: Option<MessageId>,
+}
+
+/// Where a record was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// Its place.
+    pub at: Place,
+    /// Where its group begins in the file.
+    pub group_offset: u32,
+    /// The id that a message has by it.
+    pub id: MessageId,
+}
+
+/// What the writer is told.
+pub enum Request {
+    /// Write these in one group; all or none.
+    Append {
+        /// The records.
+        records: Vec<Prepared>,
+        /// Whether they may use the reserve: all but messages and pieces of them.
+        control: bool,
+        /// Told after the sync.
+        reply: oneshot::Sender<Result<Vec<Written>, CommitError>>,
+    },
+    /// Begin a new segment with the next write (a new epoch key).
+    Roll,
+    /// Write the cursors and the footer, then end.
+    Stop,
+}
+
+/// The writer of one log. Runs on a thread of its own.
+pub struct Writer {
+    log: Arc<Log>,
+    requests: Receiver<Request>,
+    active: Option<Active>,
+    /// The order of the next segment.
+    next_order: u64,
+    /// The segment before the active one and its groups, for the checkpoint.
+    previous: Option<(u64, u32)>,
+    buffer: Vec<u8>,
+    cursors_at: Instant,
+}
+
+struct Active {
+    segment: Arc<Segment>,
+    offset: u64,
+    group: u32,
+    ordinal: u32,
+}
+
+struct Waiter {
+    count: usize,
+    reply: oneshot::Sender<Result<Vec<Written>, CommitError>>,
+}
+
+/// A batch on its way: the records of several requests.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Prepared>,
+    waiters: Vec<Waiter>,
+    bytes: usize,
+}
+
+impl Writer {
+    /// A writer that has no segment yet: it takes one with the first record, always a new one.
+    pub fn new(log: Arc<Log>, requests: Receiver<Request>, next_order: u64) -> Self {
+        let previous = log.state().segments.last_key_value().map(|(order, held)| (*order, held.groups));
+        Self { log, requests, active: None, next_order, previous, buffer: Vec::new(), cursors_at: Instant::now() }
+    }
+
+    /// Writes until it is told to stop or nobody can ask any more.
+    pub fn run(mut self) {
+        loop {
+            let wait = CURSOR_INTERVAL.saturating_sub(self.cursors_at.elapsed());
+            match self.requests.recv_timeout(wait) {
+                Ok(Request::Append { records, control, reply }) => {
+                    if self.gather(records, control, reply) {
+                        break;
+                    }
+                }
+                Ok(Request::Roll) => self.retire(),
+                Err(RecvTimeoutError::Timeout) => self.write_cursors(),
+                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.write_cursors();
+        self.retire();
+    }
+
+    /// Adds what else is waiting, and writes; true when the writer must stop.
+    fn gather(&mut self, records: Vec<Prepared>, control: bool, reply: oneshot::Sender<Result<Vec<Written>, CommitError>>) -> bool {
+        let (mut messages, mut controls) = (Batch::default(), Batch::default());
+        let mut next = Some(Request::Append { records, control, reply });
+        let (mut stop, mut roll) = (false, false);
+        while let Some(request) = next.take() {
+            match request {
+                Request::Append { records, control, reply } => {
+                    let batch = if control { &mut controls } else { &mut messages };
+                    batch.add(records, reply);
+                }
+                Request::Roll => roll = true,
+                Request::Stop => stop = true,
+            }
+            let count = messages.waiters.len() + controls.waiters.len();
+            let full = messages.bytes + controls.bytes >= GROUP_BYTES_MAX || count >= GROUP_REQUESTS_MAX;
+            if !full && !stop && !roll {
+                next = self.requests.try_recv().ok();
+            }
+        }
+        self.write_batches(messages, controls);
+        if roll {
+            self.retire();
+        }
+        stop
+    }
+
+    fn write_batches(&mut self, mut messages: Batch, controls: Batch) {
+        if self.log.has_failed() {
+            messages.join(controls).refuse(CommitError::Failed);
+            return;
+        }
+        if !messages.records.is_empty() && !self.room(messages.bytes + controls.bytes, true) {
+            messages.refuse(CommitError::Full);
+            messages = Batch::default();
+        }
+        if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
+            controls.refuse(CommitError::Full);
+        } else {
+            messages = messages.join(controls);
+        }
+        if !messages.records.is_empty() {
+            self.ride_cursors(&mut messages);
+            self.write(messages);
+        }
+    }
+
+    /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
+    fn room(&mut self, bytes: usize, message: bool) -> bool {
+        let size = self.log.limits.segment_bytes;
+        let need = group_bytes(bytes) as u64 + size / FOOTER_SHARE;
+        let spare = if message { size / CONTROL_SHARE } else { 0 };
+        if let Some(active) = &self.active {
+            let left = active.segment.groups_end().saturating_sub(active.offset);
+            if need + spare <= left {
+                return self.admit();
+            }
+        }
+        let file = compact::next_file(&self.log).or_else(|| self.drop_oldest());
+        match file {
+            Some(file) => {
+                self.retire();
+                match self.begin(file) {
+                    Ok(()) => self.admit(),
+                    Err(error) => self.fail(&error),
+                }
+            }
+            None => {
+                let text = "all of the quota holds messages that are not delivered yet";
+                self.log.state().refusing = Some(text.to_owned());
+                false
+            }
+        }
+    }
+
+    /// Makes room in a log that may lose its oldest: the GAP record is synced first.
+    fn drop_oldest(&mut self) -> Option<FreeFile> {
+        if !self.log.limits.drop_oldest || self.active.is_none() {
+            return None;
+        }
+        let gap = compact::oldest_as_gap(&self.log)?;
+        let mut record = [outgoing(Kind::Gap, record::encode(&gap), 0)];
+        self.write_group(&mut record, &[None]).ok()?;
+        self.publish(Vec::new(), &[]);
+        tracing::warn!(log = %self.log.class, segment = gap.segment, "the log is full: its oldest segment is dropped");
+        compact::drop_segment(&self.log, &gap);
+        compact::next_file(&self.log)
+    }
+
+    fn admit(&self) -> bool {
+        self.log.state().refusing = None;
+        true
+    }
+
+    fn fail(&self, error: &io::Error) -> bool {
+        self.log.failed.store(true, Ordering::Relaxed);
+        let text = format!("the disk failed twice ({error}): intake is off until the service is started again on a sound disk");
+        tracing::error!(log = %self.log.class, %error, "the spool can't write: intake is off");
+        self.log.state().refusing = Some(text);
+        false
+    }
+
+    /// Begins a segment in `file` with its checkpoint: all cursors and all dead letters.
+    fn begin(&mut self, file: FreeFile) -> io::Result<()> {
+        let log = Arc::clone(&self.log);
+        let identity = Identity { class: log.class, order: self.next_order, generation: 0, id: seal::random() };
+        let segment = Segment::create(file.file, file.name, identity, &log.keys())?;
+        let segment = Arc::new(segment);
+        let opening = Opening {
+            stamp: log.uptime.stamp(),
+            previous: self.previous,
+            quarantined: log.state().quarantined.clone(),
+        };
+        let mut records = vec![outgoing(Kind::Opening, record::encode(&opening), 0)];
+        let cursors = {
+            let state = log.state();
+            let cursors: Vec<Cursor> = state.lanes.iter().filter_map(|(key, lane)| cursor(key, lane.cursor)).collect();
+            records.extend(cursors.iter().map(|cursor| outgoing(Kind::Cursor, record::encode(cursor), 0)));
+            records.extend(state.dead.values().map(|dead| outgoing(Kind::Dead, record::encode(dead), 0)));
+            cursors
+        };
+        for (ordinal, record) in (0u32..).zip(&mut records) {
+            record.ordinal = ordinal;
+        }
+        build_group(&segment.seal, 0, &records, &mut self.buffer);
+        segment.file.write_at(&self.buffer, FIRST_GROUP)?;
+        segment.file.sync()?;
+        let written = self.buffer.len() as u64;
+        log.counters.written.add(written + FIRST_GROUP);
+        log.counters.syncs.one();
+        let (end, ordinal) = (FIRST_GROUP + written, u32::try_from(records.len()).unwrap_or(u32::MAX));
+        let held = Held { segment: Arc::clone(&segment), end, groups: 1, extent: Default::default(), sealed: false };
+        let mut state = log.state();
+        state.segments.insert(self.next_order, held);
+        state.active = Some(self.next_order);
+        for cursor in cursors {
+            state.apply(Place::default(), Effect::Cursor(cursor));
+        }
+        drop(state);
+        self.active = Some(Active { segment, offset: end, group: 1, ordinal });
+        self.next_order += 1;
+        Ok(())
+    }
+
+    /// Ends the active segment with its footer; a footer that can't be written only costs a scan at the next start.
+    fn retire(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let order = active.segment.identity.order;
+        let mut footer = match self.log.state().segments.get(&order) {
+            Some(held) => held.extent.clone(),
+            None => return,
+        };
+        footer.closed_uptime_ms = self.log.uptime.ms();
+        let mut last = outgoing(Kind::Footer, record::encode(&footer), 0);
+        last.ordinal = active.ordinal;
+        build_group(&active.segment.seal, active.group, &[last], &mut self.buffer);
+        let fits = active.offset + self.buffer.len() as u64 <= active.segment.groups_end();
+        let write = || {
+            active.segment.file.write_at(&self.buffer, active.offset)?;
+            active.segment.write_trailer(active.offset)?;
+            active.segment.file.sync()
+        };
+        let outcome = if fits { write() } else { Err(io::Error::other("no room for the footer")) };
+        self.log.counters.syncs.one();
+        self.log.counters.written.add(self.buffer.len() as u64 + frame::BLOCK as u64);
+        let mut state = self.log.state();
+        state.active = None;
+        if let Some(held) = state.segments.get_mut(&order) {
+            held.extent.closed_uptime_ms = footer.closed_uptime_ms;
+            held.sealed = outcome.is_ok();
+        }
+        self.previous = Some((order, active.group));
+        drop(state);
+        self.log.synced.send_modify(|version| *version += 1);
+        if let Err(error) = outcome {
+            tracing::warn!(log = %self.log.class, segment = order, %error, "a full segment could not be closed");
+        }
+    }
+
+    /// Adds cursors that changed, when they fit into the padding or have waited long enough.
+    fn ride_cursors(&mut self, batch: &mut Batch) {
+        let changed = self.changed_cursors();
+        if changed.is_empty() {
+            self.cursors_at = Instant::now();
+            return;
+        }
+        let encoded: Vec<Vec<u8>> = changed.iter().map(record::encode).collect();
+        let framed: usize = encoded.iter().map(|bytes| framed_bytes(bytes.len())).sum();
+        let fits = group_bytes(batch.bytes + framed) == group_bytes(batch.bytes);
+        if fits || self.cursors_at.elapsed() >= CURSOR_RIDE_MAX {
+            batch.add_cursors(changed, encoded);
+            self.cursors_at = Instant::now();
+        }
+    }
+
+    fn write_cursors(&mut self) {
+        self.cursors_at = Instant::now();
+        let changed = self.changed_cursors();
+        if changed.is_empty() || self.log.has_failed() {
+            return;
+        }
+        let encoded = changed.iter().map(record::encode).collect();
+        let mut batch = Batch::default();
+        batch.add_cursors(changed, encoded);
+        if self.room(batch.bytes, false) {
+            self.write(batch);
+        }
+    }
+
+    fn changed_cursors(&self) -> Vec<Cursor> {
+        let state = self.log.state();
+        let changed = state.lanes.iter().filter(|(_, lane)| lane.cursor > lane.logged);
+        changed.filter_map(|(key, lane)| cursor(key, lane.cursor)).collect()
+    }
+
+    /// Writes a batch as one group; on failure once more, to a fresh segment.
+    fn write(&mut self, batch: Batch) {
+        let mut records = Vec::with_capacity(batch.records.len());
+        let mut effects = Vec::with_capacity(batch.records.len());
+        for prepared in batch.records {
+            records.push(Outgoing { kind: prepared.kind as u8, tag: prepared.tag, ordinal: 0, plaintext: prepared.plaintext });
+            effects.push((prepared.effect, prepared.id));
+        }
+        let mut ids: Vec<Option<MessageId>> = effects.iter().map(|(_, id)| *id).collect();
+        let written = match self.write_group(&mut records, &ids) {
+            Ok(written) => written,
+            Err(error) => {
+                let Some(written) = self.write_elsewhere(&error, &mut records, &mut ids) else {
+                    Batch { waiters: batch.waiters, ..Batch::default() }.refuse(CommitError::Failed);
+                    return;
+                };
+                written
+            }
+        };
+        self.publish(effects, &written);
+        let mut rest = written.as_slice();
+        for waiter in batch.waiters {
+            let (own, others) = rest.split_at(waiter.count.min(rest.len()));
+            rest = others;
+            // A waiter that went away (its connection broke) leaves a stored message that nobody was told about.
+            drop(waiter.reply.send(Ok(own.to_vec())));
+        }
+    }
+
+    fn write_group(&mut self, records: &mut [Outgoing], ids: &[Option<MessageId>]) -> io::Result<Vec<Written>> {
+        let active = self.active.as_mut().ok_or_else(|| io::Error::other("no segment"))?;
+        let first = active.ordinal;
+        for (ordinal, record) in (first..).zip(records.iter_mut()) {
+            record.ordinal = ordinal;
+        }
+        build_group(&active.segment.seal, active.group, records, &mut self.buffer);
+        if active.offset + self.buffer.len() as u64 > active.segment.groups_end() {
+            return Err(io::Error::other("the group does not fit"));
+        }
+        active.segment.file.write_at(&self.buffer, active.offset)?;
+        active.segment.file.sync()?;
+        let (identity, offset) = (active.segment.identity, active.offset);
+        active.offset += self.buffer.len() as u64;
+        active.group += 1;
+        active.ordinal += u32::try_from(records.len()).unwrap_or(u32::MAX);
+        let counters = &self.log.counters;
+        counters.written.add(self.buffer.len() as u64);
+        counters.syncs.one();
+        counters.groups.one();
+        let group_offset = u32::try_from(offset).unwrap_or(u32::MAX);
+        Ok((first..)
+            .zip(ids)
+            .map(|(ordinal, id)| Written {
+                at: Place { segment: identity.order, ordinal },
+                group_offset,
+                id: id.unwrap_or(MessageId::new(identity.id, ordinal)),
+            })
+            .collect())
+    }
+
+    /// Gives the active segment up and writes the group to a fresh one, under the ids that it would have had.
+    fn write_elsewhere(&mut self, error: &io::Error, records: &mut [Outgoing], ids: &mut [Option<MessageId>]) -> Option<Vec<Written>> {
+        let active = self.active.take()?;
+        let order = active.segment.identity.order;
+        tracing::error!(log = %self.log.class, segment = order, %error, "a write failed: going on in a fresh segment");
+        self.previous = Some((order, active.group));
+        self.log.state().active = None;
+        for ((ordinal, record), id) in (active.ordinal..).zip(records.iter_mut()).zip(ids.iter_mut()) {
+            if record.kind == Kind::Data as u8 && id.is_none() {
+                let fixed = MessageId::new(active.segment.identity.id, ordinal);
+                record.plaintext = with_id(&record.plaintext, fixed)?;
+                *id = Some(fixed);
+            }
+        }
+        let again = compact::next_file(&self.log)
+            .ok_or_else(|| io::Error::other("no free segment"))
+            .and_then(|file| self.begin(file))
+            .and_then(|()| self.write_group(records, ids));
+        again.map_err(|error| self.fail(&error)).ok()
+    }
+
+    /// Makes what was synced visible to the lanes.
+    fn publish(&mut self, effects: Vec<(Effect, Option<MessageId>)>, written: &[Written]) {
+        let Some(active) = &self.active else { return };
+        let mut state = self.log.state();
+        if let Some(held) = state.segments.get_mut(&active.segment.identity.order) {
+            held.end = active.offset;
+            held.groups = active.group;
+        }
+        for ((effect, _), written) in effects.into_iter().zip(written) {
+            state.apply(written.at, effect);
+        }
+        drop(state);
+        self.log.synced.send_modify(|version| *version += 1);
+    }
+}
+
+impl Batch {
+    fn add(&mut self, records: Vec<Prepared>, reply: oneshot::Sender<Result<Vec<Written>, CommitError>>) {
+        self.bytes += records.iter().map(|record| framed_bytes(record.plaintext.len())).sum::<usize>();
+        self.waiters.push(Waiter { count: records.len(), reply });
+        self.records.extend(records);
+    }
+
+    fn add_cursors(&mut self, cursors: Vec<Cursor>, encoded: Vec<Vec<u8>>) {
+        for (cursor, plaintext) in cursors.into_iter().zip(encoded) {
+            self.bytes += framed_bytes(plaintext.len());
+            self.records.push(Prepared { kind: Kind::Cursor, tag: 0, plaintext, effect: Effect::Cursor(cursor), id: None });
+        }
+    }
+
+    fn join(mut self, other: Self) -> Self {
+        self.records.extend(other.records);
+        self.waiters.extend(other.waiters);
+        self.bytes += other.bytes;
+        self
+    }
+
+    fn refuse(self, error: CommitError) {
+        for waiter in self.waiters {
+            drop(waiter.reply.send(Err(error)));
+        }
+    }
+}
+
+fn outgoing(kind: Kind, plaintext: Vec<u8>, ordinal: u32) -> Outgoing {
+    Outgoing { kind: kind as u8, tag: 0, ordinal, plaintext }
+}
+
+fn cursor(key: &LaneKey, at: Place) -> Option<Cursor> {
+    (at > Place::default()).then(|| Cursor { source: key.0.clone(), upstream: key.1.clone(), at })
+}
+
+/// A DATA record that carries its id.
+fn with_id(plaintext: &[u8], id: MessageId) -> Option<Vec<u8>> {
+    let (mut data, tail) = record::decode_data(plaintext)?;
+    data.id = Some(id);
+    Some(record::encode_data(&data, plaintext.get(tail..)?))
+}
+
+const _: () = assert!(GROUP_HEADER < frame::BLOCK);
