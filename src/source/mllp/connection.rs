@@ -116,6 +116,7 @@ pub(super) async fn serve(stream: Stream, settings: Arc<Settings>, intake: Intak
         frame_since: None,
         bare_fs: false,
         junk: 0,
+        is_device: false,
         noted: Quirks::default(),
     };
     let closing = connection.run(&stop).await;
@@ -137,6 +138,8 @@ struct Connection {
     bare_fs: bool,
     /// Junk since the last frame.
     junk: u64,
+    /// A frame has come: whatever else comes, the peer is a device.
+    is_device: bool,
     /// Quirks that were logged.
     noted: Quirks,
 }
@@ -175,7 +178,12 @@ impl Connection {
             self.settle().await?;
         }
         let in_frame = self.decoder.is_in_frame();
-        let deadline = if in_frame { self.frame_deadline() } else { Instant::now() + self.settings.idle };
+        let is_stranger = self.junk > 0 && !self.is_device;
+        let deadline = match in_frame {
+            true => self.frame_deadline(),
+            false if is_stranger => Instant::now() + self.settings.frame,
+            false => Instant::now() + self.settings.idle,
+        };
         let read = tokio::select! {
             biased;
             () = stop.cancelled(), if !in_frame => return Err(Closing::Stopped),
@@ -184,6 +192,7 @@ impl Connection {
         match read {
             Ok(read) => self.arrived(read).await,
             Err(_) if in_frame => Err(Closing::Slow(self.decoder.length())),
+            Err(_) if is_stranger => Err(Closing::Junk),
             Err(_) => Err(Closing::Idle),
         }
     }
@@ -279,7 +288,7 @@ impl Connection {
 
     /// A frame has ended: store the message, then answer it.
     async fn finish(&mut self, end: End) -> Result<(), Closing> {
-        self.junk = 0;
+        (self.junk, self.is_device) = (0, true);
         self.note(end.quirks);
         let Some(message) = self.message.take() else { return Ok(()) };
         let gathered = std::mem::take(&mut self.gathered);
