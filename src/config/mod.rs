@@ -25,7 +25,7 @@
 //! `retired` is taken out before the table is read as an enum of protocols: it is no protocol, and one serde type for
 //! both would lose the places of errors.
 //!
-//! [`load`] reads and checks, `parts` makes the parts, [`report`] shows, `document` knows places, `cross` checks what spans sections, `files`
+//! [`load()`] reads and checks, `parts` makes the parts, [`report`] shows, `document` knows places, `cross` checks what spans sections, `files`
 //! follows the files that sections name.
 
 use std::collections::BTreeMap;
