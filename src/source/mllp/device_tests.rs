@@ -13,7 +13,7 @@ use super::{MllpConfig, default_connections};
 use crate::envelope::{Class, Envelope, Flags};
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started, Stop};
-use crate::spool::{Disk, Lane, Secret, Spool, SpoolConfig};
+use crate::spool::{Disk, IN_FLIGHT_BYTES_MAX, Lane, Secret, Spool, SpoolConfig};
 use crate::status::SourceCounters;
 use crate::system::stream::dial;
 use crate::system::test_pki::Pki;
@@ -280,6 +280,34 @@ async fn a_long_body_streams_into_the_spool_and_is_answered_by_its_own_header() 
     device.say(&body).await;
     assert_eq!(device.answer().await, said(Code::Ca, "LONG"));
     assert!(ward.stored().await.1 == body, "the stored body differs");
+    ward.end().await;
+}
+
+#[tokio::test]
+async fn stalled_long_bodies_leave_room_for_short_messages() {
+    let ward = Ward::open("").await;
+    let mut half = message("STALLED", "");
+    half.insert(0, 0x0b);
+    half.resize(70_000, b'x');
+    let mut stalled = Vec::new();
+    // Together they would hold more than the whole budget.
+    for _ in 0..40 {
+        let mut device = ward.device().await;
+        device.send(&half).await;
+        stalled.push(device);
+    }
+    let left = || ward.spool.budget().available_permits();
+    ward.until(|_| left() == IN_FLIGHT_BYTES_MAX / 2).await;
+    let mut device = ward.device().await;
+    device.say(&message("SHORT", "")).await;
+    assert_eq!(device.answer().await, said(Code::Aa, "SHORT"));
+    // And each of them can still end, in any order.
+    for device in stalled.iter_mut().rev() {
+        device.send(b"\x1c\r").await;
+    }
+    for device in &mut stalled {
+        assert_eq!(device.answer().await, said(Code::Aa, "STALLED"));
+    }
     ward.end().await;
 }
 
