@@ -4,6 +4,7 @@
 //! [`SecretRef`] names a secret and never holds it.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -92,7 +93,7 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
         match units.iter().find(|(_, factor)| self.0 >= *factor) {
-            Some((unit, factor)) if self.0 % factor == 0 => write!(f, "{}{unit}", self.0 / factor),
+            Some((unit, factor)) if self.0.is_multiple_of(*factor) => write!(f, "{}{unit}", self.0 / factor),
             Some((unit, factor)) => write!(f, "{}.{}{unit}", self.0 / factor, self.0 % factor * 10 / factor),
             None => write!(f, "{}B", self.0),
         }
@@ -123,7 +124,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-        match units.iter().find(|(_, factor)| ms > 0 && ms % factor == 0) {
+        match units.iter().find(|(_, factor)| ms > 0 && ms.is_multiple_of(*factor)) {
             Some((unit, factor)) => write!(f, "{}{unit}", ms / factor),
             None => write!(f, "{ms}ms"),
         }
@@ -344,10 +345,27 @@ pub trait Section {
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef));
 }
 
-/// Reads a text and parses it, so that the error stands at the text's own line and column.
+/// Reads a text and parses it while the deserializer still knows its place: the error stands at the text's own line and
+/// column, also inside an array.
 fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err = ValueError>>(deserializer: D) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(de::Error::custom)
+    struct Text<T>(PhantomData<T>);
+    impl<T: FromStr<Err = ValueError>> de::Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text in quotes")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        // A bare number is a text without its quotes: a size is meant, or the words for the missing unit are wanted.
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+    }
+    deserializer.deserialize_str(Text(PhantomData))
 }
 
 #[cfg(test)]

@@ -1,1 +1,17 @@
-fn main() {}
+//! What a user would see: real sockets, the real executable, real peers. One binary, one module per subject.
+//!
+//! No fixed ports, no sleeps in place of conditions, nothing outside loopback, invented patients only. `tests/setup`
+//! installs the peers; a test whose peer is missing fails and says so, it is never skipped.
+
+// Test helpers run outside #[test] functions too, and a test that unwraps has asserted.
+#![allow(clippy::unwrap_used)]
+
+mod cli;
+mod collect;
+mod control;
+mod demo_broker;
+mod house;
+mod mqtt;
+mod peers;
+mod support;
+mod upstreams;

@@ -1,0 +1,46 @@
+//! Programs that are not ours: the peers under `tests/it/peers`, and what `tests/setup` installed for them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The repository's folder.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// One of our Python peers, run with the packages that `tests/setup` installed.
+#[track_caller]
+pub fn python_peer(script: &str) -> Command {
+    let python = installed("venv/bin/python");
+    let mut command = Command::new(python);
+    command.arg("-u").arg(peer(script));
+    command
+}
+
+/// One of our JavaScript peers; it finds its packages under `tests/.peers`.
+#[track_caller]
+pub fn node_peer(script: &str) -> Command {
+    let modules = installed("node_modules");
+    let mut command = Command::new("node");
+    command.arg(peer(script)).env("PEERS", modules);
+    command
+}
+
+/// A program of the system; Debian keeps some where users don't look.
+pub fn system(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+fn peer(script: &str) -> PathBuf {
+    repository().join("tests/it/peers").join(script)
+}
+
+#[track_caller]
+fn installed(part: &str) -> PathBuf {
+    let path = repository().join("tests/.peers").join(part);
+    assert!(path.exists(), "{} is missing: run tests/setup", path.display());
+    path
+}
