@@ -74,7 +74,7 @@ impl Plan {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("floor") => floor::serve(&arguments[1..]),
         _ => measure(&plan(arguments)),

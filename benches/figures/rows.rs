@@ -151,24 +151,24 @@ pub fn wear(plan: &Plan) -> Vec<Row> {
         }
         plan.lone_seconds
     });
-    let over = format!("{} messages, one each second; {}", plan.lone_seconds, lone.1);
+    let over = format!("one each second; {}", lone.1);
     vec![
         row("kB written for each lone 1 kB message, all files", "<= 6", format!("{:.2}", lone.0), over),
         row("kB written for each 1 kB message, 32 connections", "<= 1.5", format!("{:.2}", batches.0), batches.1),
     ]
 }
 
-/// Kilobytes for each message by the process's own account; the device's (everybody's, with the journal) in the details.
+/// Kilobytes for each message by the process's own account; the device's (everybody's, with the journal) and the syncs in the details.
 fn written_by(subject: &Subject, folder: &Path, send: impl FnOnce() -> u64) -> (f64, String) {
-    let before = (proc::written_bytes(subject.pid()), proc::device_bytes(folder));
+    let before = (proc::written_bytes(subject.pid()), proc::device_bytes(folder), subject.syncs());
     let messages = send() as f64;
-    let own = (proc::written_bytes(subject.pid()) - before.0) as f64 / messages / 1000.0;
+    let each_kb = |bytes: u64| bytes as f64 / messages / 1000.0;
+    let own = each_kb(proc::written_bytes(subject.pid()) - before.0);
+    let syncs = (subject.syncs() - before.2) as f64 / messages;
+    let device = proc::device_bytes(folder).zip(before.1).map(|(after, before)| each_kb(after - before));
     let device =
-        proc::device_bytes(folder).zip(before.1).map(|(after, before)| (after - before) as f64 / messages / 1000.0);
-    let details = device.map_or_else(String::new, |kilobytes| {
-        format!("{kilobytes:.2} kB at the device, with its journal and all others")
-    });
-    (own, details)
+        device.map_or_else(String::new, |kb| format!("; {kb:.2} kB at the device, with its journal and all others"));
+    (own, format!("{messages} messages, {syncs:.2} syncs each{device}"))
 }
 
 /// Resident memory, and the start with a backlog.

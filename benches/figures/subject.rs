@@ -95,6 +95,16 @@ impl Subject {
         self.child.id()
     }
 
+    /// Syncs of all logs since its start, by its own account (`wardgate status --json`).
+    pub fn syncs(&self) -> u64 {
+        let mut command = Command::new(executable());
+        command.args(["status", "--json", "--socket"]).arg(self.folder.join("control.sock"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        status["logs"].as_array().unwrap().iter().map(|log| log["syncs"].as_u64().unwrap()).sum()
+    }
+
     /// Asks it to stop and waits until it has.
     pub fn stop(mut self) -> Self {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).unwrap());
@@ -137,7 +147,13 @@ impl Drop for Subject {
 }
 
 fn wardgate(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
+    let mut command = Command::new(executable());
     command.current_dir(folder).args(["run", "--config", "gateway.toml"]).env("RUST_LOG", "warn");
     command
+}
+
+/// The executable beside us, built by the same command: `target/release/wardgate` for `target/release/examples/figures`.
+fn executable() -> PathBuf {
+    let ours = std::env::current_exe().unwrap();
+    ours.ancestors().nth(2).unwrap().join("wardgate")
 }

@@ -18,6 +18,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Sources and upstreams do not know each other.
     ("source", &["envelope", "values", "status", "system", "spool", "wire", "telemetry"]),
     ("upstream", &["envelope", "values", "status", "system", "spool", "wire", "route"]),
+    // The other end of the mqtt upstream: it shares its link and its seals, and knows no spool.
+    ("collector", &["values", "status", "system", "wire", "upstream"]),
     // A section lives beside the code that it configures; config puts them together.
     ("config", &["values", "system", "spool", "source", "upstream", "route", "admin", "status"]),
     ("admin", &["config", "values", "envelope", "status", "system", "spool"]),

@@ -3,12 +3,15 @@
 //! Each rule is a function from a file's text to the [`Fault`]s in it, proven on bad snippets in its own file; the tests here
 //! apply it to the repository. A fault names file and line and says what to do.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::process::{succeeds, wardgate};
 use crate::support::tools::repository;
 
+mod documents;
 mod form;
 mod layering;
 mod licences;
@@ -49,6 +52,18 @@ fn hold(folders: &[&str], rule: impl Fn(&str, &str) -> Vec<Fault>) {
         }
     }
     settle(&faults);
+}
+
+/// Files of `src/` that another one declares for tests only.
+fn files_for_tests() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for file in files_below(&repository().join("src")) {
+        let folder = file.parent().unwrap().to_owned();
+        for module in outline::test_modules(&fs::read_to_string(&file).unwrap()) {
+            found.insert(shown(&folder.join(format!("{module}.rs"))));
+        }
+    }
+    found
 }
 
 fn settle(faults: &[Fault]) {
@@ -111,7 +126,8 @@ fn every_function_is_short() {
 
 #[test]
 fn every_panic_outside_tests_says_why_it_cannot_happen() {
-    hold(SHIPPED, words::panic_faults);
+    let tests = files_for_tests();
+    hold(SHIPPED, |file, source| if tests.contains(file) { Vec::new() } else { words::panic_faults(file, source) });
 }
 
 #[test]
@@ -138,6 +154,25 @@ fn no_file_names_a_machine_or_a_package_registry() {
         let ours = !name.ends_with("Cargo.lock") && name != ".git";
         if let (true, Ok(text)) = (ours, fs::read_to_string(&file)) {
             faults.extend(words::place_faults(&name, &text));
+        }
+    }
+    settle(&faults);
+}
+
+#[test]
+fn every_document_names_what_is_there() {
+    let help = succeeds(wardgate().arg("--help"));
+    let below = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let named = below.take_while(|line| !line.trim().is_empty()).filter_map(|line| line.split_whitespace().next());
+    let known: Vec<String> = named.map(str::to_owned).collect();
+    let mut faults = Vec::new();
+    for file in files_below(repository()) {
+        let name = shown(&file);
+        if file.extension().is_some_and(|extension| extension == "md") {
+            let text = fs::read_to_string(&file).unwrap();
+            let beside = file.parent().unwrap().to_owned();
+            faults.extend(documents::link_faults(&name, &text, |path| beside.join(path).exists()));
+            faults.extend(documents::command_faults(&name, &text, &known));
         }
     }
     settle(&faults);

@@ -28,6 +28,17 @@ pub fn lines(source: &str) -> Vec<Line<'_>> {
     read
 }
 
+/// Names of the modules in files of their own that this file declares for tests only (`#[cfg(test)] mod fixtures;`).
+pub fn test_modules(source: &str) -> Vec<String> {
+    let of_test = lines(source).into_iter().filter(|line| line.test);
+    let declared = |code: &str| {
+        let words: Vec<&str> = code.trim().strip_suffix(';')?.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == "mod")?;
+        words.get(at + 1).map(|name| (*name).to_owned())
+    };
+    of_test.filter_map(|line| declared(&line.code)).collect()
+}
+
 /// The index of the line that closes the item which opens at `from`: the item's own line when it ends with a semicolon.
 pub fn closes(lines: &[Line<'_>], from: usize) -> usize {
     let indent = indentation(lines[from].text);
@@ -139,4 +150,10 @@ fn items_for_tests_only_are_known() {
     let marks: Vec<bool> = lines(source).iter().map(|line| line.test).collect();
     assert_eq!(marks, [false, true, true, true, true, false, true, true, true, true]);
     assert!(!lines("#[cfg(test)]\nmod x;\nfn y() {}")[2].test);
+}
+
+#[test]
+fn modules_for_tests_only_are_named() {
+    let source = "mod a;\n#[cfg(test)]\npub(crate) mod b;\nmod c;\n#[cfg(test)]\n#[rustfmt::skip]\nmod d;\n#[cfg(test)]\nmod e {}\n";
+    assert_eq!(test_modules(source), ["b", "d"]);
 }
