@@ -104,7 +104,7 @@ impl Answers {
             match event {
                 Event::Body(piece) => frame.extend_from_slice(piece),
                 Event::End(_) => self.frame(&std::mem::take(frame)),
-                Event::Cut | Event::Oversize => frame.clear(),
+                Event::Cut(_) | Event::Oversize => frame.clear(),
                 Event::Junk(count) => tracing::debug!(count, "the peer sent bytes that belong to no acknowledgement"),
             }
         }

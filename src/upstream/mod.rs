@@ -27,6 +27,9 @@ mod lane;
 mod link;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_flights;
+pub mod mqtt_link;
+pub mod mqtt_session;
 pub mod sealing;
 pub mod url;
 
@@ -39,6 +42,8 @@ pub type Stop = CancellationToken;
 pub enum UpstreamConfig {
     /// HL7 v2 to an engine.
     Mllp(mllp::MllpConfig),
+    /// MQTT 5 to a broker.
+    Mqtt(mqtt::Config),
     /// POST to a server.
     Https(https::HttpsConfig),
     /// Files in a folder.
@@ -50,6 +55,7 @@ impl UpstreamConfig {
     pub fn protocol(&self) -> &'static str {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
+            Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Https(_) => https::Https::PROTOCOL,
             Self::Directory(_) => directory::Directory::PROTOCOL,
         }
@@ -59,6 +65,7 @@ impl UpstreamConfig {
     pub fn endpoint(&self) -> String {
         match self {
             Self::Mllp(config) => config.address.to_string(),
+            Self::Mqtt(config) => config.address.to_string(),
             Self::Https(config) => config.url.to_string(),
             Self::Directory(config) => config.path.display().to_string(),
         }
@@ -68,6 +75,7 @@ impl UpstreamConfig {
     pub async fn forward(self, forwarding: Forwarding, stop: Stop) {
         match self {
             Self::Mllp(config) => forward::<mllp::Mllp>(config, forwarding, stop).await,
+            Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
             Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
             Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
         }
@@ -78,6 +86,7 @@ impl Section for UpstreamConfig {
     fn check(&self, problems: &mut Problems) {
         match self {
             Self::Mllp(config) => config.check(problems),
+            Self::Mqtt(config) => config.check(problems),
             Self::Https(config) => config.check(problems),
             Self::Directory(config) => config.check(problems),
         }
@@ -86,6 +95,7 @@ impl Section for UpstreamConfig {
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         match self {
             Self::Mllp(config) => config.files(visit),
+            Self::Mqtt(config) => config.files(visit),
             Self::Https(config) => config.files(visit),
             Self::Directory(config) => config.files(visit),
         }
@@ -134,6 +144,10 @@ pub trait Upstream: Sized + Send + Sync + 'static {
     fn closed(&self) -> impl Future<Output = String> + Send {
         std::future::pending()
     }
+
+    /// Tells the peer how this box stands, where the protocol has a place for it (MQTT: the retained status topic). Called
+    /// once after each connect and whenever something changed; never blocks, never fails: a lost status is told again by the next connection.
+    fn announce(&self, _status: &crate::status::Status) {}
 
     /// Says goodbye within a short time of its own (MQTT: DISCONNECT, so that no last will is sent).
     fn close(self) -> impl Future<Output = ()> + Send {

@@ -66,6 +66,11 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// A sentence for the log and the sender.
+    pub fn text(self) -> &'static str {
+        self.words().2
+    }
+
     /// Code and name of table 0357, the place (ERR-2) and a sentence. Only letters and spaces: no message's separators.
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
@@ -228,7 +233,7 @@ mod tests {
     use super::*;
 
     fn written(body: &[u8], code: Code, fault: Option<Fault>) -> String {
-        let header = Header::read(body).unwrap_or(Header::none());
+        let header = Header::read(body).unwrap_or_else(|_| Header::none());
         let mut out = Vec::new();
         write(&header, &Answer { code, time: "20260131120000+0000", control_id: "WG7", fault }, &mut out);
         String::from_utf8(out).unwrap()

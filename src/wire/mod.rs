@@ -6,3 +6,8 @@ pub mod ack;
 pub mod answer;
 pub mod hl7;
 pub mod mllp;
+pub mod mqtt;
+pub mod mqtt_label;
+
+#[cfg(test)]
+mod corpus;
