@@ -138,11 +138,9 @@ impl Answers {
             return;
         }
         state.committed = if code == Code::Ca { Some(id.to_owned()) } else { None };
-        if let Some(awaited) = state.awaited.take() {
-            if awaited.answer.send(code).is_err() {
-                // It was given up in this very moment, and the connection with it.
-                tracing::debug!(code = code.as_str(), "an acknowledgement that nobody waits for any more");
-            }
+        if state.awaited.take().is_some_and(|awaited| awaited.answer.send(code).is_err()) {
+            // It was given up in this very moment, and the connection with it.
+            tracing::debug!(code = code.as_str(), "an acknowledgement that nobody waits for any more");
         }
     }
 
