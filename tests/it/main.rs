@@ -12,4 +12,5 @@ mod control;
 mod demo_broker;
 mod mqtt;
 mod peers;
+mod probe;
 mod support;
