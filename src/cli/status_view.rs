@@ -246,7 +246,7 @@ clinical  [....................]   0 %  64.0 MiB  8.0 GiB         4  3.0 GiB  9 
             assert!(words.contains(&wanted), "{wanted} is not whole in:\n{text}");
         }
         assert!(text.find("! lab (source-down)").unwrap() < text.find("SOURCE ").unwrap(), "{text}");
-        assert!(text.contains("DOWN: connec"), "{text}");
+        assert!(text.contains("DOWN: connection"), "{text}");
     }
 
     #[test]
