@@ -359,6 +359,11 @@ fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err = ValueError>>(deserializer:
         fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
             text.parse().map_err(E::custom)
         }
+
+        // A bare number is a text without its quotes: a size is meant, or the words for the missing unit are wanted.
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
     }
     deserializer.deserialize_str(Text(PhantomData))
 }

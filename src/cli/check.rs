@@ -64,7 +64,7 @@ fn counted(count: usize, what: &str) -> String {
 /// What the configuration sets up, in words.
 fn summary<S, U>(config: &Config<S, U>) -> String {
     let Config { gateway, spool, sources, upstreams, routes, .. } = config;
-    let mut text = format!("gateway {} at {}, spool in {}\n", gateway.name, gateway.site, spool.config.path.display());
+    let mut text = format!("gateway {} at {}, spool in {}\n", gateway.name, gateway.site, spool.path.display());
     text.push_str(&sources_in_words(sources, |name| {
         let targets: Vec<String> = route::targets(routes, name).iter().map(Name::to_string).collect();
         targets.join(", ")
@@ -82,4 +82,50 @@ fn summary<S, U>(config: &Config<S, U>) -> String {
 
 fn sources_in_words<S>(sources: &BTreeMap<Name, Part<S>>, targets: impl Fn(&Name) -> String) -> String {
     sources.iter().map(|(name, part)| format!("source {name}: {}, goes to {}\n", part.title, targets(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const GOOD: &str = "[gateway]\nname = \"box\"\nsite = \"here\"\n[spool]\npath = \"spool\"\nkey = \"dev.key\"\n\
+                        [source.a.mllp]\nlisten = \"127.0.0.1:2575\"\n[upstream.b.mllp]\naddress = \"b:1\"\nplain = true\n\
+                        [upstream.c]\nretired = \"dead-letter\"\n[[route]]\nfrom = [\"a\"]\nto = [\"b\"]\n";
+
+    fn checked(text: &str) -> Result<(), Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gateway.toml");
+        fs::write(&file, text).unwrap();
+        run(&CheckArgs { file })
+    }
+
+    #[test]
+    fn a_bad_file_ends_with_78_and_a_good_one_with_0() {
+        checked(GOOD).unwrap();
+        let failure = checked(&GOOD.replace("plain", "plane")).unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        assert!(
+            failure.to_string().ends_with("gateway.toml can't be used: it has 1 problem, shown above"),
+            "{failure}"
+        );
+        let failure = run(&CheckArgs { file: "/nonexistent.toml".into() }).unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        assert_eq!(failure.to_string(), "/nonexistent.toml: there is no such file: check the path");
+    }
+
+    #[test]
+    fn the_summary_says_what_goes_where() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gateway.toml");
+        fs::write(&file, GOOD).unwrap();
+        let Loaded { config, .. } = config::load::<SourceConfig, UpstreamConfig>(&file).unwrap();
+        let expected = format!(
+            "gateway box at here, spool in {}\nsource a: mllp 127.0.0.1:2575, goes to b\nupstream b: mllp b:1\n\
+             upstream c: retired: what waits for it becomes dead letters\n",
+            folder.path().join("spool").display()
+        );
+        assert_eq!(summary(&config), expected);
+    }
 }

@@ -117,6 +117,8 @@ struct Batch {
     staged: Vec<Staged>,
     complete: Vec<String>,
     ids: HashSet<String>,
+    /// Journal lines of messages whose files are there already.
+    lines: String,
 }
 
 /// A whole message that waits for its name.
@@ -175,7 +177,7 @@ impl Store {
             return Ok(refused(PubackReasonCode::TopicNameInvalid, reason));
         };
         let receipt = label.sha256.clone().map(|sha256| (place.receipt(), Received { id: label.id.clone(), sha256 }));
-        let known = self.known.has(&label.id) || batch.ids.contains(&label.id) || self.lies_there(&place, &label);
+        let known = self.known.has(&label.id) || batch.ids.contains(&label.id) || self.find(batch, &place, &label)?;
         let verdict = match (&label.part, known) {
             (None, true) => Verdict::Repeat,
             (Some(part), true) if part.part == part.parts => Verdict::Repeat,
@@ -186,6 +188,7 @@ impl Store {
         Ok(Outcome { packet_id, receipt, verdict })
     }
 
+    /// Takes a message, or a part of one.
     fn add(&mut self, batch: &mut Batch, place: &Place, label: &Label, bytes: &[u8]) -> io::Result<Verdict> {
         let Some(part) = &label.part else {
             return self.stage(batch, place, label, bytes);
@@ -238,7 +241,7 @@ impl Store {
 
     /// Bodies, names, journal: each synced before the next is begun.
     fn commit(&mut self, batch: Batch) -> io::Result<()> {
-        if batch.fresh.is_empty() {
+        if batch.fresh.is_empty() && batch.lines.is_empty() {
             return Ok(());
         }
         match batch.fresh.len() <= SINGLE_SYNCS_MAX {
@@ -254,8 +257,9 @@ impl Store {
             fs::rename(&staged.temporary, &staged.place)?;
         }
         folders.iter().try_for_each(|folder| sync_folder(folder))?;
-        if !batch.staged.is_empty() {
-            let lines: String = batch.staged.iter().map(|staged| staged.line.as_str()).collect();
+        let lines: String =
+            batch.staged.iter().map(|staged| staged.line.as_str()).chain([batch.lines.as_str()]).collect();
+        if !lines.is_empty() {
             self.journal.write_all(lines.as_bytes())?;
             self.journal.sync_data()?;
         }
@@ -272,10 +276,21 @@ impl Store {
         Ok(())
     }
 
-    /// Its file is there though the journal does not know it (any more).
-    fn lies_there(&self, place: &Place, label: &Label) -> bool {
-        let folder = self.folder.join(place.folder());
-        [true, false].into_iter().any(|opened| folder.join(file_name(label, opened)).exists())
+    /// Whether its file is there though the journal does not know it: a run was cut off between the two. It gets its line.
+    fn find(&self, batch: &mut Batch, place: &Place, label: &Label) -> io::Result<bool> {
+        for opened in [true, false] {
+            let name = file_name(label, opened);
+            let file = match File::open(self.folder.join(place.folder()).join(&name)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let (length, digest) = copy(file, &mut io::sink())?;
+            batch.lines.push_str(&place.journal_line(label, &name, (length, &digest), opened));
+            batch.ids.insert(label.id.clone());
+            return Ok(true);
+        }
+        Ok(false)
     }
 }
 
@@ -455,7 +470,7 @@ impl<R: Read> Read for Genuine<R> {
     }
 }
 
-fn copy(mut from: impl Read, to: &mut File) -> io::Result<(u64, String)> {
+fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<(u64, String)> {
     let (mut length, mut sum) = (0, digest::Context::new(&digest::SHA256));
     let mut buffer = vec![0; COPY_BYTES];
     loop {
@@ -466,4 +481,103 @@ fn copy(mut from: impl Read, to: &mut File) -> io::Result<(u64, String)> {
         length += bytes.len() as u64;
     }
     Ok((length, data_encoding::HEXLOWER.encode(sum.finish().as_ref())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::mqtt_label::Part;
+
+    const TOPIC: &str = "wardgate/st-marys/icu-3/monitors/clinical";
+
+    fn incoming(id: u8, bytes: &[u8], sha256: Option<&[u8]>, part: Option<(&str, u32, u32)>) -> Incoming {
+        let sum = |bytes| data_encoding::HEXLOWER.encode(digest::digest(&digest::SHA256, bytes).as_ref());
+        let label = Label {
+            id: format!("{id:032x}"),
+            source: "monitors".into(),
+            protocol: "mllp".into(),
+            received: "2026-01-02T03:04:05Z".into(),
+            sha256: sha256.map(sum),
+            sealed: false,
+            flags: None,
+            content_type: "application/hl7-v2; charset=utf-8".into(),
+            part: part.map(|(transfer, part, parts)| Part { transfer: transfer.into(), part, parts }),
+        };
+        let payload = ArcPayload::new(bytes.into(), 0, bytes.len());
+        Incoming { topic: TOPIC.into(), packet_id: Some(1), label: Ok(label), payload }
+    }
+
+    fn file(folder: &Path, id: u8) -> PathBuf {
+        folder.join(format!("st-marys/icu-3/monitors/20260102T030405.000000Z-{id:032x}.hl7"))
+    }
+
+    fn journal(folder: &Path) -> usize {
+        fs::read_to_string(folder.join(JOURNAL)).unwrap().lines().filter(|line| !line.is_empty()).count()
+    }
+
+    #[test]
+    fn a_transfer_that_a_restart_interrupted_is_completed_by_its_last_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = Some(&b"abc"[..]);
+        let mut store = Store::open(folder.path(), None).unwrap();
+        let first = [incoming(1, b"a", None, Some(("t", 1, 3))), incoming(1, b"b", None, Some(("t", 2, 3)))];
+        let outcomes = store.take(first.into()).unwrap();
+        assert!(outcomes.iter().all(|outcome| outcome.verdict == Verdict::Part && outcome.receipt.is_none()));
+        drop(store);
+        let mut store = Store::open(folder.path(), None).unwrap();
+        // The broker sends what we had not acknowledged again.
+        let rest = [incoming(1, b"b", None, Some(("t", 2, 3))), incoming(1, b"c", whole, Some(("t", 3, 3)))];
+        let outcomes = store.take(rest.into()).unwrap();
+        assert_eq!(outcomes[1].verdict, Verdict::Stored { bytes: 3 });
+        assert_eq!(outcomes[1].receipt.as_ref().unwrap().0, "wardgate/st-marys/icu-3/receipt");
+        assert_eq!(fs::read(file(folder.path(), 1)).unwrap(), b"abc");
+        assert_eq!(fs::read_dir(folder.path().join(".incoming")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_second_copy_is_receipted_again_and_not_stored_again_even_in_the_same_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), None).unwrap();
+        let copies = [incoming(1, b"x", Some(b"x"), None), incoming(1, b"x", Some(b"x"), None)];
+        let outcomes = store.take(copies.into()).unwrap();
+        assert_eq!(outcomes[1].verdict, Verdict::Repeat);
+        assert_eq!(outcomes[0].receipt, outcomes[1].receipt);
+        assert_eq!(journal(folder.path()), 1);
+    }
+
+    #[test]
+    fn a_transfer_with_the_wrong_digest_is_refused_and_sent_anew_it_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), None).unwrap();
+        let wrong = [incoming(1, b"a", None, Some(("t", 1, 2))), incoming(1, b"X", Some(b"ab"), Some(("t", 2, 2)))];
+        let outcomes = store.take(wrong.into()).unwrap();
+        assert!(matches!(outcomes[1].verdict, Verdict::Refused { code: PubackReasonCode::PayloadFormatInvalid, .. }));
+        let again = [incoming(1, b"a", None, Some(("u", 1, 2))), incoming(1, b"b", Some(b"ab"), Some(("u", 2, 2)))];
+        assert_eq!(store.take(again.into()).unwrap()[1].verdict, Verdict::Stored { bytes: 2 });
+    }
+
+    #[test]
+    fn a_run_that_was_cut_off_between_file_and_journal_is_made_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), None).unwrap();
+        store.take(vec![incoming(1, b"one", Some(b"one"), None), incoming(2, b"two", Some(b"two"), None)]).unwrap();
+        drop(store);
+        let path = folder.path().join(JOURNAL);
+        let lines = fs::read(&path).unwrap();
+        fs::write(&path, &lines[..lines.len() - 20]).unwrap();
+        let mut store = Store::open(folder.path(), None).unwrap();
+        let outcomes =
+            store.take(vec![incoming(1, b"one", Some(b"one"), None), incoming(2, b"two", Some(b"two"), None)]);
+        assert!(outcomes.unwrap().iter().all(|outcome| outcome.verdict == Verdict::Repeat));
+        let last = fs::read_to_string(&path).unwrap().lines().last().unwrap().to_owned();
+        let last: serde_json::Value = serde_json::from_str(&last).unwrap();
+        assert_eq!((last["id"].as_str(), last["bytes"].as_u64()), (Some(format!("{:032x}", 2).as_str()), Some(3)));
+    }
+
+    #[test]
+    fn two_collectors_do_not_share_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = Store::open(folder.path(), None).unwrap();
+        assert!(Store::open(folder.path(), None).is_err());
+    }
 }

@@ -12,7 +12,7 @@ use super::document::Document;
 use super::report::nearest;
 use crate::route::RouteConfig;
 use crate::spool::SpoolConfig;
-use crate::system::disk;
+use crate::system::{credentials, disk};
 use crate::values::{ByteSize, Listen, Problems};
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
@@ -32,6 +32,9 @@ pub fn check(
     check_addresses(document, &sources, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
+        if let Some(exposed) = credentials::exposure(&spool.key) {
+            problems.under("spool", |problems| problems.warn("key", exposed));
+        }
     }
 }
 
@@ -92,11 +95,18 @@ fn check_reach(
     upstreams: &[String],
     problems: &mut Problems,
 ) {
-    let used = |name: &str, from: bool| {
-        routes.iter().any(|route| if from { &route.from } else { &route.to }.iter().any(|used| used.as_str() == name))
+    // A mistyped name is a problem of its own, and must not make the one that was meant look forgotten.
+    let meant = |known: &[String], name: &str| {
+        let is_known = known.iter().any(|known| known == name);
+        let near = if is_known { None } else { nearest(name, known.iter().map(String::as_str)) };
+        near.unwrap_or(name).to_owned()
     };
+    let from: Vec<String> =
+        routes.iter().flat_map(|route| &route.from).map(|name| meant(sources, name.as_str())).collect();
+    let to: Vec<String> =
+        routes.iter().flat_map(|route| &route.to).map(|name| meant(upstreams, name.as_str())).collect();
     problems.under("source", |problems| {
-        for name in sources.iter().filter(|name| !used(name, true)) {
+        for name in sources.iter().filter(|name| !from.contains(name)) {
             problems.error(
                 name,
                 format!("nobody gets what \"{name}\" receives: add [[route]] with from = [\"{name}\"] and to = [...]"),
@@ -104,7 +114,7 @@ fn check_reach(
         }
     });
     problems.under("upstream", |problems| {
-        for name in upstreams.iter().filter(|name| !used(name, false) && !is_retired(document, name)) {
+        for name in upstreams.iter().filter(|name| !to.contains(name) && !is_retired(document, name)) {
             problems.warn(name, format!("nothing is routed to \"{name}\": name it in the to of a [[route]]"));
         }
     });

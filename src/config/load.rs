@@ -183,8 +183,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let Loaded { config, report } = load_in(folder.path(), &format!("{HEAD}{GOOD}")).unwrap();
         assert_eq!(report.findings(), []);
-        assert_eq!(config.spool.config.path, folder.path().join("spool"));
-        assert_eq!(config.spool.config.key, SecretRef::File(folder.path().join("dev.key")));
+        assert_eq!(config.spool.path, folder.path().join("spool"));
+        assert_eq!(config.spool.key, SecretRef::File(folder.path().join("dev.key")));
         assert_eq!(config.sources[&"a".parse().unwrap()].title, "mllp 127.0.0.1:2575");
         let upstream = config.upstreams[&"b".parse().unwrap()].clone();
         assert!(upstream.is_active());
@@ -243,16 +243,16 @@ mod tests {
     fn routes_that_lead_nowhere_are_named_with_the_nearest_name() {
         let all = found(
             "[source.monitors.mllp]\nlisten = \"127.0.0.1:1\"\n[source.lab.mllp]\nlisten = \"127.0.0.1:2\"\n\
-             [upstream.engine.mllp]\naddress = \"b:1\"\n[upstream.spare.mllp]\naddress = \"b:2\"\n\
+             [source.ct.mllp]\nlisten = \"127.0.0.1:3\"\n[upstream.engine.mllp]\naddress = \"b:1\"\n[upstream.spare.mllp]\naddress = \"b:2\"\n\
              [[route]]\nfrom = [\"monitor\", \"lab\"]\nto = [\"engine\", \"archive\"]\n",
         );
         assert_eq!(
             all,
             [
-                "1:9: nobody gets what \"monitors\" receives: add [[route]] with from = [\"monitors\"] and to = [...]",
-                "7:11: warning: nothing is routed to \"spare\": name it in the to of a [[route]]",
-                "10:9: there is no source \"monitor\": did you mean \"monitors\"?",
-                "11:17: there is no upstream \"archive\": add [upstream.archive.<protocol>], or take it out of the route",
+                "5:9: nobody gets what \"ct\" receives: add [[route]] with from = [\"ct\"] and to = [...]",
+                "9:11: warning: nothing is routed to \"spare\": name it in the to of a [[route]]",
+                "12:9: there is no source \"monitor\": did you mean \"monitors\"?",
+                "13:17: there is no upstream \"archive\": add [upstream.archive.<protocol>], or take it out of the route",
             ]
         );
     }
@@ -299,6 +299,19 @@ mod tests {
         fs::write(folder.path().join("x"), b"a = 1\nb = \"\xff\"").unwrap();
         let binary = load::<AnySource, AnyUpstream>(&folder.path().join("x")).unwrap_err().to_string();
         assert!(binary.ends_with("line 2 is not UTF-8: save the file as UTF-8 text"), "{binary}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_damaged_file_is_answered_and_never_crashes_the_loader(cut in 0usize..400, length in 0usize..40, noise in ".{0,6}") {
+            let mut text: Vec<char> = format!("{HEAD}{GOOD}").chars().collect();
+            let (start, end) = (cut.min(text.len()), (cut + length).min(text.len()));
+            text.splice(start..end, noise.chars());
+            let text: String = text.into_iter().collect();
+            if let Err(error) = load_text(&text) {
+                proptest::prop_assert!(!error.to_string().is_empty());
+            }
+        }
     }
 
     #[test]

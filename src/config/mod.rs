@@ -44,6 +44,8 @@ mod files;
 pub mod load;
 mod parts;
 pub mod report;
+#[cfg(test)]
+mod shipped;
 
 pub use load::{LoadError, Loaded, load};
 pub use report::Report;
@@ -58,8 +60,8 @@ impl<T: Section + DeserializeOwned + Clone + PartialEq> Readable for T {}
 pub struct Config<S, U> {
     /// `[gateway]`.
     pub gateway: GatewayConfig,
-    /// `[spool]`.
-    pub spool: Part<SpoolConfig>,
+    /// `[spool]`. Without a digest of its key: the key may be made at the first start, and is read only when one starts.
+    pub spool: SpoolConfig,
     /// `[source.<name>.<protocol>]`.
     pub sources: BTreeMap<Name, Part<S>>,
     /// `[upstream.<name>.<protocol>]`.

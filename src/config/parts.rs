@@ -52,12 +52,12 @@ impl<'t> Loader<'_, 't> {
     fn config<S: Readable, U: Readable>(mut self) -> Option<Config<S, U>> {
         self.reject_unknown_tables();
         let gateway = self.required::<GatewayConfig>("gateway", "add it, with name and site");
-        let spool = self.required::<SpoolConfig>("spool", "add it, with path and key").map(|part| self.placed(part));
+        let spool = self.required::<SpoolConfig>("spool", "add it, with path and key");
         let sources = self.sources();
         let upstreams = self.upstreams();
         let routes = self.routes();
-        let spool_config = spool.as_ref().map(|part| &part.config);
-        cross::check(&self.document, routes.as_deref(), spool_config, &mut self.problems);
+        let spool = spool.map(|part| self.placed(part.config));
+        cross::check(&self.document, routes.as_deref(), spool.as_ref(), &mut self.problems);
         for problem in self.problems.into_found() {
             let place = self.document.place(&problem.path);
             self.report.note(self.document.text, place, problem.text, problem.warning);
@@ -98,9 +98,8 @@ impl<'t> Loader<'_, 't> {
     }
 
     /// The spool's folder counts from the configuration file's as well.
-    fn placed(&self, mut part: Part<SpoolConfig>) -> Part<SpoolConfig> {
-        part.config.path = self.folder.join(&part.config.path);
-        part
+    fn placed(&self, config: SpoolConfig) -> SpoolConfig {
+        SpoolConfig { path: self.folder.join(&config.path), ..config }
     }
 
     fn sources<S: Readable>(&mut self) -> Option<BTreeMap<Name, Part<S>>> {
@@ -157,7 +156,11 @@ impl<'t> Loader<'_, 't> {
         };
         let text = |key: &&str| Some(self.document.value(&[kind, name, protocol, key])?.get_ref().as_str()?.to_owned());
         let endpoint = ENDPOINTS.iter().find_map(text);
-        let title = endpoint.map_or_else(|| protocol.clone(), |endpoint| format!("{protocol} {endpoint}"));
+        let title = match endpoint {
+            None => protocol.clone(),
+            Some(endpoint) if endpoint.starts_with(&format!("{protocol}://")) => endpoint,
+            Some(endpoint) => format!("{protocol} {endpoint}"),
+        };
         self.part(&[kind, name, protocol], title, value)
     }
 

@@ -61,6 +61,7 @@ struct Door {
     strangers: Seldom,
     handshakes: Seldom,
     full: Seldom,
+    exhausted: Seldom,
 }
 
 impl Listener {
@@ -78,7 +79,7 @@ impl Listener {
         let (socket, endpoint) = bound.await.map_err(|error| explain_bind(listen, &error))?;
         let permits = Arc::new(Semaphore::new(rules.connections));
         let quiet = Seldom::default;
-        let door = Door { rules, tls, strangers: quiet(), handshakes: quiet(), full: quiet() };
+        let door = Door { rules, tls, strangers: quiet(), handshakes: quiet(), full: quiet(), exhausted: quiet() };
         Ok(Self { socket: Some(socket), endpoint, door: Arc::new(door), permits })
     }
 
@@ -128,7 +129,9 @@ impl Listener {
                 Err(error) => match severity(&error) {
                     Severity::Passing => {}
                     Severity::Exhausted => {
-                        tracing::warn!(endpoint = %self.endpoint, %error, "no connection can be accepted just now");
+                        if let Some(unsaid) = self.door.exhausted.speak() {
+                            tracing::warn!(endpoint = %self.endpoint, %error, unsaid, "no connection can be accepted now");
+                        }
                         sleep(EXHAUSTED_PAUSE).await;
                     }
                     Severity::Broken => break Err(SourceError::Broken(format!("the listener broke: {error}"))),

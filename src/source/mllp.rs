@@ -194,7 +194,8 @@ mod tests {
         config.clone().files(&mut |file| files.push(file.to_string()));
         assert_eq!(files.len(), 3);
         assert!(parsed("listen = \"127.0.0.1:1\"\nalow = []").is_err());
-        assert!(parsed("listen = \"127.0.0.1:1\"\nack = \"accept\"").is_err());
+        assert_eq!(parsed("listen = \"127.0.0.1:1\"\nack = \"application\"").unwrap().ack, Mode::Original);
+        assert!(parsed("listen = \"127.0.0.1:1\"\nack = \"always\"").is_err());
     }
 
     #[test]

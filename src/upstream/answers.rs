@@ -3,7 +3,8 @@
 //! At most one message is awaited at a time. An acknowledgement counts only when its MSA-2 is that message's MSH-10, byte for byte; what is
 //! late, foreign or no acknowledgement at all is thrown away and told to the log without content. In enhanced mode the application's
 //! own answer (AA, AE, AR) may follow an accept (CA) at any time in a frame of its own; since devices use the same MSH-10 again and again,
-//! it must not be taken for the answer to the next message.
+//! it must not be taken for the answer to the next message. A peer that mixes both modes and whose senders repeat an id costs a time-out
+//! and a new connection, never a false receipt.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::system::stream;
+use crate::system::fault;
 use crate::wire::ack::{ACKNOWLEDGEMENT_BYTES_MAX, Acknowledgement, Code};
 use crate::wire::mllp::{Decoder, Event};
 
@@ -151,7 +152,7 @@ impl Answers {
 }
 
 fn broken(error: &io::Error) -> String {
-    format!("the connection broke: {}", stream::in_words(error))
+    format!("the connection broke: {}", fault::in_words(error))
 }
 
 #[cfg(test)]

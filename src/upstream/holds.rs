@@ -1,7 +1,7 @@
-//! What a person sees and decides about lanes that do not move: the reason, and whether to try again or to set the message aside.
+//! Which lanes of an upstream wait for a person, and what the person decided.
 //!
-//! A lane never waits in silence: whatever keeps its first message from being delivered stands here until it was
-//! delivered or buried. Reasons hold no patient data.
+//! Why a lane stands still is shown by the spool with the lane itself; here is only the way back: "try again" or "set the message
+//! aside". A decision is taken once.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,74 +19,53 @@ pub enum Decision {
     DeadLetter,
 }
 
-/// The lanes of one upstream that do not move, by source. Shared by the forwarder, the status and the admin side.
+/// The lanes of one upstream that wait for a person, by source. Shared by the forwarder and the admin side.
 #[derive(Default)]
 pub struct Holds {
-    lanes: Mutex<BTreeMap<Name, Hold>>,
+    lanes: Mutex<BTreeMap<Name, Option<Decision>>>,
     decided: Notify,
 }
 
-struct Hold {
-    reason: String,
-    for_a_person: bool,
-    decision: Option<Decision>,
-}
-
 impl Holds {
-    /// Why the lane from `source` does not move, if it does not.
-    pub fn reason(&self, source: &Name) -> Option<String> {
-        self.locked().get(source).map(|hold| hold.reason.clone())
-    }
-
-    /// Decides about a lane that waits for a person; false when it does not (any more).
+    /// Decides about the lane from `source`; false when it does not wait for a person (any more).
     pub fn decide(&self, source: &Name, decision: Decision) -> bool {
         let mut lanes = self.locked();
-        let Some(hold) = lanes.get_mut(source).filter(|hold| hold.for_a_person) else {
-            return false;
-        };
-        hold.decision = Some(decision);
+        let Some(hold) = lanes.get_mut(source) else { return false };
+        *hold = Some(decision);
         self.decided.notify_waiters();
         true
     }
 
-    /// The lane waits and will go on by itself.
-    pub(super) fn waits(&self, source: &Name, reason: String) {
-        let hold = Hold { reason, for_a_person: false, decision: None };
-        self.locked().insert(source.clone(), hold);
-    }
-
-    /// The lane waits for a person's decision; a decision that is already there is kept.
-    pub(super) async fn wait_for_a_person(&self, source: &Name, reason: &str) -> Decision {
+    /// Waits for a person's decision about the lane from `source`. Cancelling ends the hold.
+    pub(super) async fn decision(&self, source: &Name) -> Decision {
+        self.locked().entry(source.clone()).or_default();
+        let _held = Held { holds: self, source };
         loop {
             // Registered before the look, so that a decision between look and wait is not missed.
             let mut decided = std::pin::pin!(self.decided.notified());
             decided.as_mut().enable();
-            if let Some(decision) = self.look(source, reason) {
-                return decision;
-            }
-            decided.await;
-        }
-    }
-
-    /// The lane moves.
-    pub(super) fn moves(&self, source: &Name) {
-        self.locked().remove(source);
-    }
-
-    fn look(&self, source: &Name, reason: &str) -> Option<Decision> {
-        let mut lanes = self.locked();
-        match lanes.get_mut(source).filter(|hold| hold.for_a_person) {
-            Some(hold) => hold.decision.take(),
-            None => {
-                let hold = Hold { reason: reason.to_owned(), for_a_person: true, decision: None };
-                lanes.insert(source.clone(), hold);
-                None
+            let decision = self.locked().get_mut(source).and_then(Option::take);
+            match decision {
+                Some(decision) => return decision,
+                None => decided.await,
             }
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, BTreeMap<Name, Hold>> {
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<Name, Option<Decision>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A lane is held as long as this lives.
+struct Held<'a> {
+    holds: &'a Holds,
+    source: &'a Name,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.holds.locked().remove(self.source);
     }
 }
 
@@ -101,12 +80,12 @@ mod tests {
         assert!(!holds.decide(&source, Decision::Retry), "nothing is held");
         let waiting = tokio::spawn({
             let (holds, source) = (Arc::clone(&holds), source.clone());
-            async move { holds.wait_for_a_person(&source, "AE").await }
+            async move { holds.decision(&source).await }
         });
-        while holds.reason(&source).is_none() {
+        while !holds.decide(&source, Decision::DeadLetter) {
             tokio::task::yield_now().await;
         }
-        assert!(holds.decide(&source, Decision::DeadLetter));
         assert_eq!(waiting.await.unwrap(), Decision::DeadLetter);
+        assert!(!holds.decide(&source, Decision::Retry), "it is decided");
     }
 }

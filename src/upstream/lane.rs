@@ -14,11 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::holds::{Decision, Holds};
 use super::{Delivery, Receipt, SendError, Stop, Upstream, WhenRefused};
-use crate::envelope::{Envelope, MessageId};
+use crate::envelope::MessageId;
 use crate::spool::{CommitError, Entry, Lane, Place, Spool};
 use crate::status::UpstreamCounters;
 use crate::system::backoff::Backoff;
-use crate::values::Name;
 
 /// How often an answer that blames the message is taken for passing.
 pub const REFUSALS_MAX: u32 = 10;
@@ -49,24 +48,34 @@ pub(super) struct LaneRun {
     trouble: Option<Trouble>,
     /// The last entry that was sent at all: an entry up to it is sent again.
     sent: Option<Place>,
-    /// The last entry that the cursor was moved over.
-    passed: Option<Place>,
+    /// Nothing was read since the lane went back to its cursor: the first entry is not in hand.
+    rewound: bool,
 }
 
 /// A message on its way.
 struct Flight {
     place: Place,
-    id: Option<MessageId>,
+    id: MessageId,
     bytes: u64,
     delivery: Delivery,
-    /// Its fate was known at once: nothing after it is sent.
-    failed: bool,
+    fate: Fate,
+}
+
+/// What is known about a message beside its delivery.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is on its way.
+    Open,
+    /// It failed at once: nothing after it is sent before its turn has come.
+    Failed,
+    /// The same, and no upstream will ever get it: it can't be read back.
+    Damaged,
 }
 
 /// Why the first message of the lane has not passed.
 struct Trouble {
     place: Place,
-    id: Option<MessageId>,
+    id: MessageId,
     reason: String,
     refusals: u32,
     paused: Duration,
@@ -91,7 +100,7 @@ enum Turn {
 
 impl LaneRun {
     pub(super) fn new(lane: Lane, shared: Shared) -> Self {
-        Self { lane, shared, backoff: pauses(), window: VecDeque::new(), trouble: None, sent: None, passed: None }
+        Self { lane, shared, backoff: pauses(), window: VecDeque::new(), trouble: None, sent: None, rewound: false }
     }
 
     /// Works until the connection is lost or `stop`; on `stop`, what is on its way is waited for. `Some`: this lane found the
@@ -151,7 +160,7 @@ impl LaneRun {
 
     fn has_room(&self, window: usize) -> bool {
         let window = if self.trouble.is_some() { 1 } else { window.max(1) };
-        self.window.len() < window && self.window.back().is_none_or(|flight| !flight.failed)
+        self.window.len() < window && self.window.back().is_none_or(|flight| flight.fate == Fate::Open)
     }
 
     /// The front of the window has its answer.
@@ -170,14 +179,12 @@ impl LaneRun {
     }
 
     async fn send<U: Upstream>(&mut self, upstream: &U, entry: Entry) -> Option<Turn> {
-        let place = entry.place;
-        if self.passed.is_some_and(|passed| place <= passed) {
-            return None;
-        }
-        let envelope = match entry.content {
+        self.rewound = false;
+        let Entry { place, id, content } = entry;
+        let envelope = match content {
             Ok(envelope) => envelope,
             Err(damage) => {
-                self.window.push_back(Flight::damaged(place, damage.to_string()));
+                self.window.push_back(Flight::damaged(place, id, damage.to_string()));
                 return None;
             }
         };
@@ -185,12 +192,13 @@ impl LaneRun {
             self.shared.counters.retried.one();
         }
         self.sent = self.sent.max(Some(place));
-        match upstream.send(&envelope).await {
+        let (delivery, fate) = match upstream.send(&envelope).await {
             Err(SendError::Disconnected { cause }) => return Some(Turn::Lost(cause)),
-            Ok(delivery) => self.window.push_back(Flight::new(place, &envelope, delivery, false)),
+            Ok(delivery) => (delivery, Fate::Open),
             // Those before it are still on their way: its turn comes when it is at the front.
-            Err(error) => self.window.push_back(Flight::new(place, &envelope, Delivery::failed(error), true)),
-        }
+            Err(error) => (Delivery::failed(error), Fate::Failed),
+        };
+        self.window.push_back(Flight { place, id, bytes: envelope.body.len(), delivery, fate });
         None
     }
 
@@ -200,16 +208,15 @@ impl LaneRun {
         counters.delivered.one();
         counters.delivered_bytes.add(flight.bytes);
         counters.last_receipt_ms.set(i64::try_from(self.shared.spool.now().uptime_ms).unwrap_or(i64::MAX));
-        tracing::debug!(upstream = %self.lane.upstream(), id = %shown(flight.id), code = receipt.code, "delivered");
+        tracing::debug!(upstream = %self.lane.upstream(), id = %flight.id, code = receipt.code, "delivered");
     }
 
     /// The cursor moves over `place`; whatever troubled it is over.
     fn pass(&mut self, place: Place) {
         self.lane.advance(place);
-        self.passed = Some(place);
         if self.trouble.take().is_some() {
             self.backoff = pauses();
-            self.shared.holds.moves(self.lane.source());
+            self.lane.hold(None);
         }
     }
 
@@ -230,17 +237,13 @@ impl LaneRun {
             SendError::Refused { reason } => self.refused(&mut trouble, reason),
             SendError::Rejected { reason } => {
                 (trouble.reason, trouble.refusals) = (reason, trouble.refusals + 1);
-                if flight.id.is_none() { Next::Bury(Instant::now()) } else { self.give_up() }
+                if flight.fate == Fate::Damaged { Next::Bury(Instant::now()) } else { self.give_up() }
             }
         };
+        self.lane.hold(Some(trouble.reason.clone()));
         // A message that is set aside leaves those behind it on their way; else they come again after it.
-        match trouble.next {
-            Next::Pause(_) => {
-                self.shared.holds.waits(self.lane.source(), trouble.reason.clone());
-                self.rewind();
-            }
-            Next::Bury(_) => {}
-            Next::Hold | Next::Send => self.rewind(),
+        if !matches!(trouble.next, Next::Bury(_)) {
+            self.rewind();
         }
         self.trouble = Some(trouble);
     }
@@ -248,7 +251,7 @@ impl LaneRun {
     fn refused(&mut self, trouble: &mut Trouble, reason: String) -> Next {
         (trouble.reason, trouble.refusals) = (reason, trouble.refusals + 1);
         tracing::warn!(
-            upstream = %self.lane.upstream(), source = %self.lane.source(), id = %shown(trouble.id),
+            upstream = %self.lane.upstream(), source = %self.lane.source(), id = %trouble.id,
             attempt = trouble.refusals, reason = trouble.reason, "refused"
         );
         if trouble.refusals >= REFUSALS_MAX || trouble.paused >= REFUSED_FOR_MAX {
@@ -268,32 +271,31 @@ impl LaneRun {
 
     /// Waits until the first message may be sent (again) or was set aside; false when there is no point any more.
     async fn settle(&mut self, lost: &CancellationToken, stop: &Stop) -> bool {
-        loop {
-            if lost.is_cancelled() || stop.is_cancelled() && self.window.is_empty() {
-                return false;
+        while let Some(trouble) = &mut self.trouble {
+            if matches!(trouble.next, Next::Send) {
+                break;
             }
-            let Some(trouble) = &mut self.trouble else { return true };
-            let until = match trouble.next {
-                Next::Send => return true,
-                Next::Pause(until) | Next::Bury(until) => Some(until),
-                Next::Hold => None,
-            };
             let waited = tokio::select! {
                 biased;
                 () = lost.cancelled() => return false,
                 () = stop.cancelled() => return false,
-                decision = wait(until, &self.shared.holds, self.lane.source(), &trouble.reason) => decision,
+                waited = wait(trouble.next, &mut self.lane, self.rewound, &self.shared.holds) => waited,
             };
-            match (trouble.next, waited) {
-                (Next::Bury(_), _) => self.bury().await,
-                (Next::Hold, Some(Decision::DeadLetter)) => trouble.next = Next::Bury(Instant::now()),
-                (Next::Hold, _) => {
+            match waited {
+                Waited::Over => trouble.next = Next::Send,
+                Waited::Decided(Decision::DeadLetter) => trouble.next = Next::Bury(Instant::now()),
+                Waited::Decided(Decision::Retry) => {
                     (trouble.next, trouble.refusals, trouble.paused) = (Next::Send, 0, Duration::ZERO);
-                    self.shared.holds.moves(self.lane.source());
                 }
-                (Next::Pause(_) | Next::Send, _) => trouble.next = Next::Send,
+                Waited::InHand(place) => {
+                    let same = place.is_none_or(|place| place == trouble.place);
+                    self.rewound = false;
+                    // Once begun it is not given up half way: the record may be on disk already.
+                    if same { self.bury().await } else { self.start_anew() }
+                }
             }
         }
+        !lost.is_cancelled()
     }
 
     /// Makes the message in trouble a dead letter and goes on with the next; a spool that can't take it holds the lane.
@@ -302,7 +304,7 @@ impl LaneRun {
         match self.lane.bury(trouble.place, &trouble.reason, trouble.refusals).await {
             Ok(()) => {
                 tracing::warn!(
-                    upstream = %self.lane.upstream(), source = %self.lane.source(), id = %shown(trouble.id),
+                    upstream = %self.lane.upstream(), source = %self.lane.source(), id = %trouble.id,
                     attempts = trouble.refusals, reason = trouble.reason, "dead letter"
                 );
                 let place = trouble.place;
@@ -316,26 +318,30 @@ impl LaneRun {
                 };
                 let reason = format!("{}; {what}", trouble.reason);
                 trouble.next = Next::Bury(Instant::now() + self.backoff.pause(Duration::ZERO));
-                self.shared.holds.waits(self.lane.source(), reason);
+                self.lane.hold(Some(reason));
             }
         }
+    }
+
+    /// The first entry is not the one that was in trouble, which nothing but a change of the log itself can cause.
+    fn start_anew(&mut self) {
+        self.trouble = None;
+        self.lane.hold(None);
+        self.rewind();
     }
 
     /// Forgets what is on its way: it comes again.
     fn rewind(&mut self) {
         self.window.clear();
         self.lane.rewind();
+        self.rewound = true;
     }
 }
 
 impl Flight {
-    fn new(place: Place, envelope: &Envelope, delivery: Delivery, failed: bool) -> Self {
-        Self { place, id: Some(envelope.id), bytes: envelope.body.len(), delivery, failed }
-    }
-
-    /// It can't be read back: no upstream will ever get it, whatever the configuration says about refusals.
-    fn damaged(place: Place, reason: String) -> Self {
-        Self { place, id: None, bytes: 0, delivery: Delivery::failed(SendError::Rejected { reason }), failed: true }
+    fn damaged(place: Place, id: MessageId, reason: String) -> Self {
+        let delivery = Delivery::failed(SendError::Rejected { reason });
+        Self { place, id, bytes: 0, delivery, fate: Fate::Damaged }
     }
 }
 
@@ -354,21 +360,30 @@ async fn front(window: &mut VecDeque<Flight>) -> Result<Receipt, SendError> {
     }
 }
 
-/// Waits for a moment, or for a person's decision.
-async fn wait(until: Option<Instant>, holds: &Holds, source: &Name, reason: &str) -> Option<Decision> {
-    match until {
-        Some(until) => {
+/// How a wait ended.
+enum Waited {
+    Over,
+    Decided(Decision),
+    /// The first entry may be buried; its place if it had to be read again.
+    InHand(Option<Place>),
+}
+
+/// Waits for what comes next with a message in trouble. The spool buries only what is in hand, so after a rewind it is read again.
+async fn wait(next: Next, lane: &mut Lane, rewound: bool, holds: &Holds) -> Waited {
+    match next {
+        Next::Send => Waited::Over,
+        Next::Pause(until) => {
             tokio::time::sleep_until(until).await;
-            None
+            Waited::Over
         }
-        None => Some(holds.wait_for_a_person(source, reason).await),
+        Next::Hold => Waited::Decided(holds.decision(lane.source()).await),
+        Next::Bury(from) => {
+            tokio::time::sleep_until(from).await;
+            Waited::InHand(if rewound { Some(lane.next().await.place) } else { None })
+        }
     }
 }
 
 fn pauses() -> Backoff {
     Backoff::new(PAUSE_FIRST, PAUSE_LONGEST, Duration::MAX)
-}
-
-fn shown(id: Option<MessageId>) -> String {
-    id.map_or_else(|| "unreadable".to_owned(), |id| id.to_string())
 }

@@ -22,7 +22,8 @@ use super::answers::Answers;
 use super::link::{self, lost};
 use super::{Delivery, Identity, SendError, Upstream, WhenRefused};
 use crate::envelope::{BodyReader, Envelope, Flags};
-use crate::system::stream::{self, Stream};
+use crate::system::fault;
+use crate::system::stream::Stream;
 use crate::system::tls::ClientTls;
 use crate::values::{HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::ack::Code;
@@ -300,7 +301,7 @@ impl Outgoing {
         framed.extend_from_slice(&END);
         put(writer, &framed, limit).await?;
         let flushed = timeout(limit, writer.flush()).await;
-        flushed.map_err(|_| stuck())?.map_err(|error| Failure::Lost(stream::in_words(&error)))
+        flushed.map_err(|_| stuck())?.map_err(|error| Failure::Lost(fault::in_words(&error)))
     }
 }
 
@@ -327,7 +328,7 @@ async fn put(writer: &mut WriteHalf<Stream>, bytes: &[u8], limit: Duration) -> R
         return Ok(());
     }
     let written = timeout(limit, writer.write_all(bytes)).await;
-    written.map_err(|_| stuck())?.map_err(|error| Failure::Lost(stream::in_words(&error)))
+    written.map_err(|_| stuck())?.map_err(|error| Failure::Lost(fault::in_words(&error)))
 }
 
 fn stuck() -> Failure {

@@ -19,12 +19,15 @@ pub mod directory;
 #[cfg(test)]
 mod fixtures;
 pub mod forwarder;
+#[cfg(test)]
+mod forwarder_tests;
 pub mod holds;
 pub mod https;
 mod lane;
 mod link;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
 pub mod sealing;
@@ -39,6 +42,8 @@ pub type Stop = CancellationToken;
 pub enum UpstreamConfig {
     /// HL7 v2 to an engine.
     Mllp(mllp::MllpConfig),
+    /// MQTT 5 to a broker.
+    Mqtt(mqtt::Config),
     /// POST to a server.
     Https(https::HttpsConfig),
     /// Files in a folder.
@@ -50,6 +55,7 @@ impl UpstreamConfig {
     pub fn protocol(&self) -> &'static str {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
+            Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Https(_) => https::Https::PROTOCOL,
             Self::Directory(_) => directory::Directory::PROTOCOL,
         }
@@ -59,6 +65,7 @@ impl UpstreamConfig {
     pub fn endpoint(&self) -> String {
         match self {
             Self::Mllp(config) => config.address.to_string(),
+            Self::Mqtt(config) => config.address.to_string(),
             Self::Https(config) => config.url.to_string(),
             Self::Directory(config) => config.path.display().to_string(),
         }
@@ -68,6 +75,7 @@ impl UpstreamConfig {
     pub async fn forward(self, forwarding: Forwarding, stop: Stop) {
         match self {
             Self::Mllp(config) => forward::<mllp::Mllp>(config, forwarding, stop).await,
+            Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
             Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
             Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
         }
@@ -78,6 +86,7 @@ impl Section for UpstreamConfig {
     fn check(&self, problems: &mut Problems) {
         match self {
             Self::Mllp(config) => config.check(problems),
+            Self::Mqtt(config) => config.check(problems),
             Self::Https(config) => config.check(problems),
             Self::Directory(config) => config.check(problems),
         }
@@ -86,6 +95,7 @@ impl Section for UpstreamConfig {
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         match self {
             Self::Mllp(config) => config.files(visit),
+            Self::Mqtt(config) => config.files(visit),
             Self::Https(config) => config.files(visit),
             Self::Directory(config) => config.files(visit),
         }

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::mqtt_link::{Hello, Link};
 use super::mqtt_session::{Limits, Publication, Session};
 use super::sealing::{Payload, Sealer};
-use super::{Delivery, Identity, SendError, Upstream};
+use super::{Delivery, Identity, SendError, Upstream, WhenRefused};
 use crate::envelope::{BodyError, Envelope};
 use crate::status::{Alarm, Status};
 use crate::system::credentials;
@@ -78,6 +78,9 @@ pub struct Config {
     /// Messages of one lane that may be on their way, default 256; the broker's receive maximum may lower it.
     #[serde(default = "default_in_flight")]
     pub max_in_flight: u16,
+    /// What becomes of a message that the broker refuses for good.
+    #[serde(default)]
+    pub when_refused: WhenRefused,
 }
 
 /// Whose word counts as the receipt.
@@ -106,6 +109,10 @@ pub struct Mqtt {
 impl Upstream for Mqtt {
     type Config = Config;
     const PROTOCOL: &'static str = "mqtt";
+
+    fn when_refused(config: &Config) -> WhenRefused {
+        config.when_refused
+    }
 
     async fn connect(config: &Config, about: &Identity) -> Result<Self, SendError> {
         let base = format!("{}/{}/{}", config.topic_root, about.site, about.gateway);
@@ -239,7 +246,7 @@ impl Outgoing {
         publication: &mut Publication<'_>,
         bytes: &[u8],
         sha256: Option<[u8; 32]>,
-    ) -> Result<(), SendError> {
+    ) -> Result<bool, SendError> {
         self.label.sha256 = sha256.map(|sha256| data_encoding::HEXLOWER.encode(&sha256));
         let (topic, label) = (&self.topic, &self.label);
         publication.publish(|id| publish_packet(topic, label, id, bytes), bytes.len() + PACKET_OVERHEAD, sha256).await
@@ -260,7 +267,9 @@ impl Outgoing {
             while gathered.len() + piece.len() > part_bytes {
                 let take = piece.split_to(part_bytes - gathered.len());
                 gathered.extend_from_slice(&take);
-                self.publish(publication, &gathered, payload.sha256()).await?;
+                if !self.publish(publication, &gathered, payload.sha256()).await? {
+                    return Ok(());
+                }
                 gathered.clear();
                 self.next_part();
             }
@@ -278,7 +287,7 @@ impl Outgoing {
         sha256: Option<[u8; 32]>,
     ) -> Result<(), SendError> {
         match self.label.part.as_ref().is_some_and(|part| part.part == part.parts) {
-            true => self.publish(publication, bytes, sha256).await,
+            true => self.publish(publication, bytes, sha256).await.map(drop),
             false => Err(unreadable(BodyError("its length is not what was stored".into()))),
         }
     }

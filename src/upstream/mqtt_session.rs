@@ -5,25 +5,24 @@
 //! way: publishes by the broker's receive maximum, bytes by [`OUTLET_BYTES_MAX`], so that memory does not grow with the size of a
 //! message. When the connection ends, for whatever reason, every delivery ends with it: the spool is the only truth.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mqtt_protocol_core::mqtt::connection::role::Client;
-use mqtt_protocol_core::mqtt::packet::v5_0::{GenericPuback, GenericPublish, Puback};
+use mqtt_protocol_core::mqtt::packet::v5_0::{GenericPuback, GenericPublish};
 use mqtt_protocol_core::mqtt::packet::{Packet, Qos};
-use mqtt_protocol_core::mqtt::result_code::PubackReasonCode;
 use tokio::io::{AsyncReadExt, ReadHalf, WriteHalf};
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::SendError;
+use super::mqtt_flights::{Flights, Reply};
 use super::mqtt_link::{
     Duplex, Link, READ_BYTES, cant_say, closed_by_broker, goodbye, goodbye_fault, lost, ping, write,
 };
-use super::{Receipt, SendError};
 use crate::envelope::MessageId;
-use crate::wire::mqtt::{Fault, Machine, puback_words, reason_string};
+use crate::wire::mqtt::{Fault, Machine};
 use crate::wire::mqtt_label::read_receipts;
 
 /// Bytes that may wait to be written.
@@ -34,8 +33,6 @@ pub const PUBACK_WAIT: Duration = Duration::from_secs(60);
 const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 /// How often time limits are looked at.
 const TICK: Duration = Duration::from_millis(500);
-
-type Reply = oneshot::Sender<Result<Receipt, SendError>>;
 
 /// One connection and what is on its way over it. Dropping it cuts the connection.
 pub struct Session {
@@ -69,25 +66,9 @@ struct State {
     charged: usize,
     /// The goodbye is in the outlet: once it is written, the session ends.
     closing: bool,
-    /// Publishes without PUBACK: packet id and message.
-    flights: HashMap<u16, u64>,
-    /// Messages on their way, in the order in which they were begun.
-    messages: BTreeMap<u64, Message>,
-    by_id: HashMap<MessageId, u64>,
-    next: u64,
+    flights: Flights,
     heard: Instant,
     pinged: Instant,
-    progress: Instant,
-}
-
-struct Message {
-    id: MessageId,
-    sha256: Option<[u8; 32]>,
-    /// Publishes that are still to be made or to be acknowledged.
-    left: u64,
-    receipted: bool,
-    acknowledged: Option<Instant>,
-    reply: Reply,
 }
 
 /// A message that is being published; when dropped before its last publish, it is forgotten.
@@ -105,13 +86,9 @@ impl Session {
             machine: link.machine,
             charged: 0,
             closing: false,
-            flights: HashMap::new(),
-            messages: BTreeMap::new(),
-            by_id: HashMap::new(),
-            next: 0,
+            flights: Flights::new(limits.receipt_wait),
             heard: now,
             pinged: now,
-            progress: now,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -140,11 +117,7 @@ impl Session {
     pub fn begin(&self, id: MessageId, publishes: u64, reply: Reply) -> Result<Publication<'_>, SendError> {
         let mut state = self.shared.lock();
         self.shared.alive()?;
-        let key = state.next;
-        state.next += 1;
-        let message = Message { id, sha256: None, left: publishes, receipted: false, acknowledged: None, reply };
-        state.messages.insert(key, message);
-        state.by_id.insert(id, key);
+        let key = state.flights.begin(id, publishes, reply);
         Ok(Publication { session: self, key, left: publishes })
     }
 
@@ -179,7 +152,7 @@ impl Session {
 
 impl Publication<'_> {
     /// Publishes the next packet of the message, once the broker and the outlet have room; `digest` with the last one.
-    /// Ends early without an error when the message's fate is decided already (an earlier part was refused).
+    /// False when the message's fate is decided already (an earlier part was refused): the rest need not be sent.
     ///
     /// # Errors
     /// [`SendError`]; the message is forgotten then.
@@ -188,7 +161,7 @@ impl Publication<'_> {
         packet: impl FnOnce(u16) -> Result<GenericPublish<u16>, SendError>,
         bytes: usize,
         digest: Option<[u8; 32]>,
-    ) -> Result<(), SendError> {
+    ) -> Result<bool, SendError> {
         let shared = &self.session.shared;
         let room = u32::try_from(bytes.min(OUTLET_BYTES_MAX)).unwrap_or(u32::MAX);
         let gone = |_| shared.disconnected();
@@ -197,75 +170,28 @@ impl Publication<'_> {
         let mut guard = shared.lock();
         let state = &mut *guard;
         shared.alive()?;
-        let Some(message) = state.messages.get_mut(&self.key) else {
-            return Ok(());
-        };
-        message.sha256 = message.sha256.or(digest);
+        if !state.flights.is_open(self.key, digest) {
+            return Ok(false);
+        }
         let sent = state.machine.packet_id().map_err(broken).and_then(|id| {
             let packet = packet(id)?;
             state.machine.send(packet).map(|()| id).map_err(broken)
         })?;
-        if state.flights.is_empty() {
-            state.progress = Instant::now();
-        }
-        state.flights.insert(sent, self.key);
+        state.flights.published(sent, self.key);
         state.charged += charge.num_permits();
         self.left = self.left.saturating_sub(1);
         drop(guard);
         slot.forget();
         charge.forget();
         shared.wake.notify_one();
-        Ok(())
+        Ok(true)
     }
 }
 
 impl Drop for Publication<'_> {
     fn drop(&mut self) {
         if self.left > 0 {
-            self.session.shared.lock().forget(self.key);
-        }
-    }
-}
-
-impl State {
-    fn forget(&mut self, key: u64) -> Option<Reply> {
-        let message = self.messages.remove(&key)?;
-        if self.by_id.get(&message.id) == Some(&key) {
-            self.by_id.remove(&message.id);
-        }
-        Some(message.reply)
-    }
-
-    fn answer(&mut self, key: u64, answer: Result<Receipt, SendError>) {
-        if let Some(reply) = self.forget(key) {
-            // Whoever asked may have gone.
-            drop(reply.send(answer));
-        }
-    }
-
-    fn acknowledged(&mut self, key: u64, wants_receipt: bool) {
-        let Some(message) = self.messages.get_mut(&key) else { return };
-        message.left = message.left.saturating_sub(1);
-        if message.left > 0 {
-            return;
-        }
-        match (wants_receipt, message.receipted) {
-            (false, _) => self.answer(key, Ok(Receipt { code: "puback".into() })),
-            (true, true) => self.answer(key, Ok(Receipt { code: "collector".into() })),
-            (true, false) => message.acknowledged = Some(Instant::now()),
-        }
-    }
-
-    /// A receipt counts only for the bytes that were sent this time: the digest must be the same.
-    fn receipted(&mut self, id: MessageId, sha256: &[u8]) {
-        let Some(key) = self.by_id.get(&id).copied() else { return };
-        let Some(message) = self.messages.get_mut(&key) else { return };
-        if message.sha256.as_ref().map(|digest| digest.as_slice()) != Some(sha256) {
-            return;
-        }
-        message.receipted = true;
-        if message.left == 0 {
-            self.answer(key, Ok(Receipt { code: "collector".into() }));
+            self.session.shared.lock().flights.forget(self.key);
         }
     }
 }
@@ -297,10 +223,7 @@ impl Shared {
         });
         self.slots.close();
         self.room.close();
-        state.by_id.clear();
-        for message in std::mem::take(&mut state.messages).into_values() {
-            drop(message.reply.send(Err(self.disconnected())));
-        }
+        state.flights.end(&self.disconnected());
         // What the machine has to say about it (DISCONNECT with the reason) is still written.
         self.wake.notify_one();
     }
@@ -313,7 +236,7 @@ impl Shared {
         let (mut freed, mut handled) = (0, Ok(()));
         for packet in packets.drain(..) {
             match packet {
-                Packet::V5_0Puback(puback) => freed += usize::from(self.note_puback(state, &puback)),
+                Packet::V5_0Puback(puback) => freed += usize::from(state.flights.note_puback(&puback)),
                 Packet::V5_0Publish(publish) => handled = handled.and_then(|()| note_receipts(state, &publish)),
                 Packet::V5_0Disconnect(goodbye) => handled = Err(goodbye_fault(&goodbye)),
                 _ => {}
@@ -328,16 +251,6 @@ impl Shared {
         received.and(handled)
     }
 
-    fn note_puback(&self, state: &mut State, puback: &Puback) -> bool {
-        let Some(key) = state.flights.remove(&puback.packet_id()) else { return false };
-        state.progress = state.heard;
-        match refusal(puback) {
-            None => state.acknowledged(key, self.limits.receipt_wait.is_some()),
-            Some(error) => state.answer(key, Err(error)),
-        }
-        true
-    }
-
     /// Looks at the time limits: keep-alive, a broker that acknowledges nothing, receipts that do not come.
     fn tick(&self) -> Result<(), Fault> {
         let now = Instant::now();
@@ -346,7 +259,7 @@ impl Shared {
         if silent > keep_alive + keep_alive / 2 {
             return Err(Fault(format!("the broker has been silent for {} s", silent.as_secs())));
         }
-        if !state.flights.is_empty() && now - state.progress > PUBACK_WAIT {
+        if state.flights.stalled() > PUBACK_WAIT {
             return Err(Fault(format!("the broker acknowledged nothing for {} s", PUBACK_WAIT.as_secs())));
         }
         // A client must be heard within the keep-alive, whatever it receives (MQTT 5.0, 3.1.2.10).
@@ -355,22 +268,8 @@ impl Shared {
             state.machine.send(ping()?)?;
             self.wake.notify_one();
         }
-        if let Some(wait) = self.limits.receipt_wait {
-            expire(&mut state, now, wait);
-        }
+        state.flights.expire();
         Ok(())
-    }
-}
-
-fn expire(state: &mut State, now: Instant, wait: Duration) {
-    let late = |message: &Message| message.acknowledged.is_some_and(|at| now - at > wait);
-    let keys: Vec<u64> = state.messages.iter().filter(|(_, message)| late(message)).map(|(key, _)| *key).collect();
-    for key in keys {
-        let cause = format!(
-            "the broker has the message, but the collector's receipt has not come in {} s: does `wardgate collect` run and subscribe to our topics?",
-            wait.as_secs()
-        );
-        state.answer(key, Err(SendError::Busy { cause, after: None }));
     }
 }
 
@@ -424,7 +323,7 @@ fn note_receipts(state: &mut State, publish: &GenericPublish<u16>) -> Result<(),
     for receipt in read_receipts(publish.payload().as_slice()) {
         let sha256 = data_encoding::HEXLOWER.decode(receipt.sha256.as_bytes());
         if let (Ok(id), Ok(sha256)) = (receipt.id.parse(), sha256) {
-            state.receipted(id, &sha256);
+            state.flights.note_receipt(id, &sha256);
         }
     }
     match (publish.qos(), publish.packet_id()) {
@@ -434,25 +333,6 @@ fn note_receipts(state: &mut State, publish: &GenericPublish<u16>) -> Result<(),
         }
         _ => Ok(()),
     }
-}
-
-/// What a PUBACK says against the message; `None`: the broker took it.
-fn refusal(puback: &Puback) -> Option<SendError> {
-    let code = puback.reason_code().unwrap_or(PubackReasonCode::Success);
-    let properties = puback.props().as_ref().map_or(&[][..], |properties| properties.as_slice());
-    let words = format!("the broker answered: {}{}", puback_words(code), reason_string(properties));
-    Some(match code {
-        PubackReasonCode::Success => return None,
-        PubackReasonCode::NoMatchingSubscribers => {
-            let cause = "nobody is subscribed to our topic, so the broker keeps nothing: start the consumer (or `wardgate collect`)";
-            SendError::Busy { cause: cause.into(), after: None }
-        }
-        PubackReasonCode::QuotaExceeded => SendError::Busy { cause: words, after: None },
-        PubackReasonCode::NotAuthorized
-        | PubackReasonCode::TopicNameInvalid
-        | PubackReasonCode::PayloadFormatInvalid => SendError::Rejected { reason: words },
-        _ => SendError::Refused { reason: words },
-    })
 }
 
 fn broken(fault: Fault) -> SendError {
@@ -469,6 +349,7 @@ mod tests {
     use mqtt_protocol_core::mqtt::packet::v5_0::{Connack, Pingresp};
     use mqtt_protocol_core::mqtt::result_code::ConnectReasonCode;
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+    use tokio::sync::oneshot;
 
     use super::super::mqtt_link::Hello;
     use super::*;

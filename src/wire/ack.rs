@@ -66,6 +66,11 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// A sentence for the log and the sender.
+    pub fn text(self) -> &'static str {
+        self.words().2
+    }
+
     /// Code and name of table 0357, the place (ERR-2) and a sentence. Only letters and spaces: no message's separators.
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {

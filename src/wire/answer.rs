@@ -53,9 +53,11 @@ pub enum Mode {
     /// The message: MSH-15 and MSH-16.
     #[default]
     Auto,
-    /// Always answer AA, AE or AR.
+    /// Always answer AA, AE or AR, whatever the message asks for; also written `application`.
+    #[serde(alias = "application")]
     Original,
-    /// Always answer CA, CE or CR.
+    /// Always answer CA, CE or CR, whatever the message asks for; also written `accept`.
+    #[serde(alias = "accept")]
     Enhanced,
 }
 
@@ -74,6 +76,9 @@ pub enum ApplicationAck {
 pub type Codes = [Option<Code>; 2];
 
 /// The codes for a message that asked for `accept` (MSH-15) and `application` (MSH-16).
+///
+/// Where MSH-15 asks for anything but `NE`, it alone decides: the application's acknowledgement is the upstream's. The one
+/// exception is [`ApplicationAck::OnCommit`] for a message that asks for both always.
 pub fn codes(accept: Condition, application: Condition, outcome: Outcome, policy: (Mode, ApplicationAck)) -> Codes {
     use Condition::{Always, Never, OnError, OnSuccess, Unset};
     let (mode, application_ack) = policy;

@@ -8,3 +8,6 @@ pub mod hl7;
 pub mod mllp;
 pub mod mqtt;
 pub mod mqtt_label;
+
+#[cfg(test)]
+mod corpus;

@@ -15,8 +15,9 @@ use wardgate::upstream::mqtt::Mqtt;
 use wardgate::upstream::sealing::Opener;
 use wardgate::upstream::{SendError, Upstream};
 
-use crate::mqtt::{about, age_key, config, hex, long, message, sha256};
+use crate::mqtt::{about, age_key, config, hex, long, message, sha256, tls_options};
 use crate::support::broker::Broker;
+use crate::support::certs::Authority;
 use crate::support::subscriber::Subscriber;
 use crate::support::wait::eventually_async;
 
@@ -82,6 +83,7 @@ pub async fn forward(port: u16, more: &str, sent: &[Envelope]) {
     let mut next = 0;
     while next < sent.len() {
         let Ok(mqtt) = Mqtt::connect(&config(port, more), &about()).await else {
+            // Sleep: the pause of a forwarder between two attempts to connect.
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             continue;
         };
@@ -149,7 +151,7 @@ async fn nothing_that_has_a_receipt_is_lost_when_the_broker_is_killed_again_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_comes_back_drops_second_copies_and_finishes_what_it_had_begun() {
+async fn a_collector_that_comes_back_drops_second_copies_and_takes_what_came_while_it_was_away() {
     let (folder, into) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let broker = Broker::start(folder.path(), "");
     let sent = [message(1), message(2)];
@@ -218,13 +220,19 @@ async fn bytes_that_were_changed_on_the_way_are_neither_stored_nor_receipted() {
 async fn the_command_collects_says_so_and_ends_cleanly_on_sigterm() {
     use crate::support::process::{Process, wardgate};
     let (folder, into) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut broker = Broker::start(folder.path(), "");
+    let ours = Authority::new(folder.path(), "ours");
+    let (server, client) = (ours.server("server"), ours.client("client"));
+    let mut broker = Broker::start(folder.path(), &tls_options(&ours, &server));
     let address = format!("127.0.0.1:{}", broker.port);
-    let arguments = ["collect", "--broker", &address, "--plain", "--into"];
-    let command = Process::start(wardgate().args(arguments).arg(into.path()));
+    let mut collect = wardgate();
+    collect.args(["collect", "--broker", &address, "--into"]).arg(into.path());
+    collect.arg("--tls-ca").arg(&ours.certificate).arg("--cert").arg(&client.certificate).arg("--key").arg(&client.key);
+    let command = Process::start(&mut collect);
     broker.process.line_with("Sending SUBACK to wardgate-collect");
     let sent = [message(1), long(2, 300_000)];
-    forward(broker.port, BY_COLLECTOR, &sent).await;
+    let paths = [&ours.certificate, &client.certificate, &client.key].map(|path| path.display().to_string());
+    let tls = format!("tls = {{ ca = \"{}\", certificate = \"{}\", key = \"{}\" }}", paths[0], paths[1], paths[2]);
+    forward(broker.port, &BY_COLLECTOR.replace("plain = true", &tls), &sent).await;
     assert_collected(into.path(), &sent);
     command.signal("TERM");
     let ended = command.ends_within(crate::support::wait::PATIENCE);

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
@@ -12,10 +14,11 @@ use wardgate::upstream::mqtt::{Config, Mqtt};
 use wardgate::upstream::{Identity, SendError, Upstream};
 
 use crate::support::broker::Broker;
-use crate::support::certs::Authority;
+use crate::support::certs::{Authority, Issued};
 use crate::support::ports::free_port;
 use crate::support::subscriber::{Subscriber, Whole};
 use crate::support::tools::system;
+use crate::support::wait::{eventually_async, holds_within};
 
 const FILTER: &str = "wardgate/st-marys/icu-3/#";
 const MESSAGES: &str = "wardgate/+/+/+/+";
@@ -155,14 +158,40 @@ async fn a_long_body_goes_out_in_parts_that_a_small_broker_takes() {
     assert!(subscriber.kept().iter().all(|publish| publish.payload.len() < 2000));
 }
 
+/// A body of 50 MiB that is made when it is read, and counts how far that went.
+struct Lazy(AtomicUsize);
+
+const LAZY: (usize, usize) = (200, 256 << 10);
+
+impl Pieces for Lazy {
+    fn count(&self) -> usize {
+        LAZY.0
+    }
+    fn read(&self, index: usize) -> Result<Bytes, BodyError> {
+        self.0.fetch_max(index + 1, Ordering::Relaxed);
+        Ok(vec![7; LAZY.1].into())
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_very_long_body_passes_through_little_memory() {
+async fn a_very_long_body_is_read_only_as_fast_as_the_broker_takes_it() {
     let folder = tempfile::tempdir().unwrap();
-    let broker = Broker::start(folder.path(), "max_queued_messages 0");
+    let broker = Broker::start(folder.path(), "max_queued_messages 0\nmax_queued_bytes 0");
     let subscriber = Subscriber::start(broker.port, MESSAGES, None).await;
-    let mqtt = connect(broker.port, "plain = true").await;
-    let sent = long(1, 20 << 20);
-    mqtt.send(&sent).await.unwrap().receipt().await.unwrap();
+    let mqtt = Arc::new(connect(broker.port, "plain = true").await);
+    let lazy = Arc::new(Lazy(AtomicUsize::new(0)));
+    let sum = sha256(&vec![7; LAZY.0 * LAZY.1]);
+    let sent = envelope(1, Body::pieces((LAZY.0 * LAZY.1) as u64, lazy.clone()), sum);
+    broker.process.signal("STOP");
+    let sending = tokio::spawn(async move {
+        mqtt.send(&sent).await.unwrap().receipt().await.unwrap();
+        sent
+    });
+    // What the sockets of both sides hold is a few MiB.
+    let far = || lazy.0.load(Ordering::Relaxed) > 80;
+    assert!(!tokio::task::block_in_place(|| holds_within(Duration::from_millis(500), far)), "it was read into memory");
+    broker.process.signal("CONT");
+    let sent = sending.await.unwrap();
     assert_same(&sent, &subscriber.wait_for(1).await[0]);
     assert!(subscriber.kept().iter().all(|publish| publish.payload.len() <= 256 << 10));
 }
@@ -195,18 +224,19 @@ pub fn age_key(folder: &Path, name: &str) -> (std::path::PathBuf, String) {
     (key, said.trim().rsplit(' ').next().unwrap().to_owned())
 }
 
+/// A listener on which both sides show certificates.
+pub fn tls_options(ca: &Authority, server: &Issued) -> String {
+    let paths = [&ca.certificate, &server.certificate, &server.key].map(|path| path.display().to_string());
+    format!("cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true", paths[0], paths[1], paths[2])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_with_certificates_on_both_sides_lets_us_in_and_a_stranger_not() {
     let folder = tempfile::tempdir().unwrap();
     let ours = Authority::new(folder.path(), "ours");
     let (server, client) = (ours.server("server"), ours.client("box"));
     let inside = free_port();
-    let options = format!(
-        "cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\nlistener {inside} 127.0.0.1\nallow_anonymous true",
-        ours.certificate.display(),
-        server.certificate.display(),
-        server.key.display()
-    );
+    let options = format!("{}\nlistener {inside} 127.0.0.1\nallow_anonymous true", tls_options(&ours, &server));
     let broker = Broker::start(folder.path(), &options);
     let subscriber = Subscriber::start(inside, MESSAGES, None).await;
     let tls = |who: &str| format!("tls = {{ ca = \"{}\"{who} }}", ours.certificate.display());
@@ -329,13 +359,13 @@ async fn the_status_is_retained_online_and_the_will_says_offline() {
         subscriber.kept().iter().map(|publish| read(&publish.payload)).collect()
     };
     let mqtt = connect(broker.port, "plain = true").await;
-    crate::support::wait::eventually_async("a status", || async { states() == ["\"online\""] }).await;
+    eventually_async("a status", || async { states() == ["\"online\""] }).await;
     drop(mqtt);
-    crate::support::wait::eventually_async("a will", || async { states() == ["\"online\"", "\"offline\""] }).await;
+    eventually_async("a will", || async { states() == ["\"online\"", "\"offline\""] }).await;
     connect(broker.port, "plain = true").await.close().await;
-    crate::support::wait::eventually_async("a goodbye", || async { states().len() == 4 }).await;
+    eventually_async("a goodbye", || async { states().len() == 4 }).await;
     let late = Subscriber::named("late", broker.port, "wardgate/+/+/status", None).await;
-    crate::support::wait::eventually_async("a retained status", || async { late.kept().len() == 1 }).await;
+    eventually_async("a retained status", || async { late.kept().len() == 1 }).await;
     assert!(late.kept()[0].retain);
 }
 

@@ -55,6 +55,7 @@ pub(super) struct Settings {
     /// The last MSH-10 that we gave: begins with the wall clock, so that it does not come again after a restart.
     control_id: AtomicU64,
     quirks: Seldom,
+    faults: Seldom,
     endings: Seldom,
 }
 
@@ -69,6 +70,7 @@ impl Settings {
             charset: config.charset.clone(),
             control_id: AtomicU64::new(clock::wall().us.unsigned_abs()),
             quirks: Seldom::default(),
+            faults: Seldom::default(),
             endings: Seldom::default(),
         }
     }
@@ -114,6 +116,7 @@ pub(super) async fn serve(stream: Stream, settings: Arc<Settings>, intake: Intak
         frame_since: None,
         bare_fs: false,
         junk: 0,
+        is_device: false,
         noted: Quirks::default(),
     };
     let closing = connection.run(&stop).await;
@@ -135,6 +138,8 @@ struct Connection {
     bare_fs: bool,
     /// Junk since the last frame.
     junk: u64,
+    /// A frame has come: whatever else comes, the peer is a device.
+    is_device: bool,
     /// Quirks that were logged.
     noted: Quirks,
 }
@@ -173,7 +178,12 @@ impl Connection {
             self.settle().await?;
         }
         let in_frame = self.decoder.is_in_frame();
-        let deadline = if in_frame { self.frame_deadline() } else { Instant::now() + self.settings.idle };
+        let is_stranger = self.junk > 0 && !self.is_device;
+        let deadline = match in_frame {
+            true => self.frame_deadline(),
+            false if is_stranger => Instant::now() + self.settings.frame,
+            false => Instant::now() + self.settings.idle,
+        };
         let read = tokio::select! {
             biased;
             () = stop.cancelled(), if !in_frame => return Err(Closing::Stopped),
@@ -182,6 +192,7 @@ impl Connection {
         match read {
             Ok(read) => self.arrived(read).await,
             Err(_) if in_frame => Err(Closing::Slow(self.decoder.length())),
+            Err(_) if is_stranger => Err(Closing::Junk),
             Err(_) => Err(Closing::Idle),
         }
     }
@@ -277,7 +288,7 @@ impl Connection {
 
     /// A frame has ended: store the message, then answer it.
     async fn finish(&mut self, end: End) -> Result<(), Closing> {
-        self.junk = 0;
+        (self.junk, self.is_device) = (0, true);
         self.note(end.quirks);
         let Some(message) = self.message.take() else { return Ok(()) };
         let gathered = std::mem::take(&mut self.gathered);
@@ -298,6 +309,9 @@ impl Connection {
         };
         if outcome == Outcome::Reject {
             self.intake.counters().rejected.one();
+        }
+        if let Some(fault) = fault {
+            self.complain(fault, end);
         }
         self.compose(&header, self.codes(&header, outcome), fault);
         self.gathered = gathered;
@@ -379,6 +393,14 @@ impl Connection {
             ErrorKind::TimedOut => Closing::Deaf,
             _ => Closing::Broken(error),
         })
+    }
+
+    fn complain(&self, fault: Fault, end: End) {
+        if let Some(unsaid) = self.settings.faults.speak() {
+            let (source, peer, bytes, reason) = (self.intake.source(), self.stream.peer(), end.length, fault.text());
+            let stored = !matches!(fault, Fault::CannotStore | Fault::TooLarge);
+            tracing::warn!(%source, %peer, bytes, stored, reason, unsaid, "a message was not accepted");
+        }
     }
 
     /// Logs quirks once for a connection, and seldom for a source.

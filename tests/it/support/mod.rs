@@ -8,6 +8,7 @@
 
 pub mod broker;
 pub mod certs;
+pub mod gateway;
 pub mod ports;
 pub mod process;
 pub mod subscriber;

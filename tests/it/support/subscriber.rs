@@ -58,6 +58,7 @@ impl Subscriber {
                     Ok(Event::Incoming(Packet::SubAck(_))) => *count.lock().unwrap() += 1,
                     Ok(Event::Incoming(Packet::Publish(publish))) => keep.lock().unwrap().push(publish),
                     Ok(_) => {}
+                    // Sleep: rumqttc connects again at once otherwise.
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
             }

@@ -1,0 +1,159 @@
+//! What is measured: wardgate as an operator runs it, or the floor. Each in a fresh folder, ended by its own process id.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::free_address;
+
+/// A start that takes longer is a failure.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
+/// A stop that takes longer is a failure.
+const STOPS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where wardgate sends to.
+#[derive(Clone, Copy)]
+pub enum Upstream {
+    /// An MLLP receiver without TLS.
+    Mllp(SocketAddr),
+    /// An MQTT broker without TLS.
+    Mqtt(SocketAddr),
+}
+
+/// A running process under test.
+pub struct Subject {
+    child: Child,
+    /// Where it takes MLLP.
+    pub address: SocketAddr,
+    /// From its start until it accepted a connection, in seconds.
+    pub started_in: f64,
+    folder: PathBuf,
+}
+
+/// The one place that knows the configuration's keys.
+fn config(folder: &Path, address: SocketAddr, upstream: Upstream) -> String {
+    let upstream = match upstream {
+        Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
+        Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
+    };
+    let folder = folder.display();
+    format!(
+        r#"[gateway]
+name = "bench"
+site = "bench"
+control = {{ socket = "{folder}/control.sock" }}
+
+[spool]
+path = "{folder}/spool"
+key = {{ file = "{folder}/spool.key" }}
+
+[spool.clinical]
+quota = "6GiB"
+
+[source.load.mllp]
+listen = "{address}"
+
+{upstream}
+[[route]]
+from = ["load"]
+to = ["up"]
+"#
+    )
+}
+
+impl Subject {
+    /// Starts wardgate on an empty spool in `folder`.
+    pub fn wardgate(folder: &Path, upstream: Upstream) -> Self {
+        let _absent = fs::remove_dir_all(folder);
+        fs::create_dir_all(folder).unwrap();
+        let address = free_address();
+        fs::write(folder.join("gateway.toml"), config(folder, address, upstream)).unwrap();
+        Self::start(wardgate(folder), address, folder)
+    }
+
+    /// Starts the floor with an empty file in `folder`.
+    pub fn floor(folder: &Path, mode: &str, forward: Option<SocketAddr>) -> Self {
+        let _absent = fs::remove_dir_all(folder);
+        fs::create_dir_all(folder).unwrap();
+        let address = free_address();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["floor", mode, &address.to_string()]).arg(folder.join("log"));
+        command.args(forward.map(|address| address.to_string()));
+        Self::start(command, address, folder)
+    }
+
+    /// Starts wardgate again on what it left behind.
+    pub fn again(self) -> Self {
+        let (address, folder) = (self.address, self.folder.clone());
+        Self::start(wardgate(&folder), address, &folder)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Syncs of all logs since its start, by its own account (`wardgate status --json`).
+    pub fn syncs(&self) -> u64 {
+        let mut command = Command::new(executable());
+        command.args(["status", "--json", "--socket"]).arg(self.folder.join("control.sock"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        status["logs"].as_array().unwrap().iter().map(|log| log["syncs"].as_u64().unwrap()).sum()
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub fn stop(mut self) -> Self {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let asked = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(asked.elapsed() < STOPS_WITHIN, "it did not stop; see {}", self.folder.join("said").display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    /// Kills it, as a power cut would.
+    pub fn kill(mut self) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self
+    }
+
+    fn start(mut command: Command, address: SocketAddr, folder: &Path) -> Self {
+        let said = fs::File::options().create(true).append(true).open(folder.join("said")).unwrap();
+        command.stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said);
+        let began = Instant::now();
+        let mut child = command.spawn().unwrap();
+        while TcpStream::connect(address).is_err() {
+            let alive = child.try_wait().unwrap().is_none() && began.elapsed() < STARTS_WITHIN;
+            assert!(alive, "it does not listen; it said:\n{}", fs::read_to_string(folder.join("said")).unwrap());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Self { child, address, started_in: began.elapsed().as_secs_f64(), folder: folder.to_owned() }
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+fn wardgate(folder: &Path) -> Command {
+    let mut command = Command::new(executable());
+    command.current_dir(folder).args(["run", "--config", "gateway.toml"]).env("RUST_LOG", "warn");
+    command
+}
+
+/// The executable beside us, built by the same command: `target/release/wardgate` for `target/release/examples/figures`.
+fn executable() -> PathBuf {
+    let ours = std::env::current_exe().unwrap();
+    ours.ancestors().nth(2).unwrap().join("wardgate")
+}

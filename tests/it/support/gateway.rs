@@ -1,0 +1,98 @@
+//! Our own service as an operator runs it: the real executable, a configuration file, a folder of its own.
+//!
+//! Listeners bind port 0; where they are bound is asked over the control socket, as an operator would with `wardgate status`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::process::{Process, run, succeeds, wardgate};
+use super::wait::{eventually, eventually_some};
+
+/// A running service. Its files stay in the folder that it was given.
+pub struct Gateway {
+    /// The process: what it said, signals, its id.
+    pub process: Process,
+    folder: PathBuf,
+}
+
+/// The head of a configuration whose spool, key and control socket are in `folder`; sources, upstreams and routes follow it.
+pub fn head(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        r#"[gateway]
+name = "test-box"
+site = "test-site"
+control = {{ socket = "{folder}/control.sock" }}
+
+[spool]
+path = "{folder}/spool"
+key = {{ file = "{folder}/spool.key" }}
+"#
+    )
+}
+
+impl Gateway {
+    /// Starts the service with [`head`] and `rest` as its configuration, and waits until it answers.
+    #[track_caller]
+    pub fn start(folder: &Path, rest: &str) -> Self {
+        fs::write(folder.join("gateway.toml"), format!("{}\n{rest}", head(folder))).unwrap();
+        Self::again(folder)
+    }
+
+    /// Starts it on the configuration and the spool that are in `folder`.
+    #[track_caller]
+    pub fn again(folder: &Path) -> Self {
+        let process = Process::start(wardgate().arg("run").arg("--config").arg(folder.join("gateway.toml")));
+        let mut gateway = Self { process, folder: folder.to_owned() };
+        let mut ended = false;
+        eventually("the service answers on its control socket, or ends", || {
+            ended = gateway.process.has_ended();
+            ended || gateway.try_status().is_some()
+        });
+        assert!(!ended, "the service ended at its start; it said:\n{}", gateway.process.said());
+        gateway
+    }
+
+    /// `wardgate status --json`.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        eventually_some("the service tells its status", || self.try_status())
+    }
+
+    /// Where the source is bound.
+    #[track_caller]
+    pub fn endpoint(&self, source: &str) -> SocketAddr {
+        let bound = || self.status()["sources"][source]["endpoint"].as_str()?.parse().ok();
+        let address: Option<SocketAddr> = Some(eventually_some("the source is bound", bound));
+        address.filter(|address| address.port() != 0).unwrap()
+    }
+
+    /// Messages that wait, all lanes together.
+    #[track_caller]
+    pub fn backlog(&self) -> u64 {
+        let status = self.status();
+        let lanes = status["lanes"].as_array().unwrap();
+        lanes.iter().map(|lane| lane["backlog"].as_u64().unwrap()).sum()
+    }
+
+    /// Runs a subcommand that talks to the service; fails the test when it fails. Returns what it printed.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str]) -> String {
+        succeeds(&mut self.command(arguments))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = wardgate();
+        command.args(arguments).arg("--socket").arg(self.folder.join("control.sock"));
+        command
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        let ended = run(&mut self.command(&["status", "--json"]));
+        ended.status.success().then(|| serde_json::from_str(&ended.said).unwrap())
+    }
+}
