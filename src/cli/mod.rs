@@ -116,7 +116,9 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match perform(parsed.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            terminal::note(&format!("wardgate: {failure}"));
+            if failure.exit != Exit::Closed {
+                terminal::note(&format!("wardgate: {failure}"));
+            }
             failure.exit.into()
         }
     }
