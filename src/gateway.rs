@@ -1,1 +1,226 @@
-//! (follows)
+//! The wiring: the one file in which the whole system can be seen being put together.
+//!
+//! [`Gateway::start`] opens the spool and starts a forwarder for each upstream and an intake for each source;
+//! [`Gateway::reload`] compares the parts that run with those of a changed configuration and starts and stops only what
+//! differs; [`Gateway::stop`] drains. The spool is never closed in between. What people ask of it is in [`verbs`].
+
+mod keyfile;
+mod parts;
+mod verbs;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, watch};
+
+use crate::admin::alarms;
+use crate::config::{self, LoadError, Loaded};
+use crate::source::SourceConfig;
+use crate::spool::{Disk, OpenError, Spool};
+use crate::status::{Alarm, Status};
+use crate::system::clock;
+use crate::system::disk::{FolderLock, LockError};
+use crate::upstream::UpstreamConfig;
+use keyfile::KeyFileError;
+use parts::Parts;
+
+/// A configuration of this gateway.
+pub type Config = config::Config<SourceConfig, UpstreamConfig>;
+
+/// How long a stop waits for sources and forwarders before the spool is closed under them.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How often the status that goes upstream is looked at anew.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the right time is remembered.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
+/// The small file beside the logs in which the last right time is kept.
+const CLOCK_FILE: &str = "last-synchronised";
+
+/// A running gateway.
+pub struct Gateway {
+    /// The configuration file, read again on reload.
+    file: PathBuf,
+    spool: Spool,
+    parts: Mutex<Parts>,
+    status: watch::Sender<Arc<Status>>,
+    started: Instant,
+    /// Why the last reload was refused, until one is taken.
+    refused: std::sync::Mutex<Option<String>>,
+    _lock: FolderLock,
+}
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration has problems.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// The spool's folder can't be made or is another process's.
+    #[error(transparent)]
+    Folder(#[from] LockError),
+    /// The root key can't be read.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The spool can't be opened.
+    #[error("{}: {cause}", path.display())]
+    Spool {
+        /// Its folder.
+        path: PathBuf,
+        /// Why.
+        cause: OpenError,
+    },
+    /// Something of the system.
+    #[error("{doing}: {cause}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// The system's words.
+        cause: std::io::Error,
+    },
+}
+
+/// Why a changed configuration was not applied. What ran before runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file has problems.
+    #[error("the changed configuration has problems and changes nothing:\n{0}")]
+    Config(#[from] LoadError),
+    /// A part of it can't be applied.
+    #[error("the changed configuration is not applied: {0}")]
+    Refused(String),
+}
+
+impl Gateway {
+    /// Starts everything that `config` (read from `file`) names. A source or upstream that can't be opened yet is tried again
+    /// by itself; only the spool must be there.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(file: &Path, config: Config) -> Result<Arc<Self>, StartError> {
+        let path = config.spool.path.clone();
+        let disk = Disk::open(&path)
+            .map_err(|cause| StartError::Io { doing: format!("can't make {}", path.display()), cause })?;
+        let lock = FolderLock::acquire(&path)?;
+        if let Some(at) = clock::recall(&path.join(CLOCK_FILE)) {
+            clock::remember(at);
+        }
+        let root = keyfile::root_key(&config.spool)?;
+        let settings = config.spool.clone();
+        let spool = tokio::task::spawn_blocking(move || Spool::open(Arc::new(disk), root, &settings)).await;
+        let spool = match spool {
+            Ok(Ok(spool)) => spool,
+            Ok(Err(cause)) => return Err(StartError::Spool { path, cause }),
+            Err(error) => return Err(StartError::Io { doing: "can't open the spool".into(), cause: error.into() }),
+        };
+        let status = watch::Sender::new(Arc::new(Status::default()));
+        let mut parts = Parts::new(spool.clone(), status.subscribe(), &config);
+        for trouble in parts.settle(&config).await {
+            tracing::error!("{trouble}");
+        }
+        let gateway = Self {
+            file: file.to_owned(),
+            spool,
+            parts: Mutex::new(parts),
+            status,
+            started: Instant::now(),
+            refused: std::sync::Mutex::default(),
+            _lock: lock,
+        };
+        Ok(Arc::new(gateway))
+    }
+
+    /// Reads the configuration file again and applies what changed, part by part.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; everything is then as it was.
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        let outcome = self.try_reload().await;
+        let refused = outcome.as_ref().err().map(ToString::to_string);
+        *self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = refused;
+        outcome
+    }
+
+    async fn try_reload(&self) -> Result<(), ReloadError> {
+        let file = self.file.clone();
+        let loaded = tokio::task::spawn_blocking(move || config::load::<SourceConfig, UpstreamConfig>(&file)).await;
+        let Loaded { config, report } = loaded.map_err(|error| ReloadError::Refused(error.to_string()))??;
+        if report.warnings() > 0 {
+            tracing::warn!("{report}");
+        }
+        let mut parts = self.parts.lock().await;
+        parts.check_change(&config).map_err(ReloadError::Refused)?;
+        let before = parts.config().clone();
+        let troubles = parts.settle(&config).await;
+        let Some(trouble) = troubles.into_iter().next() else {
+            tracing::info!(config = %config.fingerprint(), "the changed configuration is in force");
+            return Ok(());
+        };
+        for trouble in parts.settle(&before).await {
+            tracing::error!("while the former configuration was put back: {trouble}");
+        }
+        Err(ReloadError::Refused(format!("{trouble}. The former configuration is in force again")))
+    }
+
+    /// Does what must be done now and then, until this future is dropped: the status for upstreams, the memory of the time.
+    pub async fn tend(&self) {
+        let mut remembered: Option<Instant> = None;
+        loop {
+            let status = self.snapshot().await;
+            self.status.send_replace(Arc::new(status));
+            if remembered.is_none_or(|at| at.elapsed() >= CLOCK_INTERVAL) {
+                remembered = Some(Instant::now());
+                let path = self.parts.lock().await.config().spool.path.join(CLOCK_FILE);
+                if let Err(error) = clock::tend(&path) {
+                    tracing::warn!(%error, "the right time can't be kept for the next start");
+                }
+            }
+            tokio::time::sleep(STATUS_INTERVAL).await;
+        }
+    }
+
+    /// Takes no new message, answers what is committed, waits shortly for receipts, closes the spool.
+    pub async fn stop(&self) {
+        let mut parts = self.parts.lock().await;
+        if tokio::time::timeout(DRAIN_MAX, parts.stop()).await.is_err() {
+            tracing::warn!("not everything ended within {} s; what was acknowledged is on disk", DRAIN_MAX.as_secs());
+        }
+        let spool = self.spool.clone();
+        if tokio::task::spawn_blocking(move || spool.close()).await.is_err() {
+            tracing::error!("the spool was not closed well; the next start reads it as after a power cut");
+        }
+    }
+
+    /// How everything stands.
+    pub async fn snapshot(&self) -> Status {
+        let parts = self.parts.lock().await;
+        let config = parts.config();
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            gateway: config.gateway.name.to_string(),
+            site: config.gateway.site.to_string(),
+            running_s: self.started.elapsed().as_secs(),
+            config: config.fingerprint(),
+            sources: parts.sources(),
+            upstreams: parts.upstreams(),
+            lanes: self.spool.lanes(),
+            logs: self.spool.logs(),
+            alarms: self.spool.alarms(),
+        };
+        status.alarms.extend(parts.alarms());
+        drop(parts);
+        let refused = self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        status.alarms.extend(refused.map(|text| Alarm {
+            code: "config-refused".into(),
+            about: "configuration".into(),
+            text,
+        }));
+        let derived = alarms::derive(&status);
+        let new = derived
+            .into_iter()
+            .filter(|alarm| !status.alarms.iter().any(|known| known.about == alarm.about && known.code == alarm.code));
+        let new: Vec<Alarm> = new.collect();
+        status.alarms.extend(new);
+        status
+    }
+}

@@ -279,7 +279,7 @@ pub struct Alarm {
 }
 
 /// The snapshot of the whole gateway.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
     /// The program's version.

@@ -1,11 +1,28 @@
 //! `wardgate run`: the service itself.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-use super::exit::{Exit, Failure};
+use super::exit::{Exit, Failure, OrExit};
+use crate::admin::control::ControlSocket;
+use crate::admin::scrape::MetricsPage;
+use crate::config::{self, Loaded};
+use crate::gateway::{Gateway, StartError};
+use crate::source::SourceConfig;
+use crate::spool::OpenError;
+use crate::system::disk::LockError;
+use crate::system::{logging, process, systemd};
+use crate::upstream::UpstreamConfig;
+
+/// How often the gateway is looked at when no watchdog asks for it.
+const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Runs the service: takes messages from devices, keeps them, forwards them.
 ///
@@ -31,14 +48,91 @@ pub struct RunArgs {
 /// # Errors
 /// [`Failure`] when the service can't start, or ended by a fault.
 pub async fn run(args: RunArgs) -> Result<(), Failure> {
-    serve(&args.config, CancellationToken::new()).await
+    logging::start();
+    let stop = CancellationToken::new();
+    let signalled = stop.clone();
+    let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Software, "can't listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Software, "can't listen for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        signalled.cancel();
+    });
+    serve(&args.config, stop).await
 }
 
-/// Runs the gateway of a configuration file until `stop` (or a signal), in this process. The demo runs it the same way.
+/// Runs the gateway of a configuration file until `stop`, in this process. The demo runs it the same way.
 ///
 /// # Errors
 /// [`Failure`] when the gateway can't start, or ended by a fault.
-pub async fn serve(config: &Path, stop: CancellationToken) -> Result<(), Failure> {
-    let _ = stop;
-    Err(Failure::new(Exit::Software, format!("{}: the gateway is not part of this build", config.display())))
+pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> {
+    if let Err(error) = process::forbid_dumps() {
+        tracing::warn!(%error, "a crash could leave patient data in a core file");
+    }
+    let loaded = config::load::<SourceConfig, UpstreamConfig>(file);
+    let Loaded { config, report } = loaded.map_err(|error| Failure::new(Exit::Config, error.to_string()))?;
+    if report.warnings() > 0 {
+        tracing::warn!("{report}");
+    }
+    let settings = config.gateway.clone();
+    let control = ControlSocket::bind(&settings.control).await;
+    let control = control.or_exit(Exit::Unavailable, "the control socket can't be opened")?;
+    let metrics = match &settings.metrics {
+        Some(metrics) => Some(MetricsPage::bind(metrics).await.map_err(|text| Failure::new(Exit::Unavailable, text))?),
+        None => None,
+    };
+    let gateway =
+        Gateway::start(file, config).await.map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
+    let asking = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(control.serve(Arc::clone(&gateway), asking.clone()));
+    if let Some(metrics) = metrics {
+        tasks.spawn(metrics.serve(Arc::clone(&gateway), asking.clone()));
+    }
+    systemd::ready(&format!("gateway {} at {}", settings.name, settings.site));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %settings.name, site = %settings.site, "started");
+    watch(&gateway, &stop).await?;
+    systemd::stopping();
+    gateway.stop().await;
+    asking.cancel();
+    while tasks.join_next().await.is_some() {}
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Reloads on SIGHUP and tells systemd that all is well, until `stop`.
+async fn watch(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
+    let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
+    let mut alive = interval(systemd::watchdog_period().unwrap_or(WATCHDOG_DEFAULT));
+    let tend = gateway.tend();
+    tokio::pin!(tend);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = &mut tend => {}
+            // The gateway's own locks are taken before it says that it lives: a gateway that hangs says nothing.
+            _ = alive.tick() => {
+                gateway.snapshot().await;
+                systemd::alive();
+            }
+            _ = hangup.recv() => {
+                systemd::reloading();
+                if let Err(error) = gateway.reload().await {
+                    tracing::error!("{error}");
+                }
+                systemd::ready("running");
+            }
+        }
+    }
+}
+
+fn exit_of(error: &StartError) -> Exit {
+    match error {
+        StartError::Config(_) | StartError::Key(_) | StartError::Spool { cause: OpenError::Key(_), .. } => Exit::Config,
+        StartError::Folder(LockError::Held { .. }) => Exit::Unavailable,
+        StartError::Folder(LockError::Io { .. }) | StartError::Io { .. } => Exit::CannotCreate,
+        StartError::Spool { cause: OpenError::Io(_), .. } => Exit::Io,
+    }
 }

@@ -25,7 +25,7 @@
 //! `retired` is taken out before the table is read as an enum of protocols: it is no protocol, and one serde type for
 //! both would lose the places of errors.
 //!
-//! [`load`] reads and checks, `parts` makes the parts, [`report`] shows, `document` knows places, `cross` checks what spans sections, `files`
+//! [`load()`] reads and checks, `parts` makes the parts, [`report`] shows, `document` knows places, `cross` checks what spans sections, `files`
 //! follows the files that sections name.
 
 use std::collections::BTreeMap;
@@ -34,9 +34,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::admin::access::ControlConfig;
+use crate::admin::scrape::MetricsConfig;
 use crate::route::RouteConfig;
 use crate::spool::SpoolConfig;
-use crate::values::{Listen, Name, Problems, SecretRef, Section};
+use crate::values::{Name, Problems, SecretRef, Section};
 
 mod cross;
 mod document;
@@ -113,7 +114,7 @@ pub struct GatewayConfig {
     /// The site's name; appears beside it.
     pub site: Name,
     /// A loopback address for Prometheus; none unless given.
-    pub metrics: Option<Listen>,
+    pub metrics: Option<MetricsConfig>,
     /// The socket of the command line.
     #[serde(default)]
     pub control: ControlConfig,
@@ -143,10 +144,8 @@ impl<U> Standing<U> {
 
 impl Section for GatewayConfig {
     fn check(&self, problems: &mut Problems) {
-        if self.metrics.is_some_and(|listen| !listen.0.ip().is_loopback()) {
-            let text = "this page has no password: give it a loopback address, for example \"127.0.0.1:9464\", and let an \
-                        agent on this box fetch it";
-            problems.error("metrics", text);
+        if let Some(metrics) = &self.metrics {
+            problems.under("metrics", |problems| metrics.check(problems));
         }
         problems.under("control", |problems| self.control.check(problems));
     }

@@ -73,7 +73,11 @@ impl Intake {
     /// Begins a message; its time of reception is now.
     pub fn begin(&self) -> Incoming {
         let inner = &self.inner;
-        Incoming { intake: self.clone(), draft: inner.spool.begin(inner.class, &inner.source), received: inner.spool.now() }
+        Incoming {
+            intake: self.clone(),
+            draft: inner.spool.begin(inner.class, &inner.source),
+            received: inner.spool.now(),
+        }
     }
 }
 

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
+use super::Place;
 use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::log::{FreeFile, Held, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
-use super::Place;
 use crate::envelope::{Class, MessageId};
 use crate::values::Name;
 
@@ -81,7 +81,7 @@ fn take_free(log: &Log) -> Option<FreeFile> {
 /// Takes back the files of delivered originals whose time is over, at most `count`, and wipes their keys.
 fn reclaim_expired(log: &Log, count: usize) {
     let now = log.uptime.ms();
-    let keep = u64::try_from(log.limits.keep_delivered.as_millis()).unwrap_or(u64::MAX);
+    let keep = u64::try_from(log.limits().keep_delivered.as_millis()).unwrap_or(u64::MAX);
     reclaim(log, |held| held.extent.closed_uptime_ms.saturating_add(keep) <= now, count);
 }
 
@@ -133,7 +133,8 @@ fn reclaim(log: &Log, which: impl Fn(&Held) -> bool, count: usize) {
         // Until a newer segment holds a checkpoint, the last one is the only place of the cursors and dead letters.
         let last = state.segments.last_key_value().map(|(order, _)| *order);
         let chosen = done.into_iter().filter(|order| Some(*order) != last);
-        let chosen: Vec<u64> = chosen.filter(|order| state.segments.get(order).is_some_and(&which)).take(count).collect();
+        let chosen: Vec<u64> =
+            chosen.filter(|order| state.segments.get(order).is_some_and(&which)).take(count).collect();
         for order in chosen {
             taken.extend(state.segments.remove(&order));
         }
@@ -153,23 +154,25 @@ fn give_back(log: &Log, held: Held) {
         tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be wiped and is left out of use");
         return;
     }
-    if segment.bytes == log.limits.segment_bytes {
+    if segment.bytes == log.limits().segment_bytes {
         log.state().free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
-    } else if let Err(error) = log.storage.remove(&segment.name).and_then(|()| log.storage.sync_folder(log.class.as_str())) {
+    } else if let Err(error) =
+        log.storage.remove(&segment.name).and_then(|()| log.storage.sync_folder(log.class.as_str()))
+    {
         tracing::warn!(log = %log.class, file = %segment.name, %error, "a compacted file could not be removed");
     }
 }
 
 /// A new file, when the quota and the disk have room for it.
 fn make_within_quota(log: &Log) -> Option<FreeFile> {
-    let size = log.limits.segment_bytes;
+    let size = log.limits().segment_bytes;
     let (used, names) = {
         let state = log.state();
         let spare = state.free.len() + usize::from(state.reserve.is_some());
         let used = state.used_bytes() + size * u64::try_from(spare).unwrap_or(u64::MAX);
         (used, state.names())
     };
-    if used + size > log.limits.quota {
+    if used + size > log.limits().quota {
         return None;
     }
     let number = (1u32..).find(|number| !names.contains(&file_name(log, *number)))?;
@@ -188,7 +191,7 @@ fn file_name(log: &Log, number: u32) -> String {
 
 /// Makes a file of full size whose blocks are all there, so that writing to it later needs no allocation.
 fn make_file(log: &Log, name: String) -> io::Result<FreeFile> {
-    let size = log.limits.segment_bytes;
+    let size = log.limits().segment_bytes;
     let file = log.storage.create(&name)?;
     let fill = || {
         file.allocate(size)?;
@@ -220,7 +223,8 @@ fn compact_one(log: &Log) -> bool {
             let usable = Some(*order) != last && *order < oldest_stream && !state.quarantined.contains(order);
             let live = live_bytes(&state, *order, held);
             let gain = held.segment.bytes.saturating_sub(live);
-            let small = live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= log.limits.segment_bytes / GAIN_SHARE;
+            let small =
+                live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= log.limits().segment_bytes / GAIN_SHARE;
             (usable && small).then_some((gain, *order))
         });
         worth.max()
@@ -261,14 +265,14 @@ fn compact(log: &Log, order: u64) -> io::Result<bool> {
             Step::End => break,
             Step::Damaged { .. } | Step::Skipped { .. } => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
-            },
+            }
             Step::Frame(found) => copy.take(log, order, found, &pieces)?,
         }
     }
     let held = copy.finish(log)?;
     let mut state = log.state();
     let old = state.segments.insert(order, held);
-    let whole = old.filter(|old| old.segment.bytes == log.limits.segment_bytes);
+    let whole = old.filter(|old| old.segment.bytes == log.limits().segment_bytes);
     if let Some(old) = whole {
         state.reserve = Some(FreeFile { name: old.segment.name.clone(), file: Arc::clone(&old.segment.file) });
     } else {
@@ -285,9 +289,10 @@ fn wanted_pieces(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
     let holders: Vec<(Arc<Segment>, u64)> = {
         let state = log.state();
         let done = state.done();
-        let holders = state.segments.iter().filter(|(at, held)| {
-            !done.contains(at) && (**at == order || held.extent.refers.contains(&order))
-        });
+        let holders = state
+            .segments
+            .iter()
+            .filter(|(at, held)| !done.contains(at) && (**at == order || held.extent.refers.contains(&order)));
         holders.map(|(_, held)| (Arc::clone(&held.segment), held.end)).collect()
     };
     let mut wanted = BTreeSet::new();
@@ -361,7 +366,12 @@ impl Copy {
         if keep {
             self.pending_bytes += framed_bytes(found.plaintext.len());
             let header = found.header;
-            self.pending.push(Outgoing { kind: header.kind, tag: header.tag, ordinal: header.ordinal, plaintext: found.plaintext });
+            self.pending.push(Outgoing {
+                kind: header.kind,
+                tag: header.tag,
+                ordinal: header.ordinal,
+                plaintext: found.plaintext,
+            });
             self.last = header.ordinal;
         }
         if self.pending_bytes >= GROUP_BYTES { self.flush() } else { Ok(()) }
@@ -414,7 +424,12 @@ impl Copy {
         self.extent.closed_uptime_ms = log.uptime.ms();
         let (end, groups) = (self.offset, self.group);
         let plaintext = record::encode(&self.extent);
-        self.pending.push(Outgoing { kind: Kind::Footer as u8, tag: 0, ordinal: self.last.saturating_add(1), plaintext });
+        self.pending.push(Outgoing {
+            kind: Kind::Footer as u8,
+            tag: 0,
+            ordinal: self.last.saturating_add(1),
+            plaintext,
+        });
         self.flush()?;
         self.segment.bytes = self.offset + BLOCK as u64;
         self.segment.file.set_length(self.segment.bytes)?;

@@ -38,7 +38,13 @@ pub struct Draft {
 
 impl Draft {
     /// An empty message of `source`. `stream` is its number among the bodies that arrive in this run.
-    pub(super) fn new(log: Arc<Log>, requests: Requests, duplicates: Arc<Duplicates>, source: Name, stream: u64) -> Self {
+    pub(super) fn new(
+        log: Arc<Log>,
+        requests: Requests,
+        duplicates: Arc<Duplicates>,
+        source: Name,
+        stream: u64,
+    ) -> Self {
         Self {
             log,
             requests,

@@ -219,7 +219,9 @@ mod tests {
     }
 
     fn records() -> Vec<Outgoing> {
-        (0..3).map(|n| Outgoing { kind: 2, tag: 7, ordinal: 10 + n, plaintext: vec![b'x'; 1000 * n as usize] }).collect()
+        (0..3)
+            .map(|n| Outgoing { kind: 2, tag: 7, ordinal: 10 + n, plaintext: vec![b'x'; 1000 * n as usize] })
+            .collect()
     }
 
     #[test]

@@ -140,10 +140,13 @@ impl Lane {
         if self.log.state().dead.len() >= DEAD_LETTERS_MAX {
             return Err(CommitError::Full);
         }
-        let reason: String = reason.chars().scan(0, |bytes, c| {
-            *bytes += c.len_utf8();
-            (*bytes <= REASON_BYTES_MAX).then_some(c)
-        }).collect();
+        let reason: String = reason
+            .chars()
+            .scan(0, |bytes, c| {
+                *bytes += c.len_utf8();
+                (*bytes <= REASON_BYTES_MAX).then_some(c)
+            })
+            .collect();
         let dead = Dead {
             id: handed.id,
             source: self.key.0.clone(),
@@ -198,7 +201,10 @@ impl Lane {
     }
 
     /// Waits for a reader that is away; when this is cancelled it stays there for the next call.
-    async fn wait(&mut self, work: JoinHandle<(Box<Reader>, io::Result<Vec<Entry>>)>) -> io::Result<(Box<Reader>, io::Result<Vec<Entry>>)> {
+    async fn wait(
+        &mut self,
+        work: JoinHandle<(Box<Reader>, io::Result<Vec<Entry>>)>,
+    ) -> io::Result<(Box<Reader>, io::Result<Vec<Entry>>)> {
         self.reading = Reading::Away(work);
         let Reading::Away(work) = &mut self.reading else { return Err(io::Error::other("the lane's reader is gone")) };
         work.await.map_err(io::Error::other)
@@ -253,7 +259,8 @@ impl Reader {
                 Step::Frame(found) => {
                     self.seek = Place { segment: order, ordinal: found.header.ordinal };
                     if let Some(entry) = self.entry(&identity, found) {
-                        bytes += entry.content.as_ref().map_or(0, |envelope| envelope.body.as_whole().map_or(0, Bytes::len));
+                        bytes +=
+                            entry.content.as_ref().map_or(0, |envelope| envelope.body.as_whole().map_or(0, Bytes::len));
                         entries.push(entry);
                     }
                 }
@@ -266,7 +273,8 @@ impl Reader {
     fn locate(&mut self) -> Option<(u64, bool)> {
         let state = self.log.state();
         let mut ahead = state.segments.range(self.seek.segment..).filter(|(order, held)| {
-            let mine = held.extent.lanes.iter().find(|extent| extent.source == self.key.0 && extent.upstream == self.key.1);
+            let mine =
+                held.extent.lanes.iter().find(|extent| extent.source == self.key.0 && extent.upstream == self.key.1);
             mine.is_some_and(|extent| self.seek < Place { segment: **order, ordinal: extent.last })
         });
         let (order, held) = ahead.next()?;
@@ -309,7 +317,9 @@ impl Reader {
         }
         let ordinal = found.header.ordinal;
         match envelope(&self.log, identity, ordinal, found.plaintext) {
-            Some(envelope) if envelope.meta.source != self.key.0 || !envelope.meta.targets.contains(&self.key.1) => None,
+            Some(envelope) if envelope.meta.source != self.key.0 || !envelope.meta.targets.contains(&self.key.1) => {
+                None
+            }
             Some(envelope) => Some(Entry { place, id: envelope.id, content: Ok(Arc::new(envelope)) }),
             None => {
                 let content = Err(BodyError("the record is of an unknown form".to_owned()));
@@ -361,7 +371,9 @@ impl Pieces for Stored {
         let at = Place { segment: piece.segment, ordinal: piece.ordinal };
         let found = self.log.record(at, Some(piece.group_offset)).map_err(|error| BodyError(error.to_string()))?;
         let kind = found.header.kind == Kind::Fragment as u8;
-        let body = record::decode_fragment(&found.plaintext).filter(|(_, body)| kind && body.len() == piece.length as usize);
-        body.map(|(_, body)| Bytes::copy_from_slice(body)).ok_or_else(|| BodyError("a piece has the wrong length".to_owned()))
+        let body =
+            record::decode_fragment(&found.plaintext).filter(|(_, body)| kind && body.len() == piece.length as usize);
+        body.map(|(_, body)| Bytes::copy_from_slice(body))
+            .ok_or_else(|| BodyError("a piece has the wrong length".to_owned()))
     }
 }

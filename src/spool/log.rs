@@ -39,7 +39,7 @@ pub struct Log {
     /// The clock of the spool.
     pub uptime: Arc<Uptime>,
     /// How large it may grow, and so on.
-    pub limits: Limits,
+    limits: Mutex<Limits>,
     /// Moves whenever records were synced.
     pub synced: watch::Sender<u64>,
     /// What it did.
@@ -186,7 +186,7 @@ impl Log {
             storage: parts.storage,
             keyring: parts.keyring,
             uptime: parts.uptime,
-            limits: parts.limits,
+            limits: Mutex::new(parts.limits),
             synced: watch::Sender::new(0),
             counters: LogCounters::default(),
             failed: AtomicBool::new(false),
@@ -203,6 +203,16 @@ impl Log {
     /// The keys, locked.
     pub fn keys(&self) -> MutexGuard<'_, Keyring> {
         self.keyring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the configuration says about it.
+    pub fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a changed configuration.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Whether two writes or syncs failed and intake is off.

@@ -18,13 +18,13 @@ mod seal;
 mod segment;
 #[cfg(test)]
 mod sim;
+mod storage;
 #[cfg(test)]
 mod tests;
-mod storage;
 mod uptime;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -356,6 +356,11 @@ fn source_tag(spool: &[u8; 16], source: &Name) -> u16 {
     context.update(source.as_str().as_bytes());
     let hash = context.finish();
     hash.as_ref().first_chunk().map_or(1, |bytes| u16::from_le_bytes(*bytes).max(1))
+}
+
+/// Whether a folder holds no segments: a key may then be made for it.
+pub fn is_empty(path: &Path) -> bool {
+    Disk::open(path).and_then(|disk| recovery::has_segments(&disk)).is_ok_and(|segments| !segments)
 }
 
 fn open_log(parts: Parts, threads: &mut Vec<JoinHandle<()>>) -> Result<Opened, OpenError> {

@@ -13,10 +13,10 @@ use super::reader::{Step, Walker};
 use super::record::{self, Data, Dead, Discard, Kind, Replay};
 use super::segment::Identity;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Place, Spool, lanes, recovery, source_tag};
+use super::{CommitError, Opened, Place, Spool, SpoolConfig, lanes, recovery, source_tag};
 use crate::envelope::{BodyError, Class, Envelope};
 use crate::status::{Alarm, LaneStatus, LogStatus};
-use crate::values::Name;
+use crate::values::{ByteSize, Name};
 
 /// Share of the quota, in percent, above which people are told.
 const QUOTA_ALARM_PERCENT: u64 = 80;
@@ -72,7 +72,10 @@ impl Spool {
                     upstream: upstream.clone(),
                     backlog: lane.backlog,
                     backlog_bytes: lane.backlog_bytes,
-                    oldest_s: lane.since_uptime_ms.filter(|_| lane.backlog > 0).map(|since| now.saturating_sub(since) / 1000),
+                    oldest_s: lane
+                        .since_uptime_ms
+                        .filter(|_| lane.backlog > 0)
+                        .map(|since| now.saturating_sub(since) / 1000),
                     dead: dead.count() as u64,
                     held: lane.held.clone(),
                 });
@@ -102,9 +105,36 @@ impl Spool {
         .collect()
     }
 
+    /// Whether a changed configuration leaves room for what is held.
+    ///
+    /// # Errors
+    /// In words: which quota is too small, and what is used.
+    pub fn check_limits(&self, config: &SpoolConfig) -> Result<(), String> {
+        for opened in &self.inner.logs {
+            let (class, used) = (opened.log.class, must_stay(&opened.log.state()));
+            let quota = config.quota(class);
+            if quota < used {
+                let (quota, used) = (ByteSize(quota), ByteSize(used));
+                return Err(format!("[spool.{class}] quota: {quota} is less than what waits there now ({used})"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes changed quotas and retention.
+    pub fn set_limits(&self, config: &SpoolConfig) {
+        for opened in &self.inner.logs {
+            opened.log.set_limits(config.limits(opened.log.class));
+        }
+    }
+
     /// All dead letters.
     pub fn dead(&self) -> Vec<Dead> {
-        self.inner.logs.iter().flat_map(|opened| opened.log.state().dead.values().cloned().collect::<Vec<_>>()).collect()
+        self.inner
+            .logs
+            .iter()
+            .flat_map(|opened| opened.log.state().dead.values().cloned().collect::<Vec<_>>())
+            .collect()
     }
 
     /// The message of a dead letter, with its content.
@@ -112,7 +142,11 @@ impl Spool {
     /// # Errors
     /// [`BodyError`] when it is damaged.
     pub fn message(&self, dead: &Dead) -> Result<Arc<Envelope>, BodyError> {
-        let held = self.inner.logs.iter().find(|opened| opened.log.state().dead.contains_key(&(dead.id, dead.upstream.clone())));
+        let held = self
+            .inner
+            .logs
+            .iter()
+            .find(|opened| opened.log.state().dead.contains_key(&(dead.id, dead.upstream.clone())));
         let opened = held.ok_or_else(|| BodyError("it is no dead letter any more".to_owned()))?;
         let found = opened.log.record(dead.at, None).map_err(|error| BodyError(error.to_string()))?;
         if found.header.kind == Kind::Replay as u8 {
@@ -305,7 +339,7 @@ fn log_status(log: &Log) -> LogStatus {
     let state = log.state();
     LogStatus {
         log: log.class.as_str().to_owned(),
-        quota: log.limits.quota,
+        quota: log.limits().quota,
         used: must_stay(&state),
         segments: state.segments.len() as u64,
         refusing: state.refusing.clone(),
@@ -332,10 +366,16 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
         alarms.push(alarm(code, format!("new messages are refused: {why}")));
     } else if status.used * 100 > status.quota.saturating_mul(QUOTA_ALARM_PERCENT) {
         let share = status.used * 100 / status.quota.max(1);
-        alarms.push(alarm("quota", format!("{share} % of the quota is used: mend the upstreams whose backlog grows, or raise the quota")));
+        alarms.push(alarm(
+            "quota",
+            format!("{share} % of the quota is used: mend the upstreams whose backlog grows, or raise the quota"),
+        ));
     }
     if status.quarantined > 0 {
-        let text = format!("damage was found in {} segments: see \"wardgate spool verify\"; the disk may be failing", status.quarantined);
+        let text = format!(
+            "damage was found in {} segments: see \"wardgate spool verify\"; the disk may be failing",
+            status.quarantined
+        );
         alarms.push(alarm("damaged", text));
     }
     if foreign > 0 {

@@ -36,7 +36,9 @@ impl Kind {
     /// From the byte in a frame header.
     pub fn from_code(code: u8) -> Option<Self> {
         use Kind::{Cursor, Data, Dead, Discard, Footer, Fragment, Gap, Opening, Replay};
-        [Opening, Data, Fragment, Cursor, Dead, Discard, Replay, Gap, Footer].into_iter().find(|kind| *kind as u8 == code)
+        [Opening, Data, Fragment, Cursor, Dead, Discard, Replay, Gap, Footer]
+            .into_iter()
+            .find(|kind| *kind as u8 == code)
     }
 }
 

@@ -97,7 +97,11 @@ pub fn effect_of(identity: &Identity, found: &Found) -> Effect {
         Some(Kind::Replay) => record::decode(bytes).map_or(Effect::None, Effect::Replay),
         Some(Kind::Opening | Kind::Gap | Kind::Footer) => Effect::None,
         None => {
-            tracing::warn!(segment = identity.order, kind = found.header.kind, "a record of an unknown kind is left alone");
+            tracing::warn!(
+                segment = identity.order,
+                kind = found.header.kind,
+                "a record of an unknown kind is left alone"
+            );
             Effect::None
         }
     }
@@ -123,7 +127,12 @@ pub fn id_of(identity: &Identity, ordinal: u32, data: &Data) -> MessageId {
 }
 
 /// Opens every file of the log and sorts out what is no segment.
-fn sort_files(storage: &dyn Storage, class: Class, keyring: &Keyring, found: &mut Recovered) -> io::Result<Vec<Segment>> {
+fn sort_files(
+    storage: &dyn Storage,
+    class: Class,
+    keyring: &Keyring,
+    found: &mut Recovered,
+) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     for name in storage.list(class.as_str())? {
         if !name.ends_with(".seg") {
@@ -156,7 +165,8 @@ fn choose(
             chosen.insert(identity.order, segment);
             continue;
         };
-        let (older, newer) = if other.identity.generation < identity.generation { (other, segment) } else { (segment, other) };
+        let (older, newer) =
+            if other.identity.generation < identity.generation { (other, segment) } else { (segment, other) };
         let (winner, loser) = if newer.footer_offset()?.is_some() { (newer, older) } else { (older, newer) };
         chosen.insert(identity.order, winner);
         spare(storage, &loser, found)?;
@@ -318,7 +328,10 @@ fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
         for lane_extent in extent.lanes {
             let key = (lane_extent.source, lane_extent.upstream);
             let lane = state.lanes.entry(key.clone()).or_default();
-            let (first, last) = (Place { segment: order, ordinal: lane_extent.first }, Place { segment: order, ordinal: lane_extent.last });
+            let (first, last) = (
+                Place { segment: order, ordinal: lane_extent.first },
+                Place { segment: order, ordinal: lane_extent.last },
+            );
             if lane.cursor >= last {
                 continue;
             }
@@ -334,7 +347,12 @@ fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
     Ok(())
 }
 
-fn count_behind(segment: &Arc<Segment>, end: u64, ordinal: u32, (source, upstream): &super::log::LaneKey) -> io::Result<(u64, u64)> {
+fn count_behind(
+    segment: &Arc<Segment>,
+    end: u64,
+    ordinal: u32,
+    (source, upstream): &super::log::LaneKey,
+) -> io::Result<(u64, u64)> {
     let mut walker = Walker::new(Arc::clone(segment));
     let (mut count, mut total) = (0, 0);
     let kinds = [Kind::Data as u8, Kind::Replay as u8];
@@ -344,7 +362,11 @@ fn count_behind(segment: &Arc<Segment>, end: u64, ordinal: u32, (source, upstrea
             Step::Damaged { .. } | Step::Skipped { .. } => {}
             Step::Frame(frame) => {
                 let bytes = match effect_of(&segment.identity, &frame) {
-                    Effect::Message { source: from, targets, length, .. } if from == *source && targets.contains(upstream) => length,
+                    Effect::Message { source: from, targets, length, .. }
+                        if from == *source && targets.contains(upstream) =>
+                    {
+                        length
+                    }
                     Effect::Replay(replay) if replay.source == *source && replay.upstream == *upstream => replay.length,
                     _ => continue,
                 };

@@ -119,7 +119,12 @@ impl Cipher {
     ///
     /// # Errors
     /// [`Unauthentic`].
-    pub fn open<'a>(&self, nonce: [u8; NONCE_BYTES], aad: &[u8], in_out: &'a mut [u8]) -> Result<&'a mut [u8], Unauthentic> {
+    pub fn open<'a>(
+        &self,
+        nonce: [u8; NONCE_BYTES],
+        aad: &[u8],
+        in_out: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Unauthentic> {
         let nonce = Nonce::assume_unique_for_key(nonce);
         self.0.open_in_place(nonce, Aad::from(aad), in_out).map_err(|_| Unauthentic)
     }

@@ -125,7 +125,8 @@ impl Segment {
             match parsed.unwrap_key(keyring) {
                 Some(secret) => {
                     let newer = best.as_ref().is_none_or(|best| {
-                        (best.identity.order, best.identity.generation) < (parsed.identity.order, parsed.identity.generation)
+                        (best.identity.order, best.identity.generation)
+                            < (parsed.identity.order, parsed.identity.generation)
                     });
                     if newer {
                         best = Some(parsed.into_segment(&secret, Arc::clone(&file), name.clone(), bytes));

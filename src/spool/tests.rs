@@ -69,7 +69,8 @@ async fn commit(spool: &Spool, class: Class, targets: &[&str], body: &[u8]) -> R
 async fn waiting(spool: &Spool, lane: &mut Lane) -> Vec<(MessageId, Vec<u8>)> {
     let mut found = Vec::new();
     for _ in 0..backlog(spool, lane) {
-        let next = tokio::time::timeout(Duration::from_secs(10), lane.next()).await.expect("the backlog is there to be read");
+        let next =
+            tokio::time::timeout(Duration::from_secs(10), lane.next()).await.expect("the backlog is there to be read");
         let envelope = next.content.expect("readable");
         found.push((envelope.id, envelope.body.collect().await.unwrap().to_vec()));
     }
@@ -164,7 +165,10 @@ async fn a_stalled_lane_and_a_dead_letter_do_not_pin_the_space_of_a_busy_one() {
     let mut stalled = Vec::new();
     for number in 1..300 {
         if number % 40 == 0 {
-            stalled.push((commit(&spool, Class::Clinical, &["stalled"], &body(number, 500)).await.unwrap(), body(number, 500)));
+            stalled.push((
+                commit(&spool, Class::Clinical, &["stalled"], &body(number, 500)).await.unwrap(),
+                body(number, 500),
+            ));
         }
         commit(&spool, Class::Clinical, &["busy"], &body(number, 90_000)).await.expect("the busy lane goes on");
         let entry = busy.next().await;
@@ -242,7 +246,10 @@ async fn a_flipped_bit_is_damage_that_is_shown_and_never_a_wrong_message() {
     let spool = open(&disk, 8);
     let mut sent = BTreeMap::new();
     for number in 0..6 {
-        sent.insert(commit(&spool, Class::Clinical, &["engine"], &body(number, 3000)).await.unwrap(), body(number, 3000));
+        sent.insert(
+            commit(&spool, Class::Clinical, &["engine"], &body(number, 3000)).await.unwrap(),
+            body(number, 3000),
+        );
     }
     spool.close();
     let files: Vec<String> = disk.names().into_iter().filter(|name| name.starts_with("clinical/")).collect();
@@ -427,13 +434,18 @@ async fn whichever_operation_fails_once_nothing_acknowledged_is_lost() {
                     stored.push((id, body(number, 90_000)));
                 }
             }
-            assert!(stored.len() >= 28 || spool.logs()[0].refusing.is_some(), "operation {nth}: {} stored", stored.len());
+            assert!(
+                stored.len() >= 28 || spool.logs()[0].refusing.is_some(),
+                "operation {nth}: {} stored",
+                stored.len()
+            );
             let after = disk.cut(&mut Dice::new(nth));
             spool.close();
             let spool = open(&after, 6);
             let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
             let found = waiting(&spool, &mut lane).await;
-            let present: Vec<_> = found.into_iter().filter(|(id, _)| stored.iter().any(|(known, _)| known == id)).collect();
+            let present: Vec<_> =
+                found.into_iter().filter(|(id, _)| stored.iter().any(|(known, _)| known == id)).collect();
             assert!(present == stored, "operation {nth} with {kind:?}");
             spool.close();
         }

@@ -134,7 +134,12 @@ impl Writer {
     }
 
     /// Adds what else is waiting, and writes; true when the writer must stop.
-    fn gather(&mut self, records: Vec<Prepared>, control: bool, reply: oneshot::Sender<Result<Vec<Written>, CommitError>>) -> bool {
+    fn gather(
+        &mut self,
+        records: Vec<Prepared>,
+        control: bool,
+        reply: oneshot::Sender<Result<Vec<Written>, CommitError>>,
+    ) -> bool {
         let (mut messages, mut controls) = (Batch::default(), Batch::default());
         let mut next = Some(Request::Append { records, control, reply });
         let (mut stop, mut roll) = (false, false);
@@ -182,7 +187,7 @@ impl Writer {
 
     /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
     fn room(&mut self, bytes: usize, message: bool) -> bool {
-        let size = self.log.limits.segment_bytes;
+        let size = self.log.limits().segment_bytes;
         let need = group_bytes(bytes) as u64 + size / FOOTER_SHARE;
         let spare = if message { size / CONTROL_SHARE } else { 0 };
         if let Some(active) = &self.active {
@@ -210,7 +215,7 @@ impl Writer {
 
     /// Makes room in a log that may lose its oldest: the GAP record is synced first.
     fn drop_oldest(&mut self) -> Option<FreeFile> {
-        if !self.log.limits.drop_oldest || self.active.is_none() {
+        if !self.log.limits().drop_oldest || self.active.is_none() {
             return None;
         }
         let gap = compact::oldest_as_gap(&self.log)?;
@@ -229,7 +234,9 @@ impl Writer {
 
     fn fail(&self, error: &io::Error) -> bool {
         self.log.failed.store(true, Ordering::Relaxed);
-        let text = format!("the disk failed twice ({error}): intake is off until the service is started again on a sound disk");
+        let text = format!(
+            "the disk failed twice ({error}): intake is off until the service is started again on a sound disk"
+        );
         tracing::error!(log = %self.log.class, %error, "the spool can't write: intake is off");
         self.log.state().refusing = Some(text);
         false
@@ -353,7 +360,12 @@ impl Writer {
         let mut records = Vec::with_capacity(batch.records.len());
         let mut effects = Vec::with_capacity(batch.records.len());
         for prepared in batch.records {
-            records.push(Outgoing { kind: prepared.kind as u8, tag: prepared.tag, ordinal: 0, plaintext: prepared.plaintext });
+            records.push(Outgoing {
+                kind: prepared.kind as u8,
+                tag: prepared.tag,
+                ordinal: 0,
+                plaintext: prepared.plaintext,
+            });
             effects.push((prepared.effect, prepared.id));
         }
         let mut ids: Vec<Option<MessageId>> = effects.iter().map(|(_, id)| *id).collect();
@@ -409,7 +421,12 @@ impl Writer {
     }
 
     /// Gives the active segment up and writes the group to a fresh one, under the ids that it would have had.
-    fn write_elsewhere(&mut self, error: &io::Error, records: &mut [Outgoing], ids: &mut [Option<MessageId>]) -> Option<Vec<Written>> {
+    fn write_elsewhere(
+        &mut self,
+        error: &io::Error,
+        records: &mut [Outgoing],
+        ids: &mut [Option<MessageId>],
+    ) -> Option<Vec<Written>> {
         let active = self.active.take()?;
         let order = active.segment.identity.order;
         tracing::error!(log = %self.log.class, segment = order, %error, "a write failed: going on in a fresh segment");
@@ -455,7 +472,13 @@ impl Batch {
     fn add_cursors(&mut self, cursors: Vec<Cursor>, encoded: Vec<Vec<u8>>) {
         for (cursor, plaintext) in cursors.into_iter().zip(encoded) {
             self.bytes += framed_bytes(plaintext.len());
-            self.records.push(Prepared { kind: Kind::Cursor, tag: 0, plaintext, effect: Effect::Cursor(cursor), id: None });
+            self.records.push(Prepared {
+                kind: Kind::Cursor,
+                tag: 0,
+                plaintext,
+                effect: Effect::Cursor(cursor),
+                id: None,
+            });
         }
     }
 

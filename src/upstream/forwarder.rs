@@ -7,6 +7,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use super::holds::Holds;
 use super::lane::{LaneRun, Shared};
 use super::{Identity, SendError, Stop, Upstream};
 use crate::spool::{Lane, Spool};
-use crate::status::{Link, UpstreamCounters};
+use crate::status::{Link, Status, UpstreamCounters};
 use crate::system::backoff::Backoff;
 
 /// How long receipts are waited for when the forwarder is to stop.
@@ -37,11 +38,13 @@ pub struct Forwarding {
     pub counters: Arc<UpstreamCounters>,
     /// Where lanes say why they do not move; kept over restarts of the forwarder if the gateway wishes.
     pub holds: Arc<Holds>,
+    /// How the gateway stands, for upstreams that pass it on.
+    pub status: watch::Receiver<Arc<Status>>,
 }
 
 /// Delivers until `stop`, then waits up to [`DRAIN_MAX`] for what is on its way and says goodbye.
 pub async fn forward<U: Upstream>(config: U::Config, forwarding: Forwarding, stop: Stop) {
-    let Forwarding { identity, spool, lanes, counters, holds } = forwarding;
+    let Forwarding { identity, spool, lanes, counters, holds, mut status } = forwarding;
     let shared = Shared { spool, when_refused: U::when_refused(&config), counters, holds };
     let mut lanes: Vec<LaneRun> = lanes.into_iter().map(|lane| LaneRun::new(lane, shared.clone())).collect();
     let mut connection = Connection { identity, counters: shared.counters, backoff: Backoff::default() };
@@ -49,7 +52,7 @@ pub async fn forward<U: Upstream>(config: U::Config, forwarding: Forwarding, sto
         let Some(upstream) = connection.make::<U>(&config, &stop).await else { break };
         let since = Instant::now();
         let cause;
-        (lanes, cause) = serve(Arc::new(upstream), lanes, &stop).await;
+        (lanes, cause) = serve(Arc::new(upstream), lanes, &mut status, &stop).await;
         let Some(cause) = cause else { break };
         connection.lost(cause, since.elapsed(), &stop).await;
     }
@@ -123,8 +126,14 @@ impl Connection {
 }
 
 /// Runs all lanes over one connection. `Some` cause: it is lost; `None`: stopped, and said goodbye.
-async fn serve<U: Upstream>(upstream: Arc<U>, lanes: Vec<LaneRun>, stop: &Stop) -> (Vec<LaneRun>, Option<String>) {
+async fn serve<U: Upstream>(
+    upstream: Arc<U>,
+    lanes: Vec<LaneRun>,
+    status: &mut watch::Receiver<Arc<Status>>,
+    stop: &Stop,
+) -> (Vec<LaneRun>, Option<String>) {
     let lost = CancellationToken::new();
+    status.mark_changed();
     let mut running = JoinSet::new();
     for lane in lanes {
         running.spawn(lane.run(Arc::clone(&upstream), lost.clone(), stop.clone()));
@@ -150,6 +159,8 @@ async fn serve<U: Upstream>(upstream: Arc<U>, lanes: Vec<LaneRun>, stop: &Stop) 
                 cause = Some(closed);
                 lost.cancel();
             }
+            // Once at once, since a new connection has not been told yet.
+            Ok(()) = status.changed() => upstream.announce(&status.borrow_and_update()),
             () = &mut drained, if !lost.is_cancelled() => lost.cancel(),
             () = stop.cancelled(), if running.is_empty() => break,
             else => break,

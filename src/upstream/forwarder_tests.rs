@@ -138,6 +138,7 @@ impl Bench {
             lanes: sources.iter().map(lane).collect(),
             counters: Arc::clone(&self.counters),
             holds: Arc::clone(&self.holds),
+            status: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
         };
         let running = forward::<Told>(WorldConfig(Arc::clone(&self.world)), forwarding, self.stop.clone());
         self.running = Some(tokio::spawn(running));

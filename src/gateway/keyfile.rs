@@ -1,0 +1,63 @@
+//! The spool's root key: read from where the configuration says, or made, once, for an empty spool on a developer's machine.
+//!
+//! A key is never made where there is data, and never where a credential was named: that one comes from systemd.
+
+use std::path::Path;
+
+use crate::spool::{self, KeyError, Secret, SpoolConfig};
+use crate::system::{credentials, disk};
+use crate::values::SecretRef;
+
+/// Why there is no root key: exit code 78.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// It can't be read.
+    #[error("the spool key: {0}")]
+    Unreadable(#[from] credentials::CredentialError),
+    /// It is no key.
+    #[error("the spool key ({place}): {cause}")]
+    Malformed {
+        /// Where it was read.
+        place: SecretRef,
+        /// Why.
+        cause: KeyError,
+    },
+    /// A new one can't be written.
+    #[error("can't make the spool key {file}: {cause}")]
+    Unwritable {
+        /// The file.
+        file: String,
+        /// The system's words.
+        cause: std::io::Error,
+    },
+}
+
+/// The root key of the spool in `config`.
+///
+/// # Errors
+/// [`KeyFileError`].
+pub fn root_key(config: &SpoolConfig) -> Result<Secret, KeyFileError> {
+    if let SecretRef::File(file) = &config.key
+        && !file.exists()
+        && spool::is_empty(&config.path)
+    {
+        make(file)?;
+    }
+    let bytes = credentials::read(&config.key)?;
+    spool::parse_root(&bytes).map_err(|cause| KeyFileError::Malformed { place: config.key.clone(), cause })
+}
+
+fn make(file: &Path) -> Result<(), KeyFileError> {
+    let key = Secret::random();
+    let mut text = data_encoding::HEXLOWER.encode(key.bytes());
+    text.push('\n');
+    let written = disk::replace(file, text.as_bytes(), 0o600);
+    zeroize::Zeroize::zeroize(&mut text);
+    written.map_err(|cause| KeyFileError::Unwritable { file: file.display().to_string(), cause })?;
+    tracing::warn!(
+        file = %file.display(),
+        "a new spool key was made. Good for development; on a box give the key as a systemd credential and keep a copy: \
+         without it nothing in the spool can be read"
+    );
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The parts that run, and how a changed configuration is applied to them: a comparison of two maps.
+//!
+//! A part whose section and files are equal keeps running. One that changed is stopped, then started. Nothing here decides
+//! what becomes of messages; a lane belongs to the forwarder of its upstream and to nobody else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Config;
+use crate::config::{Part, Standing};
+use crate::envelope::Class;
+use crate::route;
+use crate::source::intake::Intake;
+use crate::source::{SourceConfig, Started};
+use crate::spool::Spool;
+use crate::status::{Alarm, SourceStatus, Status, UpstreamCounters, UpstreamStatus};
+use crate::upstream::forwarder::Forwarding;
+use crate::upstream::holds::Holds;
+use crate::upstream::{Identity, UpstreamConfig};
+use crate::values::Name;
+
+/// Everything that runs beside the spool.
+pub struct Parts {
+    spool: Spool,
+    status: watch::Receiver<Arc<Status>>,
+    config: Config,
+    sources: BTreeMap<Name, RunningSource>,
+    upstreams: BTreeMap<Name, RunningUpstream>,
+    burials: Vec<JoinHandle<()>>,
+    stop_burials: CancellationToken,
+}
+
+struct RunningSource {
+    part: Part<SourceConfig>,
+    intake: Intake,
+    targets: watch::Sender<Arc<[Name]>>,
+    started: Started,
+    stop: CancellationToken,
+}
+
+struct RunningUpstream {
+    part: Part<UpstreamConfig>,
+    /// The lanes that its forwarder holds.
+    lanes: Vec<(Class, Name)>,
+    counters: Arc<UpstreamCounters>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Parts {
+    /// Nothing runs yet.
+    pub fn new(spool: Spool, status: watch::Receiver<Arc<Status>>, config: &Config) -> Self {
+        Self {
+            spool,
+            status,
+            config: config.clone(),
+            sources: BTreeMap::new(),
+            upstreams: BTreeMap::new(),
+            burials: Vec::new(),
+            stop_burials: CancellationToken::new(),
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What a running gateway can't change, or may not.
+    ///
+    /// # Errors
+    /// In words, with what to do.
+    pub fn check_change(&self, new: &Config) -> Result<(), String> {
+        let (old, new_spool) = (&self.config.spool, &new.spool);
+        if old.path != new_spool.path || old.key != new_spool.key {
+            return Err("[spool] path and key can't be changed while it runs: restart the service".into());
+        }
+        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+            if !new.upstreams.contains_key(&lane.upstream) {
+                return Err(format!(
+                    "{} messages still wait for the upstream \"{}\", which is not in it any more: keep it and say in \
+                     [upstream.{}] retired = \"drain\" (they are still sent) or retired = \"dead-letter\"",
+                    lane.backlog, lane.upstream, lane.upstream
+                ));
+            }
+        }
+        self.spool.check_limits(new_spool)
+    }
+
+    /// Makes what runs equal to `config`; tells what could not be opened at once (it is tried on all the same).
+    pub async fn settle(&mut self, config: &Config) -> Vec<String> {
+        self.spool.set_limits(&config.spool);
+        let identity_changed =
+            self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
+        self.config = config.clone();
+        self.stop_sources().await;
+        self.settle_upstreams(identity_changed).await;
+        self.start_sources().await
+    }
+
+    /// Stops sources first, so that nothing new comes, then forwarders.
+    pub async fn stop(&mut self) {
+        for source in self.sources.values() {
+            source.stop.cancel();
+        }
+        for (_, source) in std::mem::take(&mut self.sources) {
+            source.end().await;
+        }
+        self.stop_burials.cancel();
+        for upstream in self.upstreams.values() {
+            upstream.stop.cancel();
+        }
+        for (name, upstream) in std::mem::take(&mut self.upstreams) {
+            upstream.end(&name).await;
+        }
+    }
+
+    /// Sources for the snapshot.
+    pub fn sources(&self) -> BTreeMap<Name, SourceStatus> {
+        let now_ms = self.spool.now().uptime_ms;
+        let status = |source: &RunningSource| {
+            let endpoint = source.started.endpoint.borrow().clone();
+            source.intake.counters().snapshot(source.part.config.protocol(), &endpoint, now_ms)
+        };
+        self.sources.iter().map(|(name, source)| (name.clone(), status(source))).collect()
+    }
+
+    /// Upstreams for the snapshot.
+    pub fn upstreams(&self) -> BTreeMap<Name, UpstreamStatus> {
+        let now_ms = self.spool.now().uptime_ms;
+        let status = |upstream: &RunningUpstream| {
+            let config = &upstream.part.config;
+            upstream.counters.snapshot(config.protocol(), &config.endpoint(), now_ms)
+        };
+        self.upstreams.iter().map(|(name, upstream)| (name.clone(), status(upstream))).collect()
+    }
+
+    /// What only the configuration can tell: sources that are silent for too long, lanes that nobody serves.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms = Vec::new();
+        let now_ms = self.spool.now().uptime_ms;
+        for (name, source) in &self.sources {
+            let Some(limit) = source.part.config.silent_after() else { continue };
+            let seen_ms = u64::try_from(source.intake.counters().last_seen_ms.value()).unwrap_or(0);
+            let silent_s = now_ms.saturating_sub(seen_ms) / 1000;
+            if seen_ms > 0 && silent_s >= limit.0.as_secs() {
+                let text = format!(
+                    "nothing came for {silent_s} s; expected is something every {limit}: look at the device and its cable"
+                );
+                alarms.push(Alarm { code: "silence".into(), about: name.to_string(), text });
+            }
+        }
+        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+            if !self.config.upstreams.contains_key(&lane.upstream) {
+                let text = format!(
+                    "{} messages wait for an upstream that is not configured any more: add it again, with retired = \"drain\" \
+                     or retired = \"dead-letter\" if it is gone for good",
+                    lane.backlog
+                );
+                alarms.push(Alarm {
+                    code: "orphaned-lane".into(),
+                    about: format!("{} > {}", lane.source, lane.upstream),
+                    text,
+                });
+            }
+        }
+        alarms
+    }
+
+    /// Stops the sources that are gone or changed, and tells the others their targets.
+    async fn stop_sources(&mut self) {
+        let mut kept = BTreeMap::new();
+        for (name, source) in std::mem::take(&mut self.sources) {
+            if self.config.sources.get(&name) == Some(&source.part) {
+                source.targets.send_replace(self.targets(&name));
+                kept.insert(name, source);
+            } else {
+                source.stop.cancel();
+                source.end().await;
+            }
+        }
+        self.sources = kept;
+    }
+
+    async fn start_sources(&mut self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        let new: Vec<(Name, Part<SourceConfig>)> = self
+            .config
+            .sources
+            .iter()
+            .filter(|(name, _)| !self.sources.contains_key(name))
+            .map(|(name, part)| (name.clone(), part.clone()))
+            .collect();
+        for (name, part) in new {
+            let class = part.config.class();
+            let spool = self.spool.clone();
+            // The first message should not wait for its file to be written through.
+            tokio::task::spawn_blocking(move || spool.prepare(class));
+            let (targets, told) = watch::channel(self.targets(&name));
+            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told);
+            let stop = CancellationToken::new();
+            let started = part.config.start(intake.clone(), stop.clone()).await;
+            if let Err(error) = &started.first {
+                troubles.push(format!("source {name}: {error}"));
+            }
+            self.sources.insert(name, RunningSource { part, intake, targets, started, stop });
+        }
+        troubles
+    }
+
+    async fn settle_upstreams(&mut self, identity_changed: bool) {
+        let mut kept = BTreeMap::new();
+        for (name, upstream) in std::mem::take(&mut self.upstreams) {
+            let same = self.config.upstreams.get(&name).and_then(Standing::part) == Some(&upstream.part);
+            if same && !identity_changed && self.lanes_of(&name) == upstream.lanes {
+                kept.insert(name, upstream);
+            } else {
+                upstream.stop.cancel();
+                upstream.end(&name).await;
+            }
+        }
+        self.upstreams = kept;
+        for (name, standing) in self.config.upstreams.clone() {
+            match standing.part() {
+                Some(part) if !self.upstreams.contains_key(&name) => self.start_upstream(name, part.clone()),
+                Some(_) => {}
+                None => self.bury(&name),
+            }
+        }
+    }
+
+    fn start_upstream(&mut self, name: Name, part: Part<UpstreamConfig>) {
+        let lanes = self.lanes_of(&name);
+        let counters: Arc<UpstreamCounters> = Arc::default();
+        let gateway = &self.config.gateway;
+        let identity = Identity { gateway: gateway.name.clone(), site: gateway.site.clone(), upstream: name.clone() };
+        let forwarding = Forwarding {
+            identity,
+            spool: self.spool.clone(),
+            lanes: lanes.iter().map(|(class, source)| self.spool.lane(*class, source, &name)).collect(),
+            counters: Arc::clone(&counters),
+            holds: Arc::new(Holds::default()),
+            status: self.status.clone(),
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(part.config.clone().forward(forwarding, stop.clone()));
+        self.upstreams.insert(name, RunningUpstream { part, lanes, counters, stop, task });
+    }
+
+    /// Makes dead letters of what waits for an upstream that is gone for good.
+    fn bury(&mut self, upstream: &Name) {
+        self.burials.retain(|burial| !burial.is_finished());
+        for (class, source) in self.lanes_of(upstream) {
+            let mut lane = self.spool.lane(class, &source, upstream);
+            let stop = self.stop_burials.clone();
+            let bury = async move {
+                loop {
+                    let entry = lane.next().await;
+                    match lane.bury(entry.place, "the upstream was retired", 0).await {
+                        Ok(()) => lane.advance(entry.place),
+                        // Too many dead letters, or a full disk: the rest stays in its lane, where it is shown.
+                        Err(error) => return lane.hold(Some(format!("its upstream is retired, but: {error}"))),
+                    }
+                }
+            };
+            self.burials.push(tokio::spawn(async move {
+                stop.run_until_cancelled(bury).await;
+            }));
+        }
+    }
+
+    /// The lanes to an upstream: of each source that is routed there, and of each that still has something for it.
+    fn lanes_of(&self, upstream: &Name) -> Vec<(Class, Name)> {
+        let known = self.spool.lane_classes().into_iter().filter(|(_, _, to)| to == upstream);
+        let mut lanes: Vec<(Class, Name)> = known.map(|(class, source, _)| (class, source)).collect();
+        for (source, part) in &self.config.sources {
+            if route::targets(&self.config.routes, source).contains(upstream) {
+                lanes.push((part.config.class(), source.clone()));
+            }
+        }
+        lanes.sort();
+        lanes.dedup();
+        lanes
+    }
+
+    /// Where a source's messages go now: upstreams that are retired get nothing new.
+    fn targets(&self, source: &Name) -> Arc<[Name]> {
+        let active = |name: &Name| self.config.upstreams.get(name).is_some_and(Standing::is_active);
+        route::targets(&self.config.routes, source).into_iter().filter(active).collect()
+    }
+}
+
+impl RunningSource {
+    async fn end(self) {
+        if let Err(error) = self.started.task.await {
+            tracing::error!(source = %self.intake.source(), %error, "a source ended badly");
+        }
+    }
+}
+
+impl RunningUpstream {
+    async fn end(self, name: &Name) {
+        if let Err(error) = self.task.await {
+            tracing::error!(upstream = %name, %error, "a forwarder ended badly");
+        }
+    }
+}

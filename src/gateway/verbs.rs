@@ -1,0 +1,180 @@
+//! What people ask of the running gateway over the control socket, carried out on the spool and the parts.
+//!
+//! The socket has checked who asks and logs what is changed. Content is revealed by `dead_body` and `spool_export` only.
+
+use super::Gateway;
+use crate::admin::answers::{
+    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, ReplayReport, SpoolUsage,
+    VerifyReport, When,
+};
+use crate::admin::operator::{Answer, Inlet, Operator, Outlet};
+use crate::admin::verbs::{
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LIST_MAX, ReplayRequest,
+};
+use crate::envelope::MessageId;
+use crate::spool::{CommitError, Dead, ReplayOrder};
+use crate::status::Status;
+use crate::system::disk;
+
+impl Operator for Gateway {
+    async fn status(&self) -> Status {
+        self.snapshot().await
+    }
+
+    async fn dead_list(&self, query: DeadQuery) -> Answer<DeadList> {
+        let mut dead = self.spool.dead();
+        dead.retain(|dead| {
+            query.source.as_ref().is_none_or(|source| dead.source == *source)
+                && query.upstream.as_ref().is_none_or(|upstream| dead.upstream == *upstream)
+        });
+        dead.sort_by_key(|dead| std::cmp::Reverse(dead.stamp.uptime_ms));
+        let total = dead.len() as u64;
+        let limit = query.limit.unwrap_or(LIST_MAX).min(LIST_MAX);
+        let letters = dead.iter().take(limit).map(|dead| self.letter(dead)).collect();
+        Ok(DeadList { total, letters })
+    }
+
+    async fn dead_show(&self, id: MessageId) -> Answer<Vec<DeadLetter>> {
+        let found: Vec<DeadLetter> = self.find(id).iter().map(|dead| self.letter(dead)).collect();
+        match found.is_empty() {
+            true => Err(unknown(id)),
+            false => Ok(found),
+        }
+    }
+
+    async fn dead_body(&self, id: MessageId, outlet: &Outlet) -> Answer<u64> {
+        let dead = self.find(id).into_iter().next().ok_or_else(|| unknown(id))?;
+        let spool = self.spool.clone();
+        let message =
+            tokio::task::spawn_blocking(move || spool.message(&dead)).await.map_err(failed)?.map_err(failed)?;
+        let mut reader = message.body.reader();
+        while let Some(bytes) = reader.next().await.map_err(failed)? {
+            outlet.data(bytes).await?;
+        }
+        Ok(message.body.len())
+    }
+
+    async fn dead_retry(&self, selection: DeadSelection) -> Answer<Count> {
+        let (chosen, unknown) = self.choose(&selection);
+        let changed = self.spool.retry(&chosen, None).await.map_err(not_written)?;
+        Ok(Count { changed, unknown })
+    }
+
+    async fn dead_discard(&self, selection: DeadSelection) -> Answer<Count> {
+        let (chosen, unknown) = self.choose(&selection);
+        let changed = self.spool.discard(&chosen, None).await.map_err(not_written)?;
+        Ok(Count { changed, unknown })
+    }
+
+    async fn spool_usage(&self) -> Answer<SpoolUsage> {
+        let path = self.parts.lock().await.config().spool.path.clone();
+        let space = disk::space(&path).map_err(failed)?;
+        Ok(SpoolUsage {
+            path: path.display().to_string(),
+            disk_free: space.free,
+            disk_total: space.total,
+            logs: self.spool.logs(),
+            lanes: self.spool.lanes(),
+        })
+    }
+
+    async fn spool_verify(&self, _outlet: &Outlet) -> Answer<VerifyReport> {
+        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    }
+
+    async fn spool_export(&self, _request: ExportRequest, _outlet: &Outlet) -> Answer<ExportReport> {
+        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    }
+
+    async fn spool_import(
+        &self,
+        _request: ImportRequest,
+        _inlet: &mut Inlet,
+        _outlet: &Outlet,
+    ) -> Answer<ImportReport> {
+        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    }
+
+    async fn replay(&self, request: ReplayRequest, _outlet: &Outlet) -> Answer<ReplayReport> {
+        if !self.parts.lock().await.config().upstreams.contains_key(&request.upstream) {
+            return Err(Refusal::new(Code::NotFound, format!("there is no upstream \"{}\"", request.upstream)));
+        }
+        let order = ReplayOrder {
+            source: request.source,
+            from_us: request.from.0.as_microsecond(),
+            to_us: request.to.0.as_microsecond(),
+            upstream: request.upstream,
+            dry_run: request.dry_run,
+        };
+        let done = self.spool.replay(&order).await.map_err(not_written)?;
+        Ok(ReplayReport { messages: done.messages, bytes: done.bytes, first: None, last: None, incomplete: false })
+    }
+
+    async fn keys_rotate(&self) -> Answer<KeysReport> {
+        let epoch = self.spool.rotate().map_err(failed)?;
+        Ok(KeysReport { epoch: epoch.into(), text: "what is written from now on is under a new epoch key".to_owned() })
+    }
+
+    async fn keys_destroy(&self, _request: DestroyRequest) -> Answer<KeysReport> {
+        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    }
+}
+
+impl Gateway {
+    fn find(&self, id: MessageId) -> Vec<Dead> {
+        let mut dead = self.spool.dead();
+        dead.retain(|dead| dead.id == id);
+        dead
+    }
+
+    /// The dead letters of a selection, and the ids that are none.
+    fn choose(&self, selection: &DeadSelection) -> (Vec<Dead>, Vec<MessageId>) {
+        let mut dead = self.spool.dead();
+        let unknown = selection.ids.iter().filter(|id| !dead.iter().any(|dead| dead.id == **id)).copied().collect();
+        dead.retain(|dead| {
+            (selection.all || selection.ids.contains(&dead.id))
+                && selection.source.as_ref().is_none_or(|source| dead.source == *source)
+                && selection.upstream.as_ref().is_none_or(|upstream| dead.upstream == *upstream)
+        });
+        (dead, unknown)
+    }
+
+    fn letter(&self, dead: &Dead) -> DeadLetter {
+        let message = self.spool.message(dead).ok();
+        let meta = message.as_ref().map(|message| &message.meta);
+        DeadLetter {
+            id: dead.id,
+            log: message.as_ref().map_or(crate::envelope::Class::Clinical, |message| message.class),
+            source: dead.source.clone(),
+            upstream: dead.upstream.clone(),
+            reason: dead.reason.clone(),
+            attempts: dead.attempts,
+            received: when(meta.map_or(dead.stamp.wall_us, |meta| meta.received.wall_us)),
+            given_up: when(dead.stamp.wall_us),
+            bytes: dead.length,
+            content_type: meta.map(|meta| meta.content_type.clone()).unwrap_or_default(),
+            flags: meta.map(|meta| meta.flags.names().into_iter().map(str::to_owned).collect()).unwrap_or_default(),
+        }
+    }
+}
+
+fn when(wall_us: i64) -> When {
+    When(jiff::Timestamp::from_microsecond(wall_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
+}
+
+fn unknown(id: MessageId) -> Refusal {
+    Refusal::new(Code::NotFound, format!("{id} is not a dead letter; see wardgate dead list"))
+}
+
+fn failed(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Code::Failed, error.to_string())
+}
+
+fn not_written(error: CommitError) -> Refusal {
+    match error {
+        CommitError::Full => Refusal::new(Code::Unavailable, "the log is full: nothing was changed"),
+        CommitError::Failed => {
+            Refusal::new(Code::Failed, "the spool has failed: nothing was changed; see wardgate status")
+        }
+    }
+}
