@@ -13,5 +13,6 @@ mod demo_broker;
 mod house;
 mod mqtt;
 mod peers;
+mod probe;
 mod support;
 mod upstreams;
