@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod collector;
 pub mod config;
 pub mod envelope;
 pub mod gateway;

@@ -3,8 +3,8 @@
 //! Counting never blocks and never allocates. Nothing here holds patient data: names, numbers, states and causes only.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,33 @@ pub struct SourceCounters {
     pub trouble: Mutex<Option<String>>,
 }
 
+impl SourceCounters {
+    /// Says why the source is not running, or that it is (`None`).
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        *whole(&self.trouble) = trouble;
+    }
+
+    /// The source in the snapshot. `endpoint` is where it is bound, `now_ms` the present uptime, in milliseconds.
+    pub fn snapshot(&self, protocol: &str, endpoint: &str, now_ms: u64) -> SourceStatus {
+        SourceStatus {
+            protocol: protocol.to_owned(),
+            endpoint: endpoint.to_owned(),
+            received: self.received.value(),
+            received_bytes: self.received_bytes.value(),
+            stored: self.stored.value(),
+            repeats: self.repeats.value(),
+            refused: self.refused.value(),
+            rejected: self.rejected.value(),
+            flagged: self.flagged.value(),
+            discarded_bytes: self.discarded_bytes.value(),
+            connections: self.connections.value(),
+            turned_away: self.turned_away.value(),
+            last_seen_s: seconds_since(&self.last_seen_ms, now_ms),
+            trouble: whole(&self.trouble).clone(),
+        }
+    }
+}
+
 /// What an upstream's forwarder counts.
 #[derive(Default, Debug)]
 pub struct UpstreamCounters {
@@ -98,6 +125,28 @@ pub struct UpstreamCounters {
     pub last_receipt_ms: Gauge,
     /// How the connection stands.
     pub link: Mutex<Link>,
+}
+
+impl UpstreamCounters {
+    /// Says how the connection stands now.
+    pub fn set_link(&self, link: Link) {
+        *whole(&self.link) = link;
+    }
+
+    /// The upstream in the snapshot. `endpoint` is where it sends to, `now_ms` the present uptime, in milliseconds.
+    pub fn snapshot(&self, protocol: &str, endpoint: &str, now_ms: u64) -> UpstreamStatus {
+        UpstreamStatus {
+            protocol: protocol.to_owned(),
+            endpoint: endpoint.to_owned(),
+            delivered: self.delivered.value(),
+            delivered_bytes: self.delivered_bytes.value(),
+            retried: self.retried.value(),
+            dead: self.dead.value(),
+            connects: self.connects.value(),
+            last_receipt_s: seconds_since(&self.last_receipt_ms, now_ms),
+            link: whole(&self.link).clone(),
+        }
+    }
 }
 
 /// How a connection to an upstream stands.
@@ -137,6 +186,8 @@ pub struct SourceStatus {
     pub rejected: u64,
     /// Stored with a flag.
     pub flagged: u64,
+    /// Bytes around messages that were thrown away.
+    pub discarded_bytes: u64,
     /// Open connections.
     pub connections: i64,
     /// Turned away.
@@ -251,4 +302,49 @@ pub struct Status {
     pub logs: Vec<LogStatus>,
     /// What a person must see.
     pub alarms: Vec<Alarm>,
+}
+
+impl Status {
+    /// Messages that wait, all lanes together, and the age of the oldest, in seconds.
+    pub fn backlog(&self) -> (u64, Option<u64>) {
+        let waiting = self.lanes.iter().map(|lane| lane.backlog).sum();
+        (waiting, self.lanes.iter().filter_map(|lane| lane.oldest_s).max())
+    }
+}
+
+/// A value that is whole even when a thread died while it held the lock: it is replaced in one step.
+fn whole<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whole seconds from a moment of the uptime to now; `None` when there was no such moment.
+fn seconds_since(then_ms: &Gauge, now_ms: u64) -> Option<u64> {
+    let then_ms = u64::try_from(then_ms.value()).ok().filter(|then_ms| *then_ms > 0)?;
+    Some(now_ms.saturating_sub(then_ms) / 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_tells_how_long_ago_the_last_message_came() {
+        let counters = SourceCounters::default();
+        assert_eq!(counters.snapshot("mllp", "127.0.0.1:2575", 90_000).last_seen_s, None);
+        counters.last_seen_ms.set(60_000);
+        counters.received.one();
+        counters.set_trouble(Some("address in use".into()));
+        let snapshot = counters.snapshot("mllp", "127.0.0.1:2575", 90_000);
+        assert_eq!((snapshot.received, snapshot.last_seen_s), (1, Some(30)));
+        assert_eq!(snapshot.trouble.as_deref(), Some("address in use"));
+    }
+
+    #[test]
+    fn a_link_keeps_its_cause_on_the_way_to_the_snapshot_and_back() {
+        let counters = UpstreamCounters::default();
+        counters.set_link(Link::Down("refused".into()));
+        let json = serde_json::to_string(&counters.snapshot("mqtt", "broker:8883", 0)).unwrap();
+        assert!(json.contains(r#""link":{"state":"down","cause":"refused"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<UpstreamStatus>(&json).unwrap().link, Link::Down("refused".into()));
+    }
 }

@@ -4,6 +4,7 @@
 //! [`SecretRef`] names a secret and never holds it.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -344,10 +345,27 @@ pub trait Section {
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef));
 }
 
-/// Reads a text and parses it, so that the error stands at the text's own line and column.
+/// Reads a text and parses it while the deserializer still knows its place: the error stands at the text's own line and
+/// column, also inside an array.
 fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err = ValueError>>(deserializer: D) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(de::Error::custom)
+    struct Text<T>(PhantomData<T>);
+    impl<T: FromStr<Err = ValueError>> de::Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text in quotes")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        // A bare number is a text without its quotes: a size is meant, or the words for the missing unit are wanted.
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+    }
+    deserializer.deserialize_str(Text(PhantomData))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64;
 use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -33,6 +34,10 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const WRITE_MAX: Duration = Duration::from_secs(10);
 /// How long a socket file that is already there may take to answer before it counts as left over.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long, and for how many bytes, a peer that was refused is listened to: a socket that closes with something unread takes
+/// its last answer away from its peer.
+const FAREWELL_MAX: Duration = Duration::from_millis(500);
+const FAREWELL_BYTES_MAX: u64 = 1 << 20;
 /// After an accept that failed for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -90,6 +95,7 @@ impl ControlSocket {
     /// Answers until `stop`; conversations that are under way then are broken off.
     pub async fn serve<O: Operator>(self, operator: Arc<O>, stop: CancellationToken) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let farewells = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let tasks = TaskTracker::new();
         while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
             let Ok((stream, _)) = accepted else {
@@ -99,11 +105,12 @@ impl ControlSocket {
             };
             let (access, operator, stop) = (Arc::clone(&self.access), Arc::clone(&operator), stop.clone());
             let permit = Arc::clone(&permits).try_acquire_owned();
+            let farewells = Arc::clone(&farewells);
             tasks.spawn(async move {
                 let talk = async {
                     match permit {
                         Ok(_permit) => converse(stream, &access, operator.as_ref()).await,
-                        Err(_) => turn_away(stream).await,
+                        Err(_) => turn_away(stream, &farewells).await,
                     }
                 };
                 stop.run_until_cancelled(talk).await;
@@ -163,26 +170,28 @@ fn file_identity(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-async fn turn_away(stream: UnixStream) {
-    let (_, mut writer) = stream.into_split();
+/// One too many: is told so, as long as not too many are being told.
+async fn turn_away(stream: UnixStream, farewells: &Semaphore) {
+    let Ok(_permit) = farewells.try_acquire() else { return };
+    let (mut reader, mut writer) = stream.into_split();
     let text = format!("{CONNECTIONS_MAX} others are using the control socket; try again in a moment");
-    refuse(&mut writer, Refusal::new(Code::Unavailable, text)).await;
+    refuse(&mut reader, &mut writer, Refusal::new(Code::Unavailable, text)).await;
 }
 
 /// One connection: requests and their answers, one after the other.
 async fn converse<O: Operator>(stream: UnixStream, access: &Arc<Access>, operator: &O) {
     let Some((peer, level)) = identify(&stream, access).await else { return };
-    let (reader, mut writer) = stream.into_split();
+    let (mut reader, mut writer) = stream.into_split();
     let Some(level) = level else {
         tracing::warn!(uid = peer.uid, "someone without rights was turned away from the control socket");
-        return refuse(&mut writer, Refusal::new(Code::NotPermitted, access.advice(Level::Read))).await;
+        return refuse(&mut reader, &mut writer, Refusal::new(Code::NotPermitted, access.advice(Level::Read))).await;
     };
     let mut reader = LineReader::new(reader, REQUEST_LINE_BYTES_MAX);
     loop {
         let line = match timeout(IDLE_MAX, reader.next()).await {
             Ok(Ok(Some(line))) => line,
             Ok(Err(error @ LineError::TooLong(_))) => {
-                return refuse(&mut writer, Refusal::bad(error.to_string())).await;
+                return refuse(reader.inner(), &mut writer, Refusal::bad(error.to_string())).await;
             }
             Ok(Ok(None) | Err(_)) | Err(_) => return,
         };
@@ -346,7 +355,11 @@ async fn write(writer: &mut OwnedWriteHalf, reply: &Reply) -> std::io::Result<()
     timeout(WRITE_MAX, write_line(writer, reply)).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// Tells a peer why, if it still listens, and lets it go.
-async fn refuse(writer: &mut OwnedWriteHalf, refusal: Refusal) {
-    write(writer, &Reply::Error(refusal)).await.ok();
+/// Tells a peer why, lets it finish what it was saying, and lets it go.
+async fn refuse(reader: &mut OwnedReadHalf, writer: &mut OwnedWriteHalf, refusal: Refusal) {
+    if write(writer, &Reply::Error(refusal)).await.is_ok() && writer.shutdown().await.is_ok() {
+        let (mut rest, mut nowhere) = (reader.take(FAREWELL_BYTES_MAX), tokio::io::sink());
+        // Whatever it still says is not heard; that it ends is all that counts.
+        timeout(FAREWELL_MAX, tokio::io::copy(&mut rest, &mut nowhere)).await.ok();
+    }
 }

@@ -91,6 +91,11 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         }
     }
 
+    /// What it reads from, without what is in the buffer.
+    pub fn inner(&mut self) -> &mut R {
+        &mut self.from
+    }
+
     /// Completes when the other end has closed or said more than may wait; a next request may come meanwhile and is kept.
     pub async fn hung_up(&mut self) {
         while self.buffer.len() <= self.line_bytes_max {

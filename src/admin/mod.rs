@@ -9,11 +9,18 @@
 //! * [`access`]: `[gateway] control`, and who may read and who may change, by the peer's uid and groups.
 //! * [`lines`]: JSON lines with a bound, for both ends.
 //! * [`control`]: the server side. [`client`]: the side of the command line.
+//! * [`alarms`]: what a person must see, derived from the snapshot. [`metrics`]: the snapshot as Prometheus text.
+//!   [`scrape`]: the loopback page that serves it.
 
 pub mod access;
+pub mod alarms;
 pub mod answers;
 pub mod client;
 pub mod control;
 pub mod lines;
+pub mod metrics;
 pub mod operator;
+#[cfg(test)]
+pub(crate) mod sample;
+pub mod scrape;
 pub mod verbs;

@@ -15,15 +15,29 @@ use crate::admin::access::SOCKET_PATH;
 use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
+pub mod check;
+pub mod collect;
 pub mod dead;
+pub mod demo;
+pub mod demo_broker;
+pub mod demo_stage;
+pub mod demo_view;
 pub mod exit;
+pub mod inbox;
 pub mod keys;
+pub mod ledger;
+pub mod mllp_client;
+pub mod monitors;
+pub mod patients;
+pub mod probe;
 pub mod replay;
+pub mod run;
 pub mod spool;
 pub mod status;
 pub mod status_view;
 pub mod table;
 pub mod terminal;
+pub mod vendor;
 pub mod when;
 
 /// The whole command line.
@@ -52,11 +66,16 @@ Exit codes: 0 done, 64 wrong command line, 65 bad data, 69 not running or not re
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::RunArgs),
+    Demo(demo::DemoArgs),
+    Check(check::CheckArgs),
     Status(status::StatusArgs),
     Dead(dead::DeadArgs),
     Spool(spool::SpoolArgs),
+    Probe(probe::ProbeArgs),
     Replay(replay::ReplayArgs),
     Keys(keys::KeysArgs),
+    Collect(collect::CollectArgs),
 }
 
 /// Where the running service listens for the command line.
@@ -103,17 +122,28 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn perform(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Run(args) => block_on_all(run::run(args)),
+        Command::Demo(args) => block_on_all(demo::run(args)),
+        Command::Check(args) => check::run(&args),
         Command::Status(args) => block_on(status::run(args)),
         Command::Dead(args) => block_on(dead::run(args)),
         Command::Spool(args) => block_on(spool::run(args)),
+        Command::Probe(args) => block_on(probe::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),
         Command::Keys(args) => block_on(keys::run(args)),
+        Command::Collect(args) => block_on(collect::run(args)),
     }
 }
 
 /// Runs a subcommand that needs the network on this thread.
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.or_exit(Exit::Software, "can't start the runtime")?.block_on(work)
+}
+
+/// Runs a subcommand that carries the whole gateway, on as many threads as there are cores.
+fn block_on_all(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.or_exit(Exit::Software, "can't start the runtime")?.block_on(work)
 }
 

@@ -36,7 +36,8 @@ impl<'t> Document<'t> {
         errors.is_empty().then(|| Self { text, root: root.into_inner() })
     }
 
-    /// Where the deepest part of `path` that exists stands. Elements of arrays are named by their number.
+    /// Where the deepest part of `path` that exists stands. Elements of arrays are named by their number; steps that are not
+    /// there are passed over (a key that is missing, a protocol that an enum of protocols names once more).
     pub fn place<S: AsRef<str>>(&self, path: &[S]) -> Range<usize> {
         let mut path = path.iter().map(AsRef::as_ref);
         let Some((key, value)) = path.next().and_then(|first| self.root.get_key_value(first)) else { return 0..0 };
@@ -51,7 +52,7 @@ impl<'t> Document<'t> {
                 }
                 _ => None,
             };
-            let Some(found) = found else { break };
+            let Some(found) = found else { continue };
             (place, value) = found;
         }
         place
@@ -73,7 +74,7 @@ pub fn read<T: DeserializeOwned>(text: &str, value: &Value<'_>, report: &mut Rep
             Ok(section) => return removed.is_empty().then_some(section),
             Err(error) => error,
         };
-        let follows = missing_key(error.message()).is_some_and(|key| removed.iter().any(|gone| gone == key));
+        let follows = follows(error.message(), &removed);
         let span = error.span().unwrap_or_else(|| value.span());
         if !follows {
             report.note(text, span.clone(), explain(error.message()), false);
@@ -120,6 +121,12 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> Option<String> {
     }
 }
 
+/// Whether the message only tells that something is gone which we took out ourselves.
+fn follows(message: &str, removed: &[String]) -> bool {
+    let missing = missing_key(message).is_some_and(|key| removed.iter().any(|gone| gone == key));
+    missing || (!removed.is_empty() && message.starts_with("wanted exactly 1 element"))
+}
+
 fn missing_key(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
 }
@@ -135,8 +142,8 @@ fn explain(message: &str) -> String {
     }
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     match quoted.split_first() {
-        Some((typed, known)) if message.starts_with("unknown field `") => unknown("key", typed, known),
-        Some((typed, known)) if message.starts_with("unknown variant `") => unknown("choice", typed, known),
+        Some((typed, known)) if message.starts_with("unknown field `") => unknown_key(typed, known),
+        Some((typed, known)) if message.starts_with("unknown variant `") => not_known(typed, known),
         _ => match message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
             Some((found, wanted)) => format!("this is the wrong kind of value ({found}): write {wanted}"),
             None => message.to_owned(),
@@ -144,12 +151,20 @@ fn explain(message: &str) -> String {
     }
 }
 
-/// The words for a key or a choice that is not known.
-pub fn unknown(what: &str, typed: &str, known: &[&str]) -> String {
+/// The words for a key that is not known.
+pub fn unknown_key(typed: &str, known: &[&str]) -> String {
+    format!("unknown key \"{typed}\": {}", advice(typed, known))
+}
+
+fn not_known(typed: &str, known: &[&str]) -> String {
+    format!("\"{typed}\" is not known here: {}", advice(typed, known))
+}
+
+fn advice(typed: &str, known: &[&str]) -> String {
     match nearest(typed, known.iter().copied()) {
-        Some(near) => format!("unknown {what} \"{typed}\": did you mean \"{near}\"?"),
-        None if known.is_empty() => format!("unknown {what} \"{typed}\": nothing is known here; take it out"),
-        None => format!("unknown {what} \"{typed}\": known here: {}", known.join(", ")),
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None if known.is_empty() => "take it out".to_owned(),
+        None => format!("write one of {}", known.join(", ")),
     }
 }
 
@@ -222,9 +237,9 @@ mod tests {
                 "4:26: this is not a network: write for example \"10.20.0.0/24\", or \"10.20.0.7/32\" for one address",
                 "4:37: this is the wrong kind of value (integer `7`): write IPv4 or IPv6 network address",
                 "5:8: \"5 minutes\" is not a length of time: write for example \"30s\", \"5m\" or \"7d\"",
-                "6:8: unknown choice \"enhansed\": did you mean \"enhanced\"?",
+                "6:8: \"enhansed\" is not known here: did you mean \"enhanced\"?",
                 "7:1: \"key\" is missing here: add it",
-                "9:1: unknown key \"colour\": known here: certificate, key",
+                "9:1: unknown key \"colour\": write one of certificate, key",
             ]
         );
     }
@@ -253,6 +268,7 @@ mod tests {
         assert_eq!(at(&["route", "0", "from", "1"]), "\"b\"");
         assert_eq!(at(&["route", "1", "from"]), "[]");
         assert_eq!(at(&["route", "1", "to"]), "[[route]]");
+        assert_eq!(at(&["route", "1", "more", "from"]), "[]");
         assert_eq!(at(&["nowhere"]), "");
     }
 }

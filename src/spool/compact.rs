@@ -13,17 +13,17 @@ use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::log::{FreeFile, Held, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, Replay};
-use super::segment::{FIRST_GROUP, Identity, Segment, segment_bytes};
+use super::segment::{FIRST_GROUP, Identity, Segment};
 use super::Place;
 use crate::envelope::{Class, MessageId};
 use crate::values::Name;
 
 /// A segment is worth compacting when at most so much of it, in percent, is live.
 const LIVE_PERCENT_MAX: u64 = 60;
-/// ... and when at least so many bytes come free.
-const GAIN_BYTES_MIN: u64 = 1 << 20;
+/// ... and when at least this share of a full segment comes free.
+const GAIN_SHARE: u64 = 16;
 /// Bytes of frames in a group of a compacted segment.
-const GROUP_BYTES: usize = 256 << 10;
+const GROUP_BYTES: usize = 64 << 10;
 /// What a record costs beside its body, for estimates.
 const RECORD_OVERHEAD: u64 = 256;
 const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
@@ -31,44 +31,51 @@ const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 /// A file for the next segment, if room can be found or made.
 pub fn next_file(log: &Log) -> Option<FreeFile> {
     let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(file) = log.state().free.pop() {
-        return Some(file);
+    let first = log.state().segments.is_empty();
+    if !first {
+        ensure_reserve(log);
     }
-    reclaim_expired(log, 1);
-    if let Some(file) = log.state().free.pop() {
-        return Some(file);
-    }
-    if let Some(file) = make_within_quota(log) {
-        return Some(file);
-    }
-    reclaim(log, |_| true, 1);
-    if let Some(file) = log.state().free.pop() {
-        return Some(file);
-    }
-    while compact_one(log) {
-        if let Some(file) = make_within_quota(log) {
-            return Some(file);
+    let file = take_free(log).or_else(|| {
+        reclaim_expired(log, 1);
+        take_free(log)
+    });
+    let file = file.or_else(|| make_within_quota(log)).or_else(|| {
+        reclaim(log, |_| true, 1);
+        take_free(log)
+    });
+    file.or_else(|| {
+        while compact_one(log) {
+            if let Some(file) = make_within_quota(log) {
+                return Some(file);
+            }
         }
-    }
-    None
+        None
+    })
 }
 
 /// Keeps one free file and the reserve ready, so that the writer need not wait for a file to be written through.
 pub fn prepare(log: &Log) {
     let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
-    let (free, reserve) = (log.state().free.is_empty(), log.state().reserve.is_none());
-    if free {
-        reclaim_expired(log, 1);
-        if log.state().free.is_empty()
-            && let Some(file) = make_within_quota(log)
-        {
-            log.state().free.push(file);
-        }
-    }
-    if reserve {
+    ensure_reserve(log);
+    reclaim_expired(log, 1);
+    let free = !log.state().free.is_empty();
+    if !free {
         let made = make_within_quota(log);
-        log.state().reserve = made;
+        log.state().free.extend(made);
     }
+}
+
+/// Makes the file that compaction writes into, while there is room for it.
+fn ensure_reserve(log: &Log) {
+    let missing = log.state().reserve.is_none();
+    if missing {
+        let file = take_free(log).or_else(|| make_within_quota(log));
+        log.state().reserve = file;
+    }
+}
+
+fn take_free(log: &Log) -> Option<FreeFile> {
+    log.state().free.pop()
 }
 
 /// Takes back the files of delivered originals whose time is over, at most `count`, and wipes their keys.
@@ -146,7 +153,7 @@ fn give_back(log: &Log, held: Held) {
         tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be wiped and is left out of use");
         return;
     }
-    if segment.bytes == segment_bytes(log.class) {
+    if segment.bytes == log.limits.segment_bytes {
         log.state().free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
     } else if let Err(error) = log.storage.remove(&segment.name).and_then(|()| log.storage.sync_folder(log.class.as_str())) {
         tracing::warn!(log = %log.class, file = %segment.name, %error, "a compacted file could not be removed");
@@ -155,7 +162,7 @@ fn give_back(log: &Log, held: Held) {
 
 /// A new file, when the quota and the disk have room for it.
 fn make_within_quota(log: &Log) -> Option<FreeFile> {
-    let size = segment_bytes(log.class);
+    let size = log.limits.segment_bytes;
     let (used, names) = {
         let state = log.state();
         let spare = state.free.len() + usize::from(state.reserve.is_some());
@@ -181,7 +188,7 @@ fn file_name(log: &Log, number: u32) -> String {
 
 /// Makes a file of full size whose blocks are all there, so that writing to it later needs no allocation.
 fn make_file(log: &Log, name: String) -> io::Result<FreeFile> {
-    let size = segment_bytes(log.class);
+    let size = log.limits.segment_bytes;
     let file = log.storage.create(&name)?;
     let fill = || {
         file.allocate(size)?;
@@ -213,7 +220,7 @@ fn compact_one(log: &Log) -> bool {
             let usable = Some(*order) != last && *order < oldest_stream && !state.quarantined.contains(order);
             let live = live_bytes(&state, *order, held);
             let gain = held.segment.bytes.saturating_sub(live);
-            let small = live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= GAIN_BYTES_MIN;
+            let small = live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= log.limits.segment_bytes / GAIN_SHARE;
             (usable && small).then_some((gain, *order))
         });
         worth.max()
@@ -261,7 +268,7 @@ fn compact(log: &Log, order: u64) -> io::Result<bool> {
     let held = copy.finish(log)?;
     let mut state = log.state();
     let old = state.segments.insert(order, held);
-    let whole = old.filter(|old| old.segment.bytes == segment_bytes(log.class));
+    let whole = old.filter(|old| old.segment.bytes == log.limits.segment_bytes);
     if let Some(old) = whole {
         state.reserve = Some(FreeFile { name: old.segment.name.clone(), file: Arc::clone(&old.segment.file) });
     } else {

@@ -235,8 +235,9 @@ mod tests {
             let header = FrameHeader::read(clear).unwrap();
             assert_eq!((header.ordinal, header.length), (10 + frame, 1000 * frame));
             let mut sealed = buffer[at + FRAME_HEADER..at + header.framed()].to_vec();
-            let wrong = open_frame(&seal, GroupHeader { group: 6, ..group }, frame, clear, &mut sealed.clone());
-            assert_eq!(wrong, Err(Unauthentic));
+            let mut copy = sealed.clone();
+            let moved = GroupHeader { group: 6, ..group };
+            assert_eq!(open_frame(&seal, moved, frame, clear, &mut copy), Err(Unauthentic));
             let plain = open_frame(&seal, group, frame, clear, &mut sealed).unwrap();
             assert!(plain.len() == header.length as usize && plain.iter().all(|byte| *byte == b'x'));
         }

@@ -56,6 +56,8 @@ pub struct Log {
 pub struct Limits {
     /// Bytes of all its files.
     pub quota: u64,
+    /// Bytes of a segment file.
+    pub segment_bytes: u64,
     /// How long delivered originals stay, space permitting.
     pub keep_delivered: Duration,
     /// Whether the oldest segment is dropped when it is full.

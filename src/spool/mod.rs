@@ -18,6 +18,8 @@ mod seal;
 mod segment;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 mod storage;
 mod uptime;
 mod writer;
@@ -35,6 +37,8 @@ use tokio::sync::Semaphore;
 pub use draft::Draft;
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
+pub use operations::{ReplayOrder, Replayed, Verified};
+pub use record::Dead;
 pub use seal::Secret;
 pub use storage::{Disk, Storage};
 
@@ -126,6 +130,7 @@ impl SpoolConfig {
         let log = self.log(class);
         Limits {
             quota: self.quota(class),
+            segment_bytes: segment::segment_bytes(class),
             keep_delivered: log.keep_delivered.map_or(Duration::from_secs(7 * 86_400), |span| span.0),
             drop_oldest: log.when_full == Some(WhenFull::DropOldest),
         }
@@ -246,6 +251,15 @@ impl Spool {
     /// # Errors
     /// [`OpenError`].
     pub fn open(storage: Arc<dyn Storage>, root: Secret, config: &SpoolConfig) -> Result<Self, OpenError> {
+        Self::open_with(storage, root, config, |class| config.limits(class))
+    }
+
+    fn open_with(
+        storage: Arc<dyn Storage>,
+        root: Secret,
+        config: &SpoolConfig,
+        limits: impl Fn(Class) -> Limits,
+    ) -> Result<Self, OpenError> {
         for class in Class::ALL {
             storage.make_folder(class.as_str())?;
         }
@@ -259,7 +273,7 @@ impl Spool {
                 storage: Arc::clone(&storage),
                 keyring: Arc::clone(&keyring),
                 uptime: Arc::clone(&uptime),
-                limits: config.limits(class),
+                limits: limits(class),
             };
             open_log(parts, &mut threads)
         };
@@ -315,7 +329,8 @@ impl Spool {
         for opened in &self.inner.logs {
             opened.requests.send(Request::Stop);
         }
-        drop(self.inner.keeper.send(()));
+        // It may have ended already.
+        self.inner.keeper.send(()).ok();
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
@@ -347,7 +362,7 @@ fn open_log(parts: Parts, threads: &mut Vec<JoinHandle<()>>) -> Result<Opened, O
     let class = parts.class;
     let (recovered, spool_id) = {
         let keyring = parts.keyring.lock().unwrap_or_else(PoisonError::into_inner);
-        (recovery::recover(&*parts.storage, class, &keyring)?, keyring.spool)
+        (recovery::recover(&*parts.storage, class, parts.limits.segment_bytes, &keyring)?, keyring.spool)
     };
     parts.uptime.at_least(recovered.uptime_ms);
     let log = Arc::new(Log::new(parts, recovered.state));

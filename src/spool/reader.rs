@@ -34,8 +34,6 @@ pub enum Step {
 pub struct Found {
     /// What it says in the clear.
     pub header: FrameHeader,
-    /// Where it begins in the file.
-    pub offset: u64,
     /// Its contents.
     pub plaintext: Vec<u8>,
 }
@@ -155,7 +153,7 @@ impl Walker {
         Ok(Some(match opened {
             Ok(length) => {
                 sealed.truncate(length);
-                Step::Frame(Found { header, offset, plaintext: sealed })
+                Step::Frame(Found { header, plaintext: sealed })
             }
             Err(_) => Step::Damaged { ordinal: header.ordinal },
         }))

@@ -15,7 +15,7 @@ use super::keys::Keyring;
 use super::log::{Effect, FreeFile, Held, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Kind, Opening};
-use super::segment::{FIRST_GROUP, Identity, Opened, Segment, segment_bytes};
+use super::segment::{FIRST_GROUP, Identity, Opened, Segment};
 use super::storage::Storage;
 use crate::envelope::{Class, MessageId};
 
@@ -29,6 +29,8 @@ pub struct Recovered {
     pub uptime_ms: u64,
     /// Groups that were not complete: at most one for each start after a power cut.
     pub torn: u64,
+    /// Bytes of a segment file of full size.
+    full: u64,
 }
 
 /// Whether a spool has segment files at all, of whatever kind.
@@ -44,13 +46,13 @@ pub fn has_segments(storage: &dyn Storage) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Reads a log.
+/// Reads a log whose segment files have `full` bytes when they are not compacted.
 ///
 /// # Errors
 /// As the disk gives them. Damage is not an error: it is in the state, for a person to see.
-pub fn recover(storage: &dyn Storage, class: Class, keyring: &Keyring) -> io::Result<Recovered> {
-    let mut found = Recovered { state: State::default(), next_order: 1, uptime_ms: 0, torn: 0 };
-    let segments = choose(storage, class, sort_files(storage, class, keyring, &mut found)?, &mut found)?;
+pub fn recover(storage: &dyn Storage, class: Class, full: u64, keyring: &Keyring) -> io::Result<Recovered> {
+    let mut found = Recovered { state: State::default(), next_order: 1, uptime_ms: 0, torn: 0, full };
+    let segments = choose(storage, sort_files(storage, class, keyring, &mut found)?, &mut found)?;
     let mut openings = BTreeMap::new();
     for (order, segment) in &segments {
         if let Some(opening) = opening_of(segment)? {
@@ -66,7 +68,7 @@ pub fn recover(storage: &dyn Storage, class: Class, keyring: &Keyring) -> io::Re
         found.uptime_ms = found.uptime_ms.max(held.extent.closed_uptime_ms);
         if held.groups == 0 && !found.state.quarantined.contains(&order) {
             // The power went before the first group was synced: it holds nothing.
-            spare(storage, class, &held.segment, &mut found)?;
+            spare(storage, &held.segment, &mut found)?;
         } else {
             found.state.segments.insert(order, held);
         }
@@ -131,7 +133,7 @@ fn sort_files(storage: &dyn Storage, class: Class, keyring: &Keyring, found: &mu
         let file = storage.open(&name)?;
         match Segment::open(Arc::clone(&file), name.clone(), keyring)? {
             Opened::Segment(segment) => segments.push(segment),
-            Opened::Free if file.length()? == segment_bytes(class) => found.state.free.push(FreeFile { name, file }),
+            Opened::Free if file.length()? == found.full => found.state.free.push(FreeFile { name, file }),
             Opened::Free => storage.remove(&name)?,
             Opened::Foreign => found.state.foreign.push(name),
         }
@@ -142,7 +144,6 @@ fn sort_files(storage: &dyn Storage, class: Class, keyring: &Keyring, found: &mu
 /// One segment for each order: of a compacted one and its source, the newest that was closed.
 fn choose(
     storage: &dyn Storage,
-    class: Class,
     segments: Vec<Segment>,
     found: &mut Recovered,
 ) -> io::Result<BTreeMap<u64, Arc<Segment>>> {
@@ -158,15 +159,15 @@ fn choose(
         let (older, newer) = if other.identity.generation < identity.generation { (other, segment) } else { (segment, other) };
         let (winner, loser) = if newer.footer_offset()?.is_some() { (newer, older) } else { (older, newer) };
         chosen.insert(identity.order, winner);
-        spare(storage, class, &loser, found)?;
+        spare(storage, &loser, found)?;
     }
     Ok(chosen)
 }
 
 /// Puts a file that holds nothing of worth among the free ones.
-fn spare(storage: &dyn Storage, class: Class, segment: &Segment, found: &mut Recovered) -> io::Result<()> {
+fn spare(storage: &dyn Storage, segment: &Segment, found: &mut Recovered) -> io::Result<()> {
     Segment::wipe(&*segment.file)?;
-    if segment.bytes == segment_bytes(class) {
+    if segment.bytes == found.full {
         found.state.free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
         return Ok(());
     }
@@ -255,14 +256,15 @@ fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups
     loop {
         let step = walker.next(limit, &|_| true)?;
         let (next_boundary, number) = walker.group_boundary();
-        if number != current || matches!(step, Step::End) {
+        // Nothing behind the last group is no gap: what was read of it counts before the rest is looked at.
+        if number != current || matches!(step, Step::End | Step::Skipped { .. }) {
             if current > 0 && whole && known.is_none_or(|known| current <= known) {
                 groups.damaged |= gap;
                 (groups.end, groups.count, gap) = (boundary, current, false);
             }
             groups.torn = current > 0 && !whole;
             gap |= !whole;
-            (current, whole) = (number, true);
+            (current, whole) = (if number == current { 0 } else { number }, true);
         }
         boundary = next_boundary;
         match step {

@@ -27,10 +27,10 @@ const GROUP_REQUESTS_MAX: usize = 2048;
 const CURSOR_INTERVAL: Duration = Duration::from_secs(60);
 /// Cursors that don't fit into the padding of a group wait at most so long while there is traffic.
 const CURSOR_RIDE_MAX: Duration = Duration::from_secs(2);
-/// Bytes of the active segment that only cursors, dead letters and the like may use, so that draining is always possible.
-const CONTROL_RESERVE: u64 = 256 << 10;
-/// Bytes kept for the footer.
-const FOOTER_RESERVE: u64 = 128 << 10;
+/// Share of a segment that only cursors, dead letters and the like may use, so that draining is always possible.
+const CONTROL_SHARE: u64 = 64;
+/// Share of a segment that is kept for the footer.
+const FOOTER_SHARE: u64 = 128;
 
 /// A record that is ready to be written.
 pub struct Prepared {
@@ -104,7 +104,6 @@ struct Waiter {
 struct Batch {
     records: Vec<Prepared>,
     waiters: Vec<Waiter>,
-    cursors: Vec<Cursor>,
     bytes: usize,
 }
 
@@ -183,8 +182,9 @@ impl Writer {
 
     /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
     fn room(&mut self, bytes: usize, message: bool) -> bool {
-        let need = group_bytes(bytes + 64) as u64 + FOOTER_RESERVE;
-        let spare = if message { CONTROL_RESERVE } else { 0 };
+        let size = self.log.limits.segment_bytes;
+        let need = group_bytes(bytes) as u64 + size / FOOTER_SHARE;
+        let spare = if message { size / CONTROL_SHARE } else { 0 };
         if let Some(active) = &self.active {
             let left = active.segment.groups_end().saturating_sub(active.offset);
             if need + spare <= left {

@@ -23,6 +23,9 @@ const RELEASED_S: u64 = 1_788_220_800;
 /// Where systemd-timesyncd says that it has synchronised the clock; for sandboxes in which `adjtimex` is forbidden.
 const TIMESYNC_MARK: &str = "/run/systemd/timesync/synchronized";
 
+/// How old the record of [`tend`] may be: each writing costs flash, and a certificate is not judged by the hour.
+const RECORD_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Longest that the record of [`recall`] may be: a count of seconds and a line end.
 const RECORD_BYTES_MAX: usize = 32;
 
@@ -99,7 +102,16 @@ pub fn recall(path: &Path) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// Writes `at` to the small file `path`, so that it is there after a power cut: once a day is enough, each costs flash.
+/// Keeps the memory of the right time: to be called every hour or so. While the clock is synchronised its time is
+/// remembered, and recorded once a day.
+///
+/// # Errors
+/// Those of the file system, when the record can't be written; the time is remembered all the same.
+pub fn tend(path: &Path) -> io::Result<()> {
+    if synchronised() { tend_at(path, SystemTime::now()) } else { Ok(()) }
+}
+
+/// Writes `at` to the small file `path`, so that it is there after a power cut.
 ///
 /// # Errors
 /// Those of the file system.
@@ -116,6 +128,13 @@ impl rustls::time_provider::TimeProvider for TrustedTime {
     fn current_time(&self) -> Option<UnixTime> {
         trusted().duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
     }
+}
+
+fn tend_at(path: &Path, now: SystemTime) -> io::Result<()> {
+    remember(now);
+    // A record from the future is of a time server that lied: it is put right as well.
+    let is_fresh = |before: SystemTime| now.duration_since(before).is_ok_and(|age| age < RECORD_AGE_MAX);
+    if recall(path).is_some_and(is_fresh) { Ok(()) } else { record(path, now) }
 }
 
 fn latest(system: SystemTime, built: SystemTime, last_synchronised: SystemTime) -> SystemTime {
@@ -161,6 +180,21 @@ mod tests {
             std::fs::write(&path, damaged).unwrap();
             assert_eq!(recall(&path), None, "{damaged}");
         }
+    }
+
+    #[test]
+    fn the_record_is_renewed_once_a_day_and_a_lie_from_the_future_is_put_right() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clock");
+        let start = 1_800_000_000;
+        let recorded = |now| {
+            tend_at(&path, at(now)).unwrap();
+            recall(&path).unwrap().duration_since(UNIX_EPOCH).unwrap().as_secs()
+        };
+        assert_eq!(recorded(start), start);
+        assert_eq!(recorded(start + 3_600), start);
+        assert_eq!(recorded(start + 86_400), start + 86_400);
+        assert_eq!(recorded(start), start);
     }
 
     #[test]

@@ -16,9 +16,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsAcceptor, client, server};
 
 use crate::system::certificate;
-use crate::system::fault::in_words;
 use crate::system::tls::{Connector, TlsError};
 use crate::values::HostPort;
+
+pub use crate::system::fault::in_words;
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 16;

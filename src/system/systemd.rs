@@ -59,6 +59,9 @@ fn cut(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -68,10 +71,40 @@ mod tests {
         assert_eq!(cut(&"ä".repeat(150)).len(), 200);
     }
 
+    /// Started by the test below in a process of its own, since the socket is named by the environment.
     #[test]
-    fn outside_of_systemd_nothing_happens() {
-        assert!(std::env::var_os("NOTIFY_SOCKET").is_none());
-        ready("3 sources, 2 upstreams");
-        stopping();
+    fn child_that_reloads_and_stops() {
+        if std::env::var_os("WARDGATE_TEST_CHILD").is_some() {
+            reloading();
+            ready("3 sources, 2 upstreams");
+            alive();
+            stopping();
+        }
+    }
+
+    #[test]
+    fn systemd_is_told_of_a_reload_with_its_time_then_ready_alive_and_stopping() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "system::systemd::tests::child_that_reloads_and_stops"])
+            .env("WARDGATE_TEST_CHILD", "1")
+            .env("NOTIFY_SOCKET", &path)
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{child:?}");
+        let mut buffer = [0; 256];
+        let mut told = || {
+            let length = socket.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned()
+        };
+        let reload = told();
+        let time: u64 = reload.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
+        assert!(time > 0);
+        assert_eq!(told(), "READY=1\nSTATUS=3 sources, 2 upstreams");
+        assert_eq!(told(), "WATCHDOG=1");
+        assert_eq!(told(), "STOPPING=1");
     }
 }

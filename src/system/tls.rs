@@ -2,14 +2,16 @@
 //!
 //! TLS 1.2 and 1.3 by rustls with aws-lc-rs, which is passed explicitly: nothing is installed for the whole process. Peers
 //! are always verified by webpki; there is no switch to leave that out, and none may be added. The time by which
-//! certificates are judged is [`clock::trusted`], so that a box whose clock starts in 1970 is not cut off.
+//! certificates are judged is [`clock::trusted`], so that a box whose clock starts in 1970 is not cut off. Sessions are not
+//! resumed: connections live for hours here, and a resumed one would not look at certificates again.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::ServerName;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error as RustlsError, ServerConfig, SupportedProtocolVersion};
 use serde::Deserialize;
@@ -112,6 +114,7 @@ impl ClientTls {
             }
             _ => return Err(TlsError::HalfIdentity),
         };
+        config.resumption = Resumption::disabled();
         config.alpn_protocols = protocols(alpn);
         let server_name = self.server_name.as_deref().map(server_name).transpose()?;
         Ok(Connector { inner: TlsConnector::from(Arc::new(config)), server_name })
@@ -159,6 +162,8 @@ impl ServerTls {
         };
         let (chain, key) = certificate::identity(&self.certificate, &self.key, &provider)?;
         let mut config = builder.with_single_cert(chain, key).map_err(setup)?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         config.alpn_protocols = protocols(alpn);
         Ok(TlsAcceptor::from(Arc::new(config)))
     }

@@ -6,17 +6,112 @@
 use std::future::Future;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::envelope::Envelope;
-use crate::values::Section;
+use crate::values::{Problems, SecretRef, Section};
+use forwarder::{Forwarding, forward};
 
+mod answers;
 pub mod directory;
+#[cfg(test)]
+mod fixtures;
 pub mod forwarder;
+#[cfg(test)]
+mod forwarder_tests;
+pub mod holds;
 pub mod https;
+mod lane;
+mod link;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_flights;
+pub mod mqtt_link;
+pub mod mqtt_session;
 pub mod sealing;
+pub mod url;
+
+/// Stopping is a value that is passed in: when it is cancelled, send nothing new, wait shortly for receipts, return.
+pub type Stop = CancellationToken;
+
+/// `[upstream.<name>.<protocol>]`: one upstream's section.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpstreamConfig {
+    /// HL7 v2 to an engine.
+    Mllp(mllp::MllpConfig),
+    /// MQTT 5 to a broker.
+    Mqtt(mqtt::Config),
+    /// POST to a server.
+    Https(https::HttpsConfig),
+    /// Files in a folder.
+    Directory(directory::DirectoryConfig),
+}
+
+impl UpstreamConfig {
+    /// The key in `[upstream.<name>.<protocol>]`.
+    pub fn protocol(&self) -> &'static str {
+        match self {
+            Self::Mllp(_) => mllp::Mllp::PROTOCOL,
+            Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
+            Self::Https(_) => https::Https::PROTOCOL,
+            Self::Directory(_) => directory::Directory::PROTOCOL,
+        }
+    }
+
+    /// Where it sends to, for people.
+    pub fn endpoint(&self) -> String {
+        match self {
+            Self::Mllp(config) => config.address.to_string(),
+            Self::Mqtt(config) => config.address.to_string(),
+            Self::Https(config) => config.url.to_string(),
+            Self::Directory(config) => config.path.display().to_string(),
+        }
+    }
+
+    /// Delivers until `stop`: see [`forwarder::forward`].
+    pub async fn forward(self, forwarding: Forwarding, stop: Stop) {
+        match self {
+            Self::Mllp(config) => forward::<mllp::Mllp>(config, forwarding, stop).await,
+            Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
+            Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
+            Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
+        }
+    }
+}
+
+impl Section for UpstreamConfig {
+    fn check(&self, problems: &mut Problems) {
+        match self {
+            Self::Mllp(config) => config.check(problems),
+            Self::Mqtt(config) => config.check(problems),
+            Self::Https(config) => config.check(problems),
+            Self::Directory(config) => config.check(problems),
+        }
+    }
+
+    fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
+        match self {
+            Self::Mllp(config) => config.files(visit),
+            Self::Mqtt(config) => config.files(visit),
+            Self::Https(config) => config.files(visit),
+            Self::Directory(config) => config.files(visit),
+        }
+    }
+}
+
+/// What becomes of a message that an upstream refuses for good: `when-refused` of each upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenRefused {
+    /// It is kept as a dead letter, shown and replayable; its lane goes on.
+    #[default]
+    DeadLetter,
+    /// Its lane stands still and says why, until a person decides.
+    Hold,
+}
 
 /// A protocol that takes messages upstream, over one connection (or none, for a directory).
 pub trait Upstream: Sized + Send + Sync + 'static {
@@ -24,6 +119,9 @@ pub trait Upstream: Sized + Send + Sync + 'static {
     type Config: Section + Clone + PartialEq + Send + Sync + 'static;
     /// The key in `[upstream.<name>.<protocol>]`.
     const PROTOCOL: &'static str;
+
+    /// The section's `when-refused`.
+    fn when_refused(config: &Self::Config) -> WhenRefused;
 
     /// Connects and says hello. Fails fast: the forwarder waits and tries again.
     ///
@@ -46,6 +144,10 @@ pub trait Upstream: Sized + Send + Sync + 'static {
     fn closed(&self) -> impl Future<Output = String> + Send {
         std::future::pending()
     }
+
+    /// Tells the peer how this box stands, where the protocol has a place for it (MQTT: the retained status topic). Called
+    /// once after each connect and whenever something changed; never blocks, never fails: a lost status is told again by the next connection.
+    fn announce(&self, _status: &crate::status::Status) {}
 
     /// Says goodbye within a short time of its own (MQTT: DISCONNECT, so that no last will is sent).
     fn close(self) -> impl Future<Output = ()> + Send {
@@ -77,14 +179,19 @@ pub struct Delivery(State);
 
 #[derive(Debug)]
 enum State {
-    Done(Receipt),
+    Done(Result<Receipt, SendError>),
     Waiting(oneshot::Receiver<Result<Receipt, SendError>>),
 }
 
 impl Delivery {
     /// The receipt is already here.
     pub fn done(code: impl Into<String>) -> Self {
-        Self(State::Done(Receipt { code: code.into() }))
+        Self(State::Done(Ok(Receipt { code: code.into() })))
+    }
+
+    /// How it ended is already known: badly. For a failure that must wait for those on their way before it.
+    pub fn failed(error: SendError) -> Self {
+        Self(State::Done(Err(error)))
     }
 
     /// The receipt comes through `receiver`; when its sender is dropped the connection is taken for lost.
@@ -98,7 +205,7 @@ impl Delivery {
     /// [`SendError`] as the peer or the connection gave it.
     pub async fn receipt(&mut self) -> Result<Receipt, SendError> {
         match &mut self.0 {
-            State::Done(receipt) => Ok(receipt.clone()),
+            State::Done(outcome) => outcome.clone(),
             State::Waiting(receiver) => receiver.await.unwrap_or_else(|_| {
                 Err(SendError::Disconnected { cause: "the connection closed before the receipt came".into() })
             }),

@@ -2,5 +2,12 @@
 //!
 //! Bytes come from strangers here: no indexing, no panics, no allocation that a peer can choose the size of.
 
+pub mod ack;
+pub mod answer;
 pub mod hl7;
 pub mod mllp;
+pub mod mqtt;
+pub mod mqtt_label;
+
+#[cfg(test)]
+mod corpus;

@@ -6,6 +6,12 @@
 // Test helpers run outside #[test] functions too, and a test that unwraps has asserted.
 #![allow(clippy::unwrap_used)]
 
+mod cli;
+mod collect;
+mod control;
+mod demo_broker;
 mod house;
+mod mqtt;
 mod peers;
 mod support;
+mod upstreams;

@@ -11,6 +11,7 @@ pub mod certs;
 pub mod gateway;
 pub mod ports;
 pub mod process;
+pub mod subscriber;
 pub mod tools;
 pub mod wait;
 

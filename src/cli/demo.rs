@@ -1,0 +1,185 @@
+//! `wardgate demo`: the whole way of a message on one machine, with an upstream that is cut again and again.
+//!
+//! Everything is real but the devices: the gateway of `run` with a spool on disk, MQTT to a broker, the collector of `collect`.
+//! The verdict comes from the demo's own [`Ledger`]: what the monitors were told is safe must be at the far end, byte for byte.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::demo_stage::{Stage, TICK};
+use super::demo_view::{self, View};
+use super::exit::{Exit, Failure, OrExit};
+use super::ledger::Ledger;
+use super::monitors::Monitors;
+use super::terminal::{Screen, is_terminal, say, size};
+use crate::values::{Listen, Span};
+
+/// Most simulated monitors: twice as many messages a second.
+const MONITORS_MAX: u64 = 500;
+/// When the upstream is cut for the first time, and how long each time.
+const FIRST_CUT: Duration = Duration::from_secs(10);
+const CUT_LENGTH: Duration = Duration::from_secs(6);
+/// From the beginning of one cut to that of the next.
+const CUT_PERIOD: Duration = Duration::from_secs(60);
+/// How long the backlog may take to drain at the end.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// Control ids that are named when messages are missing.
+const NAMED_MAX: usize = 10;
+
+/// Shows the whole at work on this machine: simulated monitors, an upstream that is cut, a backlog that grows and drains.
+///
+/// Needs no configuration, no root and no network. Monitors send realistic messages about invented patients to a gateway
+/// with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
+/// seconds for some seconds, and again in each minute after.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wardgate demo                                       until Ctrl-C
+  wardgate demo --for 40s                             ends by itself: 0 only when all that was acknowledged has arrived
+  wardgate demo --listen 10.20.0.1:2575 --into got    point a real device at it; what it sends is put into ./got
+
+Safe: it touches nothing but its temporary folder, which it deletes, and loopback. With --listen anyone who reaches that
+address can send to it.")]
+pub struct DemoArgs {
+    /// End after this time, wait for the rest to arrive, and give a verdict.
+    #[arg(long = "for", value_name = "TIME")]
+    length: Option<Span>,
+    /// Listen here for real devices, too (HL7 v2 over MLLP).
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<Listen>,
+    /// How many monitors are simulated; each sends two messages a second.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=MONITORS_MAX))]
+    monitors: u64,
+    /// Put what real devices send into this folder. Without it, it is deleted at the end.
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+}
+
+/// Runs `wardgate demo`.
+///
+/// # Errors
+/// [`Exit::Data`] when something that was acknowledged did not arrive; others when it can't be set up.
+pub async fn run(args: DemoArgs) -> Result<(), Failure> {
+    let ledger = Arc::new(Ledger::default());
+    let mut stage = Stage::set(args.listen, args.into.as_deref()).await?;
+    let monitors = Monitors::start(usize::try_from(args.monitors).unwrap_or(0), &stage.monitors()?, &ledger);
+    let played = play(&args, &mut stage, &ledger).await;
+    stage.broker.restore();
+    monitors.stop().await;
+    let drained = match played {
+        Ok(()) => drain(&mut stage, &ledger).await,
+        Err(failure) => Err(failure),
+    };
+    let struck = stage.strike().await;
+    drained?;
+    struck?;
+    verdict(&ledger)
+}
+
+/// Shows what happens until the time is over or someone has seen enough.
+async fn play(args: &DemoArgs, stage: &mut Stage, ledger: &Arc<Ledger>) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Software, "can't wait for signals")?;
+    let begun = Instant::now();
+    let mut view = View::new(stage.how_to(), args.length.map(|length| length.0));
+    let live = is_terminal();
+    if !live {
+        say(&stage.how_to())?;
+    }
+    let mut screen = if live { Some(Screen::open()?) } else { None };
+    let mut ticks = tokio::time::interval(TICK);
+    let mut lines_said = 0;
+    while args.length.is_none_or(|length| begun.elapsed() < length.0) {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+        }
+        let elapsed = begun.elapsed();
+        let cut = is_cut(elapsed);
+        stage.set_cut(cut);
+        let moment = stage.moment(elapsed, cut, ledger).await?;
+        match &mut screen {
+            Some(screen) => screen.draw(&view.screen(&moment, size().0))?,
+            None if elapsed.as_secs() >= lines_said => {
+                lines_said = elapsed.as_secs() + 1;
+                say(&demo_view::line(&moment))?;
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether the upstream is cut at this time of the play.
+fn is_cut(elapsed: Duration) -> bool {
+    let Some(since_first) = elapsed.checked_sub(FIRST_CUT) else { return false };
+    since_first.as_millis() % CUT_PERIOD.as_millis() < CUT_LENGTH.as_millis()
+}
+
+/// The monitors have stopped: waits until all that they were promised has arrived and nothing waits any more.
+async fn drain(stage: &mut Stage, ledger: &Arc<Ledger>) -> Result<(), Failure> {
+    let begun = Instant::now();
+    say("the monitors have stopped; what waits is delivered")?;
+    loop {
+        let moment = stage.moment(begun.elapsed(), false, ledger).await?;
+        let done = ledger.missing().is_empty() && moment.waiting == 0;
+        if done || begun.elapsed() > DRAIN_MAX {
+            return say(&demo_view::line(&moment));
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+fn verdict(ledger: &Ledger) -> Result<(), Failure> {
+    let (totals, missing) = (ledger.totals(), ledger.missing());
+    if missing.is_empty() && totals.acknowledged > 0 {
+        return say(&format!(
+            "GOOD: {} messages were acknowledged, and every one of them has arrived, byte for byte",
+            totals.acknowledged
+        ));
+    }
+    if totals.sent == 0 {
+        return say("no monitors were simulated: nothing to compare");
+    }
+    let named: Vec<&str> = missing.iter().take(NAMED_MAX).map(String::as_str).collect();
+    let text = match missing.is_empty() {
+        true => format!("BAD: of {} messages that were sent none was acknowledged", totals.sent),
+        false => format!(
+            "BAD: {} of {} messages that were acknowledged have not arrived; control ids {}",
+            missing.len(),
+            totals.acknowledged,
+            named.join(", ")
+        ),
+    };
+    Err(Failure::new(Exit::Data, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::ledger::fingerprint;
+
+    #[test]
+    fn the_upstream_is_cut_at_ten_seconds_and_again_in_each_minute_after() {
+        let cut_at: Vec<u64> = (0..150).filter(|second| is_cut(Duration::from_secs(*second))).collect();
+        let expected: Vec<u64> = [10..16, 70..76, 130..136].into_iter().flatten().collect();
+        assert_eq!(cut_at, expected);
+    }
+
+    #[test]
+    fn the_verdict_is_bad_when_a_promise_was_broken_or_none_was_made() {
+        let ledger = Ledger::default();
+        let message = fingerprint(b"one");
+        ledger.sending(message, "17");
+        assert_eq!(verdict(&ledger).unwrap_err().exit, Exit::Data);
+        ledger.acknowledged(&message);
+        let failure = verdict(&ledger).unwrap_err();
+        assert!(failure.exit == Exit::Data && failure.to_string().contains("control ids 17"), "{failure}");
+        ledger.arrived(&message);
+        assert!(verdict(&ledger).is_ok());
+    }
+}

@@ -1,0 +1,211 @@
+//! What the demo shows: a line each second into a pipe, and in a terminal the numbers with the backlog's last minute as a
+//! little mountain range.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::ledger::Totals;
+use super::status_view;
+use super::table::{Column, Table, age, count, cut};
+use crate::status::{Link, Status};
+
+/// Looks that the picture of the backlog shows: a minute at four a second, two looks for one column.
+const HISTORY_MAX: usize = 240;
+/// From nothing to all.
+const HEIGHTS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// The numbers of one look.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// Since the beginning.
+    pub elapsed: Duration,
+    /// Whether the upstream is cut now.
+    pub cut: bool,
+    /// What the gateway received.
+    pub received: u64,
+    /// What it stored.
+    pub stored: u64,
+    /// What its upstream took.
+    pub delivered: u64,
+    /// What waits.
+    pub waiting: u64,
+    /// Age of the oldest that waits, in seconds.
+    pub oldest_s: Option<u64>,
+    /// How the gateway sees its upstream.
+    pub link: Link,
+    /// The demo's own book.
+    pub totals: Totals,
+    /// Messages of real devices that arrived.
+    pub strangers: usize,
+}
+
+impl Moment {
+    /// Takes the numbers out of the gateway's snapshot.
+    pub fn new(elapsed: Duration, cut: bool, status: &Status, totals: Totals, strangers: usize) -> Self {
+        let (waiting, oldest_s) = status.backlog();
+        Self {
+            elapsed,
+            cut,
+            received: status.sources.values().map(|source| source.received).sum(),
+            stored: status.sources.values().map(|source| source.stored).sum(),
+            delivered: status.upstreams.values().map(|upstream| upstream.delivered).sum(),
+            waiting,
+            oldest_s,
+            link: status.upstreams.values().next().map_or(Link::Idle, |upstream| upstream.link.clone()),
+            totals,
+            strangers,
+        }
+    }
+
+    fn upstream(&self) -> String {
+        match self.cut {
+            true => format!("CUT OFF (the gateway says: {})", status_view::link(&self.link)),
+            false => status_view::link(&self.link),
+        }
+    }
+
+    fn oldest(&self) -> String {
+        self.oldest_s.map_or_else(|| "-".to_owned(), age)
+    }
+}
+
+/// One line for a pipe or a file.
+pub fn line(moment: &Moment) -> String {
+    format!(
+        "{:>5} s  received {:>6}  stored {:>6}  delivered {:>6}  waiting {:>5}  oldest {:>6}  upstream {}",
+        moment.elapsed.as_secs(),
+        moment.received,
+        moment.stored,
+        moment.delivered,
+        moment.waiting,
+        moment.oldest(),
+        if moment.cut { "CUT" } else { short(&moment.link) },
+    )
+}
+
+fn short(link: &Link) -> &'static str {
+    match link {
+        Link::Idle => "idle",
+        Link::Connecting => "connecting",
+        Link::Up => "up",
+        Link::Down(_) => "down",
+    }
+}
+
+/// The picture in a terminal, with what it remembers of the last minute.
+pub struct View {
+    how_to: String,
+    length: Option<Duration>,
+    history: VecDeque<u64>,
+}
+
+impl View {
+    /// Nothing seen yet.
+    pub fn new(how_to: String, length: Option<Duration>) -> Self {
+        Self { how_to, length, history: VecDeque::new() }
+    }
+
+    /// The whole screen, for this width.
+    pub fn screen(&mut self, moment: &Moment, width: usize) -> String {
+        self.history.push_back(moment.waiting);
+        if self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
+        let end = self.length.map(|length| format!(" of {}", age(length.as_secs()))).unwrap_or_default();
+        let mut lines: Vec<String> = self.how_to.lines().map(|line| cut(line, width)).collect();
+        lines.push(String::new());
+        lines.push(format!("{}{end}   upstream: {}", age(moment.elapsed.as_secs()), moment.upstream()));
+        lines.push(String::new());
+        lines.push(numbers(moment).render(width));
+        lines.push(String::new());
+        lines.push(format!("waiting, the last minute (highest {})", count(self.highest())));
+        lines.push(self.mountains(width));
+        if moment.strangers > 0 {
+            lines.push(format!("{} messages of real devices have arrived", moment.strangers));
+        }
+        lines.push(String::new());
+        lines.push(promise(&moment.totals));
+        lines.push("Ctrl-C ends it: what waits is delivered first, then the verdict".to_owned());
+        lines.iter().flat_map(|line| line.lines().map(|line| cut(line, width))).collect::<Vec<_>>().join("\n")
+    }
+
+    fn highest(&self) -> u64 {
+        self.history.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The backlog of the last looks; two looks make one column.
+    fn mountains(&self, width: usize) -> String {
+        let highest = self.highest().max(1);
+        let looks: Vec<u64> = self.history.iter().copied().collect();
+        let columns: Vec<char> = looks
+            .chunks(2)
+            .map(|pair| {
+                let waiting = pair.iter().copied().max().unwrap_or(0);
+                let height = (waiting * 8).div_ceil(highest);
+                usize::try_from(height).ok().and_then(|height| HEIGHTS.get(height)).copied().unwrap_or(' ')
+            })
+            .collect();
+        columns.iter().skip(columns.len().saturating_sub(width)).collect()
+    }
+}
+
+fn numbers(moment: &Moment) -> Table {
+    let titles = ["RECEIVED", "STORED", "DELIVERED", "WAITING", "OLDEST"];
+    let mut table = Table::new(titles.map(Column::right));
+    table.row([
+        count(moment.received),
+        count(moment.stored),
+        count(moment.delivered),
+        count(moment.waiting),
+        moment.oldest(),
+    ]);
+    table
+}
+
+fn promise(totals: &Totals) -> String {
+    let Totals { sent, acknowledged, arrived } = totals;
+    format!(
+        "the monitors sent {}, were told that {} are safe, and {} of them have been found at the far end",
+        count(*sent),
+        count(*acknowledged),
+        count(*arrived)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(second: u64, waiting: u64, cut: bool) -> Moment {
+        Moment {
+            elapsed: Duration::from_secs(second),
+            cut,
+            received: 192,
+            stored: 192,
+            delivered: 192 - waiting,
+            waiting,
+            oldest_s: (waiting > 0).then_some(2),
+            link: if cut { Link::Down("closed".into()) } else { Link::Up },
+            totals: Totals { sent: 193, acknowledged: 192, arrived: 192 - waiting },
+            strangers: 0,
+        }
+    }
+
+    #[test]
+    fn a_line_tells_all_that_matters() {
+        let expected =
+            "   12 s  received    192  stored    192  delivered    160  waiting    32  oldest    2 s  upstream CUT";
+        assert_eq!(line(&moment(12, 32, true)), expected);
+    }
+
+    #[test]
+    fn the_backlog_is_seen_to_grow_and_drain() {
+        let mut view = View::new("how to".into(), Some(Duration::from_secs(40)));
+        let mut screen = String::new();
+        for (second, waiting) in [0, 0, 4, 4, 16, 16, 32, 32, 8, 8, 0, 0].into_iter().enumerate() {
+            screen = view.screen(&moment(u64::try_from(second).unwrap(), waiting, false), 80);
+        }
+        assert!(screen.contains("(highest 32)\n ▁▄█▂"), "{screen}");
+        assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
+    }
+}

@@ -1,0 +1,173 @@
+//! What only the whole file shows: routes that lead nowhere, sources that nobody listens to, two listeners at one address.
+//!
+//! Names are taken from the document and not from the sections that could be read: a problem inside a section must not
+//! make its name unknown elsewhere.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use toml::de::DeTable;
+
+use super::document::Document;
+use super::report::nearest;
+use crate::route::RouteConfig;
+use crate::spool::SpoolConfig;
+use crate::system::{credentials, disk};
+use crate::values::{ByteSize, Listen, Problems};
+
+/// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
+pub fn check(
+    document: &Document<'_>,
+    routes: Option<&[RouteConfig]>,
+    spool: Option<&SpoolConfig>,
+    problems: &mut Problems,
+) {
+    let (sources, upstreams) = (names(document, "source"), names(document, "upstream"));
+    if let Some(routes) = routes {
+        check_names(routes, "from", "source", &sources, problems);
+        check_names(routes, "to", "upstream", &upstreams, problems);
+        check_retired(document, routes, problems);
+        check_reach(document, routes, &sources, &upstreams, problems);
+    }
+    check_addresses(document, &sources, problems);
+    if let Some(spool) = spool {
+        check_quotas(spool, problems);
+        if let Some(exposed) = credentials::exposure(&spool.key) {
+            problems.under("spool", |problems| problems.warn("key", exposed));
+        }
+    }
+}
+
+fn names(document: &Document<'_>, kind: &str) -> Vec<String> {
+    let table = document.value(&[kind]).and_then(|value| value.get_ref().as_table());
+    table.into_iter().flat_map(DeTable::keys).map(|key| key.get_ref().to_string()).collect()
+}
+
+fn is_retired(document: &Document<'_>, upstream: &str) -> bool {
+    document.value(&["upstream", upstream, "retired"]).is_some()
+}
+
+/// Each name that a route uses must be there.
+fn check_names(routes: &[RouteConfig], key: &str, kind: &str, known: &[String], problems: &mut Problems) {
+    each_name(routes, key, problems, |name, problems, place| {
+        if known.iter().any(|known| known == name) {
+            return;
+        }
+        let text = match nearest(name, known.iter().map(String::as_str)) {
+            Some(near) => format!("there is no {kind} \"{name}\": did you mean \"{near}\"?"),
+            None => {
+                format!("there is no {kind} \"{name}\": add [{kind}.{name}.<protocol>], or take it out of the route")
+            }
+        };
+        problems.error(place, text);
+    });
+}
+
+fn check_retired(document: &Document<'_>, routes: &[RouteConfig], problems: &mut Problems) {
+    each_name(routes, "to", problems, |name, problems, place| {
+        if is_retired(document, name) {
+            problems.error(place, format!("\"{name}\" is retired: take it out of the route"));
+        }
+    });
+}
+
+/// Visits each name in `from` or `to` of each route, with the problems under its place.
+fn each_name(routes: &[RouteConfig], key: &str, problems: &mut Problems, visit: impl Fn(&str, &mut Problems, &str)) {
+    for (index, route) in routes.iter().enumerate() {
+        let names = if key == "from" { &route.from } else { &route.to };
+        problems.under("route", |problems| {
+            problems.under(&index.to_string(), |problems| {
+                problems.under(key, |problems| {
+                    for (place, name) in names.iter().enumerate() {
+                        visit(name.as_str(), problems, &place.to_string());
+                    }
+                });
+            });
+        });
+    }
+}
+
+/// What comes in must go somewhere; what could go out should be asked for.
+fn check_reach(
+    document: &Document<'_>,
+    routes: &[RouteConfig],
+    sources: &[String],
+    upstreams: &[String],
+    problems: &mut Problems,
+) {
+    // A mistyped name is a problem of its own, and must not make the one that was meant look forgotten.
+    let meant = |known: &[String], name: &str| {
+        let is_known = known.iter().any(|known| known == name);
+        let near = if is_known { None } else { nearest(name, known.iter().map(String::as_str)) };
+        near.unwrap_or(name).to_owned()
+    };
+    let from: Vec<String> =
+        routes.iter().flat_map(|route| &route.from).map(|name| meant(sources, name.as_str())).collect();
+    let to: Vec<String> =
+        routes.iter().flat_map(|route| &route.to).map(|name| meant(upstreams, name.as_str())).collect();
+    problems.under("source", |problems| {
+        for name in sources.iter().filter(|name| !from.contains(name)) {
+            problems.error(
+                name,
+                format!("nobody gets what \"{name}\" receives: add [[route]] with from = [\"{name}\"] and to = [...]"),
+            );
+        }
+    });
+    problems.under("upstream", |problems| {
+        for name in upstreams.iter().filter(|name| !to.contains(name) && !is_retired(document, name)) {
+            problems.warn(name, format!("nothing is routed to \"{name}\": name it in the to of a [[route]]"));
+        }
+    });
+    if sources.is_empty() {
+        problems.warn("source", "there is no source: this box will receive nothing; add [source.<name>.<protocol>]");
+    }
+}
+
+/// Two parts can't listen at one address. Port 0 lets the system choose and never collides.
+fn check_addresses(document: &Document<'_>, sources: &[String], problems: &mut Problems) {
+    let mut taken: BTreeMap<String, SocketAddr> = BTreeMap::new();
+    let mut claim = |path: &[&str], who: String, problems: &mut Problems| {
+        let text = document.value(path).and_then(|value| value.get_ref().as_str());
+        let Some(Listen(address)) = text.and_then(|text| text.parse().ok()) else { return };
+        match taken.iter().find(|(_, other)| collide(**other, address)) {
+            Some((other, at)) => {
+                let text = format!("{other} listens at {at} already: choose another port or address");
+                note_at(problems, path, &text);
+            }
+            None => drop(taken.insert(who, address)),
+        }
+    };
+    claim(&["gateway", "metrics"], "[gateway] metrics".to_owned(), problems);
+    for name in sources {
+        let table = document.value(&["source", name]).and_then(|value| value.get_ref().as_table());
+        for protocol in table.into_iter().flat_map(DeTable::keys) {
+            claim(&["source", name, protocol.get_ref(), "listen"], format!("source \"{name}\""), problems);
+        }
+    }
+}
+
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || everywhere)
+}
+
+fn note_at(problems: &mut Problems, path: &[&str], text: &str) {
+    match path {
+        [] => {}
+        [last] => problems.error(last, text),
+        [first, rest @ ..] => problems.under(first, |problems| note_at(problems, rest, text)),
+    }
+}
+
+/// Quotas that the disk can't hold would be met by a full disk, not by a clear refusal.
+fn check_quotas(spool: &SpoolConfig, problems: &mut Problems) {
+    let quotas = [&spool.clinical, &spool.imaging, &spool.telemetry].map(|log| log.quota.map_or(0, |quota| quota.0));
+    let wanted = quotas.into_iter().fold(0, u64::saturating_add);
+    let Ok(space) = disk::space(&spool.path) else { return };
+    if wanted > space.total {
+        let (wanted, total) = (ByteSize(wanted), ByteSize(space.total));
+        let folder = spool.path.display();
+        let text = format!("the quotas together are {wanted}, but the disk of {folder} has {total} on this machine");
+        problems.warn("spool", text);
+    }
+}

@@ -1,0 +1,346 @@
+//! What people ask of a spool: how it stands, its dead letters, sending again.
+//!
+//! Reading looks at the state in memory; changing appends records and returns after their sync, so that what a person was
+//! told is done survives a power cut. Nothing here reveals content but [`Spool::message`].
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::log::{Effect, Log, State};
+use super::reader::{Step, Walker};
+use super::record::{self, Data, Dead, Discard, Kind, Replay};
+use super::segment::Identity;
+use super::writer::{Prepared, Request};
+use super::{CommitError, Opened, Place, Spool, lanes, recovery, source_tag};
+use crate::envelope::{BodyError, Class, Envelope};
+use crate::status::{Alarm, LaneStatus, LogStatus};
+use crate::values::Name;
+
+/// Share of the quota, in percent, above which people are told.
+const QUOTA_ALARM_PERCENT: u64 = 80;
+/// REPLAY records that are appended at once.
+const REPLAY_BATCH: usize = 512;
+
+/// Messages that are to be sent again.
+#[derive(Clone, Debug)]
+pub struct ReplayOrder {
+    /// Of this source.
+    pub source: Name,
+    /// Received at or after, wall clock microseconds.
+    pub from_us: i64,
+    /// Received before.
+    pub to_us: i64,
+    /// To this upstream.
+    pub upstream: Name,
+    /// Only count them.
+    pub dry_run: bool,
+}
+
+/// What a replay did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+}
+
+/// What a check of all records found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Records that authenticate.
+    pub records: u64,
+    /// Records that do not.
+    pub damaged: u64,
+    /// Bytes in which no record is found, though they were synced.
+    pub missing_bytes: u64,
+}
+
+impl Spool {
+    /// All lanes that are known, with what waits in them.
+    pub fn lanes(&self) -> Vec<LaneStatus> {
+        let now = self.inner.uptime.ms();
+        let mut all = Vec::new();
+        for opened in &self.inner.logs {
+            let state = opened.log.state();
+            for ((source, upstream), lane) in &state.lanes {
+                let dead = state.dead.values().filter(|dead| dead.source == *source && dead.upstream == *upstream);
+                all.push(LaneStatus {
+                    source: source.clone(),
+                    upstream: upstream.clone(),
+                    backlog: lane.backlog,
+                    backlog_bytes: lane.backlog_bytes,
+                    oldest_s: lane.since_uptime_ms.filter(|_| lane.backlog > 0).map(|since| now.saturating_sub(since) / 1000),
+                    dead: dead.count() as u64,
+                    held: lane.held.clone(),
+                });
+            }
+        }
+        all
+    }
+
+    /// The three logs.
+    pub fn logs(&self) -> Vec<LogStatus> {
+        self.inner.logs.iter().map(|opened| log_status(&opened.log)).collect()
+    }
+
+    /// What a person must see of the spool itself.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.inner.logs.iter().flat_map(|opened| log_alarms(&opened.log)).collect()
+    }
+
+    /// The classes of logs in which a lane is known; a lane of a source lives in one log.
+    pub fn lane_classes(&self) -> Vec<(Class, Name, Name)> {
+        let logs = self.inner.logs.iter();
+        logs.flat_map(|opened| {
+            let state = opened.log.state();
+            let keys: Vec<_> = state.lanes.keys().cloned().collect();
+            keys.into_iter().map(|(source, upstream)| (opened.log.class, source, upstream))
+        })
+        .collect()
+    }
+
+    /// All dead letters.
+    pub fn dead(&self) -> Vec<Dead> {
+        self.inner.logs.iter().flat_map(|opened| opened.log.state().dead.values().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// The message of a dead letter, with its content.
+    ///
+    /// # Errors
+    /// [`BodyError`] when it is damaged.
+    pub fn message(&self, dead: &Dead) -> Result<Arc<Envelope>, BodyError> {
+        let held = self.inner.logs.iter().find(|opened| opened.log.state().dead.contains_key(&(dead.id, dead.upstream.clone())));
+        let opened = held.ok_or_else(|| BodyError("it is no dead letter any more".to_owned()))?;
+        let found = opened.log.record(dead.at, None).map_err(|error| BodyError(error.to_string()))?;
+        if found.header.kind == Kind::Replay as u8 {
+            let replay: Option<Replay> = record::decode(&found.plaintext);
+            let replay = replay.ok_or_else(|| BodyError("the record is of an unknown form".to_owned()))?;
+            return lanes::load(&opened.log, replay.at);
+        }
+        lanes::load(&opened.log, dead.at)
+    }
+
+    /// Puts dead letters back at the end of their lanes. Durable when it returns; tells how many there were.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn retry(&self, chosen: &[Dead], by: Option<u32>) -> Result<u64, CommitError> {
+        self.settle_dead(chosen, by, true).await
+    }
+
+    /// Gives dead letters up. Durable when it returns; tells how many there were.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn discard(&self, chosen: &[Dead], by: Option<u32>) -> Result<u64, CommitError> {
+        self.settle_dead(chosen, by, false).await
+    }
+
+    /// Puts kept originals at the end of a lane, in their order. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`CommitError`]; what was appended before it stays.
+    pub async fn replay(&self, order: &ReplayOrder) -> Result<Replayed, CommitError> {
+        let mut done = Replayed::default();
+        for opened in &self.inner.logs {
+            let (log, wanted) = (Arc::clone(&opened.log), order.clone());
+            let search = tokio::task::spawn_blocking(move || originals(&log, &wanted));
+            let found = search.await.map_err(|_| CommitError::Failed)?.map_err(|_| CommitError::Failed)?;
+            done.messages += found.len() as u64;
+            done.bytes += found.iter().map(|replay| replay.length).sum::<u64>();
+            if !order.dry_run {
+                for batch in found.chunks(REPLAY_BATCH) {
+                    let records = batch.iter().map(|replay| prepared_replay(opened, replay.clone())).collect();
+                    append(opened, records).await?;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Begins a new epoch key: what is written from now on is under it. Tells its number.
+    ///
+    /// # Errors
+    /// In words, when the keyring could not be written; the old one stays in force.
+    pub fn rotate(&self) -> Result<u32, String> {
+        let logs = self.inner.logs.iter();
+        let used: Vec<u32> = logs
+            .flat_map(|opened| opened.log.state().segments.values().map(|held| held.segment.epoch).collect::<Vec<_>>())
+            .collect();
+        let [first, ..] = &self.inner.logs;
+        let now = self.now();
+        let mut keyring = first.log.keys();
+        let rotated = keyring.rotate(&*first.log.storage, &used, (now.wall_us, now.uptime_ms));
+        drop(keyring);
+        for opened in &self.inner.logs {
+            opened.requests.send(Request::Roll);
+        }
+        rotated.map_err(|error| error.to_string())
+    }
+
+    /// Reads every record of every segment. Blocks; `progress` is told the share done, in percent.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> io::Result<Verified> {
+        let mut verified = Verified::default();
+        let logs = self.inner.logs.iter();
+        let segments: Vec<_> = logs
+            .flat_map(|opened| {
+                let state = opened.log.state();
+                state.segments.values().map(|held| (Arc::clone(&held.segment), held.end)).collect::<Vec<_>>()
+            })
+            .collect();
+        let total = segments.len().max(1) as u64;
+        for (done, (segment, end)) in (0u64..).zip(segments) {
+            progress(done * 100 / total);
+            let mut walker = Walker::new(segment);
+            loop {
+                match walker.next(end, &|_| true)? {
+                    Step::End => break,
+                    Step::Frame(_) => verified.records += 1,
+                    Step::Damaged { .. } => verified.damaged += 1,
+                    Step::Skipped { bytes } => verified.missing_bytes += bytes,
+                }
+            }
+        }
+        Ok(verified)
+    }
+
+    async fn settle_dead(&self, chosen: &[Dead], by: Option<u32>, retry: bool) -> Result<u64, CommitError> {
+        let mut count = 0;
+        for opened in &self.inner.logs {
+            let still: Vec<Dead> = {
+                let state = opened.log.state();
+                let held = chosen.iter().filter_map(|dead| state.dead.get(&(dead.id, dead.upstream.clone())));
+                held.cloned().collect()
+            };
+            for batch in still.chunks(REPLAY_BATCH) {
+                let mut records = Vec::new();
+                for dead in batch {
+                    if retry {
+                        records.push(prepared_replay(opened, replay_of(&opened.log, dead)));
+                    }
+                    let discard = Discard { id: dead.id, upstream: dead.upstream.clone(), by };
+                    let (plaintext, effect) = (record::encode(&discard), Effect::Discard(discard));
+                    records.push(Prepared { kind: Kind::Discard, tag: 0, plaintext, effect, id: None });
+                }
+                append(opened, records).await?;
+                count += batch.len() as u64;
+            }
+        }
+        Ok(count)
+    }
+}
+
+async fn append(opened: &Opened, records: Vec<Prepared>) -> Result<(), CommitError> {
+    let (reply, told) = oneshot::channel();
+    opened.requests.send(Request::Append { records, control: true, reply });
+    told.await.unwrap_or(Err(CommitError::Failed)).map(drop)
+}
+
+fn prepared_replay(opened: &Opened, replay: Replay) -> Prepared {
+    let tag = source_tag(&opened.spool_id, &replay.source);
+    Prepared { kind: Kind::Replay, tag, plaintext: record::encode(&replay), effect: Effect::Replay(replay), id: None }
+}
+
+/// The REPLAY record of a dead letter. One that was a replay itself points to the same original.
+fn replay_of(log: &Log, dead: &Dead) -> Replay {
+    let found = log.record(dead.at, None).ok().filter(|found| found.header.kind == Kind::Replay as u8);
+    let original = found.and_then(|found| record::decode::<Replay>(&found.plaintext));
+    Replay {
+        source: dead.source.clone(),
+        upstream: dead.upstream.clone(),
+        id: dead.id,
+        at: original.map_or(dead.at, |original| original.at),
+        length: dead.length,
+        stamp: log.uptime.stamp(),
+    }
+}
+
+/// The messages that a replay is about, in their order.
+fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<Replay>> {
+    let segments: Vec<_> = {
+        let state = log.state();
+        let held = state.segments.values().filter(|held| {
+            held.extent.received_us.is_some_and(|(first, last)| first < order.to_us && last >= order.from_us)
+        });
+        held.map(|held| (Arc::clone(&held.segment), held.end)).collect()
+    };
+    let mut found = Vec::new();
+    for (segment, end) in segments {
+        let mut walker = Walker::new(Arc::clone(&segment));
+        loop {
+            match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
+                Step::End => break,
+                Step::Damaged { .. } | Step::Skipped { .. } => {}
+                Step::Frame(frame) => {
+                    let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
+                    let received = data.meta.received.wall_us;
+                    if data.meta.source == order.source && (order.from_us..order.to_us).contains(&received) {
+                        found.push(replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream));
+                    }
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn replay_to(log: &Log, identity: &Identity, ordinal: u32, data: &Data, upstream: &Name) -> Replay {
+    Replay {
+        source: data.meta.source.clone(),
+        upstream: upstream.clone(),
+        id: recovery::id_of(identity, ordinal, data),
+        at: Place { segment: identity.order, ordinal },
+        length: data.length,
+        stamp: log.uptime.stamp(),
+    }
+}
+
+fn log_status(log: &Log) -> LogStatus {
+    let state = log.state();
+    LogStatus {
+        log: log.class.as_str().to_owned(),
+        quota: log.limits.quota,
+        used: must_stay(&state),
+        segments: state.segments.len() as u64,
+        refusing: state.refusing.clone(),
+        written: log.counters.written.value(),
+        syncs: log.counters.syncs.value(),
+        groups: log.counters.groups.value(),
+        quarantined: state.quarantined.len() as u64,
+    }
+}
+
+/// Bytes of segments that hold something undelivered, a dead letter or an arriving body.
+fn must_stay(state: &State) -> u64 {
+    let done = state.done();
+    let held = state.segments.iter().filter(|(order, _)| !done.contains(order));
+    held.map(|(_, held)| held.segment.bytes).sum()
+}
+
+fn log_alarms(log: &Log) -> Vec<Alarm> {
+    let (status, foreign) = (log_status(log), log.state().foreign.len());
+    let alarm = |code: &str, text: String| Alarm { code: code.to_owned(), about: status.log.clone(), text };
+    let mut alarms = Vec::new();
+    if let Some(why) = &status.refusing {
+        let code = if log.has_failed() { "spool-failed" } else { "spool-full" };
+        alarms.push(alarm(code, format!("new messages are refused: {why}")));
+    } else if status.used * 100 > status.quota.saturating_mul(QUOTA_ALARM_PERCENT) {
+        let share = status.used * 100 / status.quota.max(1);
+        alarms.push(alarm("quota", format!("{share} % of the quota is used: mend the upstreams whose backlog grows, or raise the quota")));
+    }
+    if status.quarantined > 0 {
+        let text = format!("damage was found in {} segments: see \"wardgate spool verify\"; the disk may be failing", status.quarantined);
+        alarms.push(alarm("damaged", text));
+    }
+    if foreign > 0 {
+        let text = format!("{foreign} files are under a key that is not in this keyring and are left alone");
+        alarms.push(alarm("foreign-files", text));
+    }
+    alarms
+}
