@@ -179,3 +179,12 @@ fn every_document_names_what_is_there() {
     }
     settle(&faults);
 }
+
+#[test]
+fn the_configuration_in_the_readme_can_be_used() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), example).unwrap();
+    succeeds(wardgate().arg("check").arg(file.path()));
+}
