@@ -21,6 +21,8 @@ use crate::wire::mllp::BODY_BYTES_MAX;
 use connection::Settings;
 
 mod connection;
+#[cfg(test)]
+mod device_tests;
 
 /// What `max-message-size` may be: from what one read can bring to what a spool can take.
 const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize(64 << 10), ByteSize(1 << 30));
