@@ -9,13 +9,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::Place;
 use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::log::{FreeFile, Held, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
-use crate::envelope::{Class, MessageId};
+use super::{Place, recovery};
+use crate::envelope::Class;
 use crate::values::Name;
 
 /// A segment is worth compacting when at most so much of it, in percent, is live.
@@ -26,7 +26,7 @@ const GAIN_SHARE: u64 = 16;
 const GROUP_BYTES: usize = 64 << 10;
 /// What a record costs beside its body, for estimates.
 const RECORD_OVERHEAD: u64 = 256;
-const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A file for the next segment, if room can be found or made.
 pub fn next_file(log: &Log) -> Option<FreeFile> {
@@ -383,7 +383,7 @@ impl Copy {
 
     fn message(&mut self, log: &Log, at: Place, data: &Data, wanted: bool) -> bool {
         let state = log.state();
-        let id = data.id.unwrap_or(MessageId::new(self.segment.identity.id, at.ordinal));
+        let id = recovery::id_of(&self.segment.identity, at.ordinal, data);
         let source = &data.meta.source;
         let waiting: Vec<_> = data.meta.targets.iter().filter(|upstream| waits(&state, source, upstream, at)).collect();
         let dead = data.meta.targets.iter().any(|upstream| state.dead.contains_key(&(id, upstream.clone())));

@@ -226,7 +226,7 @@ struct Reader {
 impl Reader {
     fn restart(&mut self) {
         self.walker = None;
-        self.seek = self.log.state().lanes.get(&self.key).map_or(Place::default(), |lane| lane.cursor);
+        self.seek = self.log.state().lanes.get(&self.key).map(|lane| lane.cursor).unwrap_or_default();
     }
 
     /// Whether the next read may have to wait for the disk.
