@@ -49,6 +49,8 @@ pub struct Plan {
     pub only: Vec<String>,
     /// Folder for data: on the disk that is to be measured.
     pub folder: PathBuf,
+    /// Folder of `wear`, when it has a file system of its own on which nobody else writes.
+    pub wear_folder: Option<PathBuf>,
 }
 
 impl Plan {
@@ -61,6 +63,7 @@ impl Plan {
             lone_seconds: 600,
             only: Vec::new(),
             folder: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/figures"),
+            wear_folder: None,
         }
     }
 
@@ -91,6 +94,7 @@ fn plan(arguments: Vec<String>) -> Plan {
             "--runs" => plan.runs = value().parse().unwrap(),
             "--seconds" => plan.seconds = value().parse().unwrap(),
             "--folder" => plan.folder = value().into(),
+            "--wear-folder" => plan.wear_folder = Some(value().into()),
             "--only" => plan.only = value().split(',').map(str::to_owned).collect(),
             _ => usage(&format!("{argument} is not an option")),
         }
@@ -100,7 +104,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--only floor,rate,wear,memory,drain]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain]"
     );
     std::process::exit(2);
 }

@@ -33,7 +33,7 @@ pub struct Subject {
 }
 
 /// The one place that knows the configuration's keys.
-fn config(folder: &Path, address: SocketAddr, upstream: Upstream) -> String {
+fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -> String {
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
@@ -50,7 +50,7 @@ path = "{folder}/spool"
 key = {{ file = "{folder}/spool.key" }}
 
 [spool.clinical]
-quota = "6GiB"
+quota = "{quota}"
 
 [source.load.mllp]
 listen = "{address}"
@@ -66,10 +66,15 @@ to = ["up"]
 impl Subject {
     /// Starts wardgate on an empty spool in `folder`.
     pub fn wardgate(folder: &Path, upstream: Upstream) -> Self {
+        Self::wardgate_within(folder, upstream, "6GiB")
+    }
+
+    /// The same, with this quota.
+    pub fn wardgate_within(folder: &Path, upstream: Upstream, quota: &str) -> Self {
         let _absent = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).unwrap();
         let address = free_address();
-        fs::write(folder.join("gateway.toml"), config(folder, address, upstream)).unwrap();
+        fs::write(folder.join("gateway.toml"), config(folder, address, upstream, quota)).unwrap();
         Self::start(wardgate(folder), address, folder)
     }
 
