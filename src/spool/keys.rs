@@ -10,6 +10,7 @@
 
 use std::io;
 
+use aws_lc_rs::hkdf;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
@@ -135,6 +136,19 @@ impl Keyring {
     /// The key of an epoch, if it is still held.
     pub fn epoch(&self, number: u32) -> Option<Secret> {
         self.held.epochs.iter().find(|epoch| epoch.number == number).map(|epoch| Secret::new(epoch.key))
+    }
+
+    /// A secret for one purpose, the same at every start: HKDF-SHA256 (RFC 5869) of the root key, salted with the spool's id.
+    /// It lasts as long as the root key does.
+    pub fn derived(&self, purpose: &'static str) -> Secret {
+        let mut bytes = [0; KEY_BYTES];
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, &self.spool).extract(self.root.bytes());
+        let info = [purpose.as_bytes()];
+        let filled = secret.expand(&info, hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut bytes));
+        // Unwrap safety: one output of SHA-256 is always within the limits of HKDF.
+        #[allow(clippy::unwrap_used)]
+        filled.unwrap();
+        Secret::new(bytes)
     }
 
     /// Uptime at which the newest epoch was made, milliseconds.
