@@ -5,11 +5,12 @@
 //! older or newer than they are, or another spool's. Nothing waits for it: an acknowledgement least of all. It holds keyed
 //! hashes, ids and places, no content and no names.
 //!
-//! Wear: a change rewrites some pages and costs [`APPLY_BYTES`] / 20 or less, so it is made when that much log waits for
+//! Wear: a change rewrites some pages, about 75 KB for 500 messages, so it is made when [`APPLY_BYTES`] of log wait for
 //! it, at most once a minute, and at a stop. What is not in the index yet is read from the log at the next start. The log
 //! itself is the queue of the index: there is nothing that could overflow.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,21 +64,21 @@ pub struct Index {
     window: Arc<Duplicates>,
     written: Arc<Counter>,
     applied: Mutex<Applied>,
+    /// Why nothing is applied any more. A lock of its own: who asks for alarms must not wait for the disk.
+    off: Mutex<Option<String>>,
 }
 
 struct Applied {
     /// What the file holds; empty when it must be made anew.
     positions: Positions,
     at: Instant,
-    /// Why nothing is applied any more.
-    off: Option<String>,
 }
 
 impl Index {
     /// Fills the duplicate window from the index and from what the logs hold behind it. Writes nothing.
     pub fn open(storage: Arc<dyn Storage>, owner: Owner, window: Arc<Duplicates>, logs: &[&Log]) -> Self {
-        let applied = Applied { positions: Positions::new(), at: Instant::now(), off: None };
-        let index = Self { storage, owner, window, written: Arc::default(), applied: Mutex::new(applied) };
+        let applied = Mutex::new(Applied { positions: Positions::new(), at: Instant::now() });
+        let index = Self { storage, owner, window, written: Arc::default(), applied, off: Mutex::default() };
         let since = logs.first().map_or(0, |log| index.since(log));
         let (mut rows, positions) = index.load(since, logs).unwrap_or_else(|error| {
             tracing::warn!(%error, "the index can't be read and is made again from the log");
@@ -103,21 +104,20 @@ impl Index {
 
     /// Whether enough of the logs waits for a change.
     pub fn is_worthwhile(&self, logs: &[Arc<Log>]) -> bool {
-        let applied = self.applied();
-        applied.off.is_none() && waiting(&applied, logs) >= APPLY_BYTES
+        self.off().is_none() && waiting(&self.applied(), logs) >= APPLY_BYTES
     }
 
     /// Brings the index up to what the logs have synced. After a failure it is off until the next start.
     pub fn apply(&self, logs: &[Arc<Log>]) {
         let mut applied = self.applied();
-        if applied.off.is_some() || waiting(&applied, logs) == 0 {
+        if self.off().is_some() || waiting(&applied, logs) == 0 {
             return;
         }
         match self.advance(&applied.positions, logs) {
             Ok(positions) => applied.positions = positions,
             Err(error) => {
                 tracing::warn!(%error, "the index can't be written: it is off until the next start; no message is in danger");
-                applied.off = Some(error.to_string());
+                *self.off() = Some(error.to_string());
             }
         }
         applied.at = Instant::now();
@@ -130,7 +130,7 @@ impl Index {
 
     /// What a person must see of it.
     pub fn alarm(&self) -> Option<Alarm> {
-        let why = self.applied().off.clone()?;
+        let why = self.off().clone()?;
         let text = format!(
             "the index is off ({why}): nothing is lost, but the next start takes longer. \
              Look after the disk, then start the service again"
@@ -140,6 +140,10 @@ impl Index {
 
     fn applied(&self) -> MutexGuard<'_, Applied> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn off(&self) -> MutexGuard<'_, Option<String>> {
+        self.off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Uptime before which nothing is a second copy.
@@ -199,13 +203,7 @@ impl Index {
             if let Some(position) = self.scan(log, ahead.get(&class), since, &mut rows)? {
                 ahead.insert(class, position);
             }
-            let state = log.state();
-            dead.extend(state.dead.values().map(|letter| {
-                let (mut key, mut place) = ([0; 24], [0; 13]);
-                join(&mut key, &[&letter.id.0, &self.owner.tag(letter.upstream.as_str())]);
-                join(&mut place, &[&[class], &letter.at.segment.to_be_bytes(), &letter.at.ordinal.to_be_bytes()]);
-                (key, place)
-            }));
+            dead.extend(self.dead_places(log));
         }
         let write = |change: &WriteTransaction| write(change, &ahead, &rows, &dead, since);
         match file {
@@ -215,14 +213,22 @@ impl Index {
         Ok(ahead)
     }
 
+    /// Where the dead letters of a log are.
+    fn dead_places(&self, log: &Log) -> DeadPlaces {
+        let letters: Vec<_> =
+            log.state().dead.values().map(|letter| (letter.id, letter.upstream.clone(), letter.at)).collect();
+        let class = class_code(log.class);
+        let places = letters.into_iter().map(|(id, upstream, at)| {
+            let (mut key, mut place) = ([0; 24], [0; 13]);
+            join(&mut key, &[&id.0, &self.owner.tag(upstream.as_str())]);
+            join(&mut place, &[&[class], &at.segment.to_be_bytes(), &at.ordinal.to_be_bytes()]);
+            (key, place)
+        });
+        places.collect()
+    }
+
     /// Adds the messages of a log behind `from` that were received since then; tells how far it has read.
-    fn scan(
-        &self,
-        log: &Log,
-        from: Option<&Position>,
-        since: u64,
-        rows: &mut Rows,
-    ) -> std::io::Result<Option<Position>> {
+    fn scan(&self, log: &Log, from: Option<&Position>, since: u64, rows: &mut Rows) -> io::Result<Option<Position>> {
         let segments: Vec<_> = {
             let state = log.state();
             let newer = state.segments.range(from.map_or(0, |from| from.order)..);
@@ -237,29 +243,41 @@ impl Index {
             if outdated {
                 continue;
             }
-            let mut walker = Walker::at(segment, read.map_or(FIRST_GROUP, |read| read.end), 0);
-            loop {
-                match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
-                    Step::End => break,
-                    // Damage is found, shown and kept by others; here it only means that a second copy is stored as well.
-                    Step::Damaged { .. } | Step::Skipped { .. } => {}
-                    Step::Frame(found) => {
-                        let Some((data, _)) = record::decode_data(&found.plaintext) else { continue };
-                        // An imported message has the uptime of another box, which may be in the future.
-                        let at_ms = data.meta.received.uptime_ms.min(now);
-                        let key = self.window.key(&data.meta.source, &data.meta.control_id, &data.sha256);
-                        if let Some(key) = key.filter(|_| at_ms >= since) {
-                            let id = id_of(&identity, found.header.ordinal, &data);
-                            rows.insert((at_ms, key), (id, identity.id));
-                        }
-                        if rows.len() > REMEMBERED_MAX {
-                            rows.pop_first();
-                        }
-                    }
-                }
-            }
+            let walker = Walker::at(segment, read.map_or(FIRST_GROUP, |read| read.end), 0);
+            self.walk(walker, end, (since, now), rows)?;
         }
         Ok(last)
+    }
+
+    /// Adds the messages of a segment, up to `end`, that were received in the time given.
+    fn walk(&self, mut walker: Walker, end: u64, (since, now): (u64, u64), rows: &mut Rows) -> io::Result<()> {
+        let identity = walker.segment().identity;
+        loop {
+            let found = match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
+                Step::End => return Ok(()),
+                // Damage is found, shown and kept by others; here it only means that a second copy is stored as well.
+                Step::Damaged { .. } | Step::Skipped { .. } => continue,
+                Step::Frame(found) => found,
+            };
+            let Some((data, _)) = record::decode_data(&found.plaintext) else { continue };
+            // An imported message has the uptime of another box, which may be in the future.
+            let at_ms = data.meta.received.uptime_ms.min(now);
+            let key = self.window.key(&data.meta.source, &data.meta.control_id, &data.sha256);
+            if let Some(key) = key.filter(|_| at_ms >= since) {
+                rows.insert((at_ms, key), (id_of(&identity, found.header.ordinal, &data), identity.id));
+            }
+            if rows.len() > REMEMBERED_MAX {
+                rows.pop_first();
+            }
+        }
+    }
+
+    /// How many messages of the window and how many dead letters are in the file.
+    #[cfg(test)]
+    pub fn counts(&self) -> (u64, u64) {
+        let database = IndexFile::read(&*self.storage, &self.owner, &self.written).unwrap().unwrap();
+        let read = database.begin_read().unwrap();
+        (read.open_table(WINDOW).unwrap().len().unwrap(), read.open_table(DEAD).unwrap().len().unwrap())
     }
 }
 

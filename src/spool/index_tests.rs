@@ -191,23 +191,82 @@ async fn a_power_cut_in_the_middle_of_a_change_costs_the_index_at_most() {
     }
 }
 
+/// A spool with one message, and how many operations its first index takes.
+async fn not_indexed() -> (SimDisk, Spool, MessageId) {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    let id = stored(&spool, 0, &body(0, 3000)).await;
+    (disk, spool, id)
+}
+
 #[tokio::test]
 async fn a_full_disk_turns_the_index_off_and_the_spool_goes_on() {
-    for at in 1..40 {
-        let disk = SimDisk::new();
-        let spool = open(&disk, 8);
-        let mut ids = vec![stored(&spool, 0, &body(0, 3000)).await];
-        let kind = std::io::ErrorKind::StorageFull;
-        disk.fail(Some(Fault { at, lasting: true, kind }));
+    let (disk, spool, _) = not_indexed().await;
+    let before = disk.operations();
+    follow(&spool);
+    let operations = disk.operations() - before;
+    assert!(operations > 10);
+    for at in 1..=operations {
+        let (disk, spool, first) = not_indexed().await;
+        let lasting = at % 2 == 0;
+        disk.fail(Some(Fault { at, lasting, kind: std::io::ErrorKind::StorageFull }));
         follow(&spool);
         disk.fail(None);
-        let alarm = spool.alarms().into_iter().find(|alarm| alarm.code == "index");
-        assert!(alarm.is_some() || at > 10, "fault at {at} was not told");
-        ids.push(stored(&spool, 1, &body(1, 3000)).await);
+        assert!(spool.alarms().iter().any(|alarm| alarm.code == "index"), "fault at {at} was not told");
+        let ids = [first, stored(&spool, 1, &body(1, 3000)).await];
         follow(&spool);
+        let litter = disk.names().iter().any(|name| name.ends_with(".tmp"));
+        assert!(lasting || !litter, "fault at {at}: the room was not given back");
         let after = disk.after_kill();
         spool.close();
         assert_all_known(&after, &ids, &format!("full at {at}")).await;
+    }
+}
+
+#[tokio::test]
+async fn the_index_forgets_what_is_out_of_the_window_and_knows_the_dead_letters() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    for number in 0..50 {
+        stored(&spool, number, &body(number, 1000)).await;
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    let entry = lane.next().await;
+    lane.bury(entry.place, "AE", 10).await.unwrap();
+    lane.advance(entry.place);
+    follow(&spool);
+    assert_eq!(spool.inner.index.counts(), (50, 1));
+    let later = spool.inner.uptime.ms() + 601_000;
+    spool.inner.uptime.at_least(later);
+    stored(&spool, 1, &body(1, 1000)).await;
+    assert_eq!(spool.discard(&spool.dead(), None).await, Ok(1));
+    follow(&spool);
+    assert_eq!(spool.inner.index.counts(), (1, 0));
+}
+
+#[tokio::test]
+async fn a_start_reads_neither_what_the_index_knows_nor_what_is_out_of_the_window() {
+    for indexed in [true, false] {
+        let disk = SimDisk::new();
+        let spool = open(&disk, 60);
+        for number in 0..120 {
+            stored(&spool, number, &body(number, 200_000)).await;
+        }
+        match indexed {
+            true => follow(&spool),
+            false => {
+                let later = spool.inner.uptime.ms() + 601_000;
+                spool.inner.uptime.at_least(later);
+            }
+        }
+        let id = stored(&spool, 1000, &body(1000, 200_000)).await;
+        let after = disk.after_kill();
+        let spool = open(&after, 60);
+        let read = after.read_bytes();
+        assert!(read < 6_000_000, "{read} bytes of 24 million were read");
+        assert_eq!(send(&spool, 1000, &body(1000, 200_000)).await, Ok(Committed::Repeat(id)));
+        let again = send(&spool, 7, &body(7, 200_000)).await.unwrap();
+        assert_eq!(matches!(again, Committed::Repeat(_)), indexed);
     }
 }
 

@@ -278,6 +278,21 @@ mod tests {
     }
 
     #[test]
+    fn a_derived_secret_is_the_same_at_every_start_and_only_for_its_purpose_spool_and_root_key() {
+        let (_folder, disk) = disk();
+        let (_folder, other) = self::disk();
+        let root = Secret::random();
+        let keyring = Keyring::open(&disk, root.clone(), true).unwrap();
+        let secret = *keyring.derived("duplicates").bytes();
+        assert_eq!(*Keyring::open(&disk, root.clone(), false).unwrap().derived("duplicates").bytes(), secret);
+        assert_ne!(*keyring.derived("index").bytes(), secret);
+        assert_ne!(*Keyring::open(&other, root, true).unwrap().derived("duplicates").bytes(), secret);
+        let mut rewrapped = keyring;
+        rewrapped.rewrap(&disk, Secret::random()).unwrap();
+        assert_ne!(*rewrapped.derived("duplicates").bytes(), secret);
+    }
+
+    #[test]
     fn root_keys_are_read_raw_and_in_hexadecimal() {
         assert_eq!(parse_root(&[5; 32]).unwrap().bytes(), &[5; 32]);
         assert_eq!(parse_root(format!("{}\n", "05".repeat(32)).as_bytes()).unwrap().bytes(), &[5; 32]);
