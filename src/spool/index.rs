@@ -75,7 +75,8 @@ struct Applied {
 }
 
 impl Index {
-    /// Fills the duplicate window from the index and from what the logs hold behind it. Writes nothing.
+    /// Fills the duplicate window from the index and from what the logs hold behind it. Writes nothing
+    /// of its own.
     pub fn open(storage: Arc<dyn Storage>, owner: Owner, window: Arc<Duplicates>, logs: &[&Log]) -> Self {
         let applied = Mutex::new(Applied { positions: Positions::new(), at: Instant::now() });
         let index = Self { storage, owner, window, written: Arc::default(), applied, off: Mutex::default() };
@@ -85,7 +86,8 @@ impl Index {
             Default::default()
         });
         for log in logs {
-            if let Err(error) = index.scan(log, positions.get(&class_code(log.class)), since, &mut rows) {
+            let from = positions.get(&class_code(log.class));
+            if let Err(error) = settle(log).and_then(|()| index.scan(log, from, since, &mut rows)) {
                 tracing::warn!(log = %log.class, %error, "second copies of some messages will not be recognised");
             }
         }
@@ -295,6 +297,16 @@ impl Position {
             None => state.segments.last_key_value().is_some_and(|(newest, _)| *newest > self.order),
         }
     }
+}
+
+/// Makes durable what the last start wrote: a process that was killed leaves groups that are read back from memory and were
+/// never synced. Only what is on stable storage may be answered for.
+fn settle(log: &Log) -> io::Result<()> {
+    let open: Vec<_> = {
+        let state = log.state();
+        state.segments.values().filter(|held| !held.sealed).map(|held| Arc::clone(&held.segment)).collect()
+    };
+    open.iter().try_for_each(|segment| segment.file.sync())
 }
 
 /// Whether all of a segment was received before then.
