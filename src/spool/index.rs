@@ -274,12 +274,12 @@ impl Index {
         }
     }
 
-    /// How many messages of the window and how many dead letters are in the file.
+    /// How many messages of the window and how many dead letters are in the file; `None` when it does not authenticate.
     #[cfg(test)]
-    pub fn counts(&self) -> (u64, u64) {
-        let database = IndexFile::read(&*self.storage, &self.owner, &self.written).unwrap().unwrap();
+    pub fn counts(&self) -> Option<(u64, u64)> {
+        let database = IndexFile::read(&*self.storage, &self.owner, &self.written).unwrap()?;
         let read = database.begin_read().unwrap();
-        (read.open_table(WINDOW).unwrap().len().unwrap(), read.open_table(DEAD).unwrap().len().unwrap())
+        Some((read.open_table(WINDOW).unwrap().len().unwrap(), read.open_table(DEAD).unwrap().len().unwrap()))
     }
 }
 
