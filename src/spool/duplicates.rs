@@ -1,7 +1,8 @@
 //! Second copies: the same source, control id and body within a window are acknowledged again and not stored again.
 //!
 //! Keys are short keyed hashes; no content is kept. The window counts uptime and is bounded in number: the oldest go first.
-//! A copy that arrives while the first is being committed waits for that commit.
+//! A copy that arrives while the first is being committed waits for that commit. What is in memory is all that counts;
+//! `index` fills it at a start, so that a message which was acknowledged just before a power cut is known after it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,18 +10,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aws_lc_rs::digest;
 use tokio::sync::watch;
 
+use super::seal::Secret;
 use crate::envelope::MessageId;
 use crate::values::Name;
 
 /// Messages that the window remembers at most.
-const REMEMBERED_MAX: usize = 65_536;
+pub const REMEMBERED_MAX: usize = 65_536;
 
 /// A keyed hash of source, control id and body.
 pub type Key = [u8; 16];
 
 /// The window.
 pub struct Duplicates {
-    secret: [u8; 16],
+    secret: Secret,
     window_ms: u64,
     inner: Mutex<Inner>,
 }
@@ -56,8 +58,13 @@ pub struct Claim<'a> {
 
 impl Duplicates {
     /// A window of `window_ms` of uptime; `secret` keys the hashes.
-    pub fn new(secret: [u8; 16], window_ms: u64) -> Self {
+    pub fn new(secret: Secret, window_ms: u64) -> Self {
         Self { secret, window_ms, inner: Mutex::default() }
+    }
+
+    /// How long a second copy is recognised, milliseconds of uptime.
+    pub fn window_ms(&self) -> u64 {
+        self.window_ms
     }
 
     /// The key of a message; `None` when it has no control id, and every copy is then a message of its own.
@@ -66,7 +73,7 @@ impl Duplicates {
             return None;
         }
         let mut context = digest::Context::new(&digest::SHA256);
-        context.update(&self.secret);
+        context.update(self.secret.bytes());
         context.update(source.as_str().as_bytes());
         context.update(&[0]);
         context.update(control_id);
@@ -89,7 +96,7 @@ impl Duplicates {
         }
     }
 
-    /// Remembers what was stored before this start.
+    /// Remembers what was stored before this start. The oldest must come first.
     pub fn remember(&self, key: Key, id: MessageId, at_ms: u64) {
         let mut inner = self.lock();
         inner.store(key, id, at_ms);
@@ -146,7 +153,7 @@ mod tests {
     use super::*;
 
     fn window() -> Duplicates {
-        Duplicates::new([1; 16], 600_000)
+        Duplicates::new(Secret::new([1; 32]), 600_000)
     }
 
     fn key(window: &Duplicates, control_id: &[u8]) -> Key {

@@ -1,13 +1,14 @@
 //! The keeper: what the spool does in the background, on one thread for all logs.
 //!
-//! It keeps a written-through file ready for the next segment of each log in use, and takes back delivered originals whose
-//! time is over. It never does anything that an acknowledgement waits for.
+//! It keeps a written-through file ready for the next segment of each log in use, takes back delivered originals whose
+//! time is over, and lets the index follow the logs. It never does anything that an acknowledgement waits for.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::compact;
+use super::index::Index;
 use super::log::Log;
 
 /// How often it looks.
@@ -16,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const RECLAIM_MAX: usize = 8;
 
 /// Looks after the logs until it is told to stop.
-pub fn run(logs: &Vec<Arc<Log>>, stop: &Receiver<()>) {
+pub fn run(logs: &[Arc<Log>], index: &Index, stop: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(INTERVAL) {
         for log in logs {
             let (used, spare) = {
@@ -27,6 +28,9 @@ pub fn run(logs: &Vec<Arc<Log>>, stop: &Receiver<()>) {
                 compact::prepare(log);
             }
             compact::sweep(log, RECLAIM_MAX);
+        }
+        if index.is_due(logs) {
+            index.apply(logs);
         }
     }
 }

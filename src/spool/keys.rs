@@ -10,6 +10,7 @@
 
 use std::io;
 
+use aws_lc_rs::hkdf;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
@@ -137,6 +138,19 @@ impl Keyring {
         self.held.epochs.iter().find(|epoch| epoch.number == number).map(|epoch| Secret::new(epoch.key))
     }
 
+    /// A secret for one purpose, the same at every start: HKDF-SHA256 (RFC 5869) of the root key, salted with the spool's id.
+    /// It lasts as long as the root key does.
+    pub fn derived(&self, purpose: &'static str) -> Secret {
+        let mut bytes = [0; KEY_BYTES];
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, &self.spool).extract(self.root.bytes());
+        let info = [purpose.as_bytes()];
+        let filled = secret.expand(&info, hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut bytes));
+        // Unwrap safety: one output of SHA-256 is always within the limits of HKDF.
+        #[allow(clippy::unwrap_used)]
+        filled.unwrap();
+        Secret::new(bytes)
+    }
+
     /// Uptime at which the newest epoch was made, milliseconds.
     pub fn newest_made_uptime_ms(&self) -> u64 {
         self.held.epochs.iter().map(|epoch| epoch.made_uptime_ms).max().unwrap_or(0)
@@ -261,6 +275,21 @@ mod tests {
         let again = Keyring::open(&disk, root, false).unwrap();
         assert!(again.epoch(1).is_none() && again.epoch(2).is_some());
         assert_eq!((again.newest().0, again.newest_made_uptime_ms()), (3, 9));
+    }
+
+    #[test]
+    fn a_derived_secret_is_the_same_at_every_start_and_only_for_its_purpose_spool_and_root_key() {
+        let (_folder, disk) = disk();
+        let (_folder, other) = self::disk();
+        let root = Secret::random();
+        let keyring = Keyring::open(&disk, root.clone(), true).unwrap();
+        let secret = *keyring.derived("duplicates").bytes();
+        assert_eq!(*Keyring::open(&disk, root.clone(), false).unwrap().derived("duplicates").bytes(), secret);
+        assert_ne!(*keyring.derived("index").bytes(), secret);
+        assert_ne!(*Keyring::open(&other, root, true).unwrap().derived("duplicates").bytes(), secret);
+        let mut rewrapped = keyring;
+        rewrapped.rewrap(&disk, Secret::random()).unwrap();
+        assert_ne!(*rewrapped.derived("duplicates").bytes(), secret);
     }
 
     #[test]

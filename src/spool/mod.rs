@@ -64,6 +64,10 @@ mod compact;
 mod draft;
 mod duplicates;
 mod frame;
+mod index;
+mod index_file;
+#[cfg(test)]
+mod index_tests;
 mod keeper;
 mod keys;
 mod lanes;
@@ -103,6 +107,8 @@ pub use storage::{Disk, Storage};
 use crate::envelope::{BodyError, Class, Envelope, MessageId, Stamp};
 use crate::values::{ByteSize, Name, Problems, SecretRef, Section, Span};
 use duplicates::Duplicates;
+use index::Index;
+use index_file::Owner;
 use keys::Keyring;
 use log::{Limits, Log, Parts};
 use uptime::Uptime;
@@ -280,6 +286,7 @@ struct Inner {
     logs: [Opened; 3],
     uptime: Arc<Uptime>,
     duplicates: Arc<Duplicates>,
+    index: Arc<Index>,
     budget: Arc<Semaphore>,
     streams: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -336,14 +343,15 @@ impl Spool {
             open_log(parts, &mut threads)
         };
         let logs = [open(Class::Clinical)?, open(Class::Imaging)?, open(Class::Telemetry)?];
-        let window_ms = u64::try_from(config.duplicate_window.0.as_millis()).unwrap_or(u64::MAX);
+        let (duplicates, index) = open_index(storage, &keyring, config, &logs);
         let (keeper, asked) = mpsc::channel();
-        let watched = logs.iter().map(|opened| Arc::clone(&opened.log)).collect();
-        threads.push(thread("keeper", move || keeper::run(&watched, &asked))?);
+        let (watched, followed) = (logs_of(&logs), Arc::clone(&index));
+        threads.push(thread("keeper", move || keeper::run(&watched, &followed, &asked))?);
         let inner = Inner {
             logs,
             uptime,
-            duplicates: Arc::new(Duplicates::new(seal::random(), window_ms)),
+            duplicates,
+            index,
             budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
             streams: AtomicU64::new(1),
             threads: Mutex::new(threads),
@@ -395,6 +403,7 @@ impl Spool {
                 tracing::error!("a thread of the spool ended badly");
             }
         }
+        self.inner.index.apply(&logs_of(&self.inner.logs));
     }
 
     fn opened(&self, class: Class) -> &Opened {
@@ -419,6 +428,27 @@ fn source_tag(spool: &[u8; 16], source: &Name) -> u16 {
 /// Whether a folder holds no segments: a key may then be made for it.
 pub fn is_empty(path: &Path) -> bool {
     Disk::open(path).and_then(|disk| recovery::has_segments(&disk)).is_ok_and(|segments| !segments)
+}
+
+fn logs_of(opened: &[Opened; 3]) -> [Arc<Log>; 3] {
+    opened.each_ref().map(|opened| Arc::clone(&opened.log))
+}
+
+/// The duplicate window, filled with what was stored before this start, and the index that it comes from.
+fn open_index(
+    storage: Arc<dyn Storage>,
+    keyring: &Mutex<Keyring>,
+    config: &SpoolConfig,
+    logs: &[Opened; 3],
+) -> (Arc<Duplicates>, Arc<Index>) {
+    let keys = keyring.lock().unwrap_or_else(PoisonError::into_inner);
+    let (secret, owner) = (keys.derived("duplicates"), Owner::new(keys.spool, keys.derived("index").bytes()));
+    drop(keys);
+    let window_ms = u64::try_from(config.duplicate_window.0.as_millis()).unwrap_or(u64::MAX);
+    let duplicates = Arc::new(Duplicates::new(secret, window_ms));
+    let logs = logs.each_ref().map(|opened| &*opened.log);
+    let index = Index::open(storage, owner, Arc::clone(&duplicates), &logs);
+    (duplicates, Arc::new(index))
 }
 
 fn open_log(parts: Parts, threads: &mut Vec<JoinHandle<()>>) -> Result<Opened, OpenError> {

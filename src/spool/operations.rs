@@ -91,7 +91,13 @@ impl Spool {
 
     /// What a person must see of the spool itself.
     pub fn alarms(&self) -> Vec<Alarm> {
-        self.inner.logs.iter().flat_map(|opened| log_alarms(&opened.log)).collect()
+        let logs = self.inner.logs.iter().flat_map(|opened| log_alarms(&opened.log));
+        logs.chain(self.inner.index.alarm()).collect()
+    }
+
+    /// Bytes written to the index since the start; what the logs wrote is in [`Spool::logs`].
+    pub fn index_written(&self) -> u64 {
+        self.inner.index.written()
     }
 
     /// The classes of logs in which a lane is known; a lane of a source lives in one log.

@@ -247,7 +247,8 @@ fn short(incarnation: &[u8; 16]) -> [u8; 12] {
     short
 }
 
-fn class_code(class: Class) -> u8 {
+/// The byte that stands for a log on disk.
+pub fn class_code(class: Class) -> u8 {
     match class {
         Class::Clinical => 1,
         Class::Imaging => 2,

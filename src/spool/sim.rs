@@ -39,6 +39,7 @@ struct World {
     pending_names: Vec<NameChange>,
     files: Vec<Contents>,
     operations: u64,
+    read_bytes: u64,
     fault: Option<Fault>,
     off: bool,
 }
@@ -108,6 +109,11 @@ impl SimDisk {
         let mut world = self.lock();
         let now = world.operations;
         world.fault = fault.map(|fault| Fault { at: now + fault.at, ..fault });
+    }
+
+    /// Bytes that were read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.lock().read_bytes
     }
 
     /// Flips a bit of what is durable; false when there is no such byte.
@@ -253,8 +259,9 @@ impl Storage for SimDisk {
 
 impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let world = self.disk.lock();
+        let mut world = self.disk.lock();
         world.alive()?;
+        world.read_bytes += buffer.len() as u64;
         let from = usize::try_from(offset).unwrap();
         let live = &world.files[self.index].live;
         let bytes = live.get(from..from + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -20,7 +20,7 @@ use crate::values::SecretRef;
 
 const SEGMENT: u64 = 1 << 20;
 
-fn config() -> SpoolConfig {
+pub(super) fn config() -> SpoolConfig {
     SpoolConfig {
         path: "unused".into(),
         key: SecretRef::File("unused".into()),
@@ -33,7 +33,7 @@ fn config() -> SpoolConfig {
 }
 
 /// A spool with small segments, so that rolling, reclaiming and compacting happen in every test.
-fn open(disk: &SimDisk, quota_segments: u64) -> Spool {
+pub(super) fn open(disk: &SimDisk, quota_segments: u64) -> Spool {
     let limits = |class| Limits {
         quota: quota_segments * SEGMENT,
         segment_bytes: SEGMENT,
@@ -43,7 +43,7 @@ fn open(disk: &SimDisk, quota_segments: u64) -> Spool {
     Spool::open_with(Arc::new(disk.clone()), Secret::new([7; 32]), &config(), limits).unwrap()
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
@@ -69,7 +69,7 @@ async fn commit(spool: &Spool, class: Class, targets: &[&str], body: &[u8]) -> R
 }
 
 /// Everything that waits in a lane, without moving its cursor.
-async fn waiting(spool: &Spool, lane: &mut Lane) -> Vec<(MessageId, Vec<u8>)> {
+pub(super) async fn waiting(spool: &Spool, lane: &mut Lane) -> Vec<(MessageId, Vec<u8>)> {
     let mut found = Vec::new();
     for _ in 0..backlog(spool, lane) {
         let next =
@@ -87,7 +87,7 @@ fn backlog(spool: &Spool, lane: &Lane) -> u64 {
     own.map_or(0, |status| status.backlog)
 }
 
-fn body(number: u64, length: usize) -> Vec<u8> {
+pub(super) fn body(number: u64, length: usize) -> Vec<u8> {
     let mut dice = Dice::new(number);
     let mut body = number.to_le_bytes().to_vec();
     while body.len() < length {

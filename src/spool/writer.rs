@@ -432,6 +432,7 @@ impl Writer {
         tracing::error!(log = %self.log.class, segment = order, %error, "a write failed: going on in a fresh segment");
         self.previous = Some((order, active.group));
         self.log.state().active = None;
+        active.disown();
         for ((ordinal, record), id) in (active.ordinal..).zip(records.iter_mut()).zip(ids.iter_mut()) {
             if record.kind == Kind::Data as u8 && id.is_none() {
                 let fixed = MessageId::new(active.segment.identity.id, ordinal);
@@ -443,6 +444,11 @@ impl Writer {
             .ok_or_else(|| io::Error::other("no free segment"))
             .and_then(|file| self.begin(file))
             .and_then(|()| self.write_group(records, ids));
+        if again.is_err()
+            && let Some(active) = &self.active
+        {
+            active.disown();
+        }
         again.map_err(|error| self.fail(&error)).ok()
     }
 
@@ -459,6 +465,14 @@ impl Writer {
         }
         drop(state);
         self.log.synced.send_modify(|version| *version += 1);
+    }
+}
+
+impl Active {
+    /// Takes back a group that failed. After a failed sync its pages count as clean: the next start could read from memory
+    /// what is not on the disk, and take a message for stored that is not. Whether this reaches the disk does not matter.
+    fn disown(&self) {
+        self.segment.file.write_at(&[0; frame::BLOCK], self.offset).ok();
     }
 }
 
