@@ -102,6 +102,19 @@ impl Parts {
         self.start_sources().await
     }
 
+    /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.
+    pub async fn serve_new_lanes(&mut self) {
+        let short = |(name, upstream): &(&Name, &RunningUpstream)| self.lanes_of(name) != upstream.lanes;
+        let names: Vec<Name> = self.upstreams.iter().filter(short).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let Some(upstream) = self.upstreams.remove(&name) else { continue };
+            let part = upstream.part.clone();
+            upstream.stop.cancel();
+            upstream.end(&name).await;
+            self.start_upstream(name, part);
+        }
+    }
+
     /// Stops sources first, so that nothing new comes, then forwarders.
     pub async fn stop(&mut self) {
         for source in self.sources.values() {

@@ -64,6 +64,7 @@ mod compact;
 mod draft;
 mod duplicates;
 mod frame;
+mod import;
 mod keeper;
 mod keys;
 mod lanes;
@@ -77,8 +78,12 @@ mod segment;
 #[cfg(test)]
 mod sim;
 mod storage;
+mod survey;
 #[cfg(test)]
 mod tests;
+mod transfer;
+#[cfg(test)]
+mod transfer_tests;
 mod uptime;
 mod writer;
 
@@ -93,12 +98,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 pub use draft::Draft;
+pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
-pub use operations::{ReplayOrder, Replayed, Verified};
+pub use operations::{ReplayOrder, Replayed};
 pub use record::Dead;
 pub use seal::Secret;
 pub use storage::{Disk, Storage};
+pub use survey::{Damaged, Seen, Sight, Verified};
+pub use transfer::{Tail, Writing};
 
 use crate::envelope::{BodyError, Class, Envelope, MessageId, Stamp};
 use crate::values::{ByteSize, Name, Problems, SecretRef, Section, Span};

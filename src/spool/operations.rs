@@ -47,17 +47,6 @@ pub struct Replayed {
     pub bytes: u64,
 }
 
-/// What a check of all records found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// Records that authenticate.
-    pub records: u64,
-    /// Records that do not.
-    pub damaged: u64,
-    /// Bytes in which no record is found, though they were synced.
-    pub missing_bytes: u64,
-}
-
 impl Spool {
     /// All lanes that are known, with what waits in them.
     pub fn lanes(&self) -> Vec<LaneStatus> {
@@ -213,35 +202,6 @@ impl Spool {
             opened.requests.send(Request::Roll);
         }
         rotated.map_err(|error| error.to_string())
-    }
-
-    /// Reads every record of every segment. Blocks; `progress` is told the share done, in percent.
-    ///
-    /// # Errors
-    /// As the disk gives them.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> io::Result<Verified> {
-        let mut verified = Verified::default();
-        let logs = self.inner.logs.iter();
-        let segments: Vec<_> = logs
-            .flat_map(|opened| {
-                let state = opened.log.state();
-                state.segments.values().map(|held| (Arc::clone(&held.segment), held.end)).collect::<Vec<_>>()
-            })
-            .collect();
-        let total = segments.len().max(1) as u64;
-        for (done, (segment, end)) in (0u64..).zip(segments) {
-            progress(done * 100 / total);
-            let mut walker = Walker::new(segment);
-            loop {
-                match walker.next(end, &|_| true)? {
-                    Step::End => break,
-                    Step::Frame(_) => verified.records += 1,
-                    Step::Damaged { .. } => verified.damaged += 1,
-                    Step::Skipped { bytes } => verified.missing_bytes += bytes,
-                }
-            }
-        }
-        Ok(verified)
     }
 
     async fn settle_dead(&self, chosen: &[Dead], by: Option<u32>, retry: bool) -> Result<u64, CommitError> {

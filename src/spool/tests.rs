@@ -15,9 +15,9 @@ use super::{Class, CommitError, Committed, Lane, Limits, LogConfig, Name, Secret
 use crate::envelope::{Flags, MessageId, Meta};
 use crate::values::SecretRef;
 
-const SEGMENT: u64 = 1 << 20;
+pub(super) const SEGMENT: u64 = 1 << 20;
 
-fn config() -> SpoolConfig {
+pub(super) fn config() -> SpoolConfig {
     SpoolConfig {
         path: "unused".into(),
         key: SecretRef::File("unused".into()),
@@ -30,7 +30,7 @@ fn config() -> SpoolConfig {
 }
 
 /// A spool with small segments, so that rolling, reclaiming and compacting happen in every test.
-fn open(disk: &SimDisk, quota_segments: u64) -> Spool {
+pub(super) fn open(disk: &SimDisk, quota_segments: u64) -> Spool {
     let limits = |class| Limits {
         quota: quota_segments * SEGMENT,
         segment_bytes: SEGMENT,
@@ -40,11 +40,16 @@ fn open(disk: &SimDisk, quota_segments: u64) -> Spool {
     Spool::open_with(Arc::new(disk.clone()), Secret::new([7; 32]), &config(), limits).unwrap()
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-async fn commit(spool: &Spool, class: Class, targets: &[&str], body: &[u8]) -> Result<MessageId, CommitError> {
+pub(super) async fn commit(
+    spool: &Spool,
+    class: Class,
+    targets: &[&str],
+    body: &[u8],
+) -> Result<MessageId, CommitError> {
     let source = name("icu");
     let mut draft = spool.begin(class, &source);
     for part in body.chunks(50_000) {
@@ -66,7 +71,7 @@ async fn commit(spool: &Spool, class: Class, targets: &[&str], body: &[u8]) -> R
 }
 
 /// Everything that waits in a lane, without moving its cursor.
-async fn waiting(spool: &Spool, lane: &mut Lane) -> Vec<(MessageId, Vec<u8>)> {
+pub(super) async fn waiting(spool: &Spool, lane: &mut Lane) -> Vec<(MessageId, Vec<u8>)> {
     let mut found = Vec::new();
     for _ in 0..backlog(spool, lane) {
         let next =
@@ -84,7 +89,7 @@ fn backlog(spool: &Spool, lane: &Lane) -> u64 {
     own.map_or(0, |status| status.backlog)
 }
 
-fn body(number: u64, length: usize) -> Vec<u8> {
+pub(super) fn body(number: u64, length: usize) -> Vec<u8> {
     let mut dice = Dice::new(number);
     let mut body = number.to_le_bytes().to_vec();
     while body.len() < length {
