@@ -75,6 +75,9 @@ impl Parts {
     /// # Errors
     /// In words, with what to do.
     pub fn check_change(&self, new: &Config) -> Result<(), String> {
+        if self.spool.is_destroyed() {
+            return Err("the keys of the spool were destroyed: nothing can be stored any more".into());
+        }
         let (old, new_spool) = (&self.config.spool, &new.spool);
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
@@ -99,7 +102,13 @@ impl Parts {
         self.config = config.clone();
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
-        self.start_sources().await
+        let mut troubles = self.start_sources().await;
+        let (spool, recipients) = (self.spool.clone(), config.spool.recovery.clone());
+        let kept = tokio::task::spawn_blocking(move || spool.keep_recovery(&recipients)).await;
+        if let Err(error) = kept.unwrap_or_else(|error| Err(error.into())) {
+            troubles.push(format!("[spool] recovery: the key can't be sealed to its recipients: {error}"));
+        }
+        troubles
     }
 
     /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.

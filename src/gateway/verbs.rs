@@ -2,7 +2,7 @@
 //!
 //! The socket has checked who asks and logs what is changed. Content is revealed by `dead_body` and `spool_export` only.
 
-use super::Gateway;
+use super::{DRAIN_MAX, Gateway, keyfile};
 use crate::admin::answers::{
     Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, ReplayReport, SpoolUsage,
     VerifyReport, When,
@@ -112,8 +112,26 @@ impl Operator for Gateway {
         Ok(KeysReport { epoch: epoch.into(), text: "what is written from now on is under a new epoch key".to_owned() })
     }
 
-    async fn keys_destroy(&self, _request: DestroyRequest) -> Answer<KeysReport> {
-        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    async fn keys_destroy(&self, request: DestroyRequest) -> Answer<KeysReport> {
+        let mut parts = self.parts.lock().await;
+        let config = parts.config().clone();
+        if config.gateway.name != request.gateway {
+            let text = format!("this gateway is \"{}\": nothing was destroyed", config.gateway.name);
+            return Err(Refusal::new(Code::NotFound, text));
+        }
+        if tokio::time::timeout(DRAIN_MAX, parts.stop()).await.is_err() {
+            tracing::warn!("not everything ended; the keys are destroyed all the same");
+        }
+        let spool = self.spool.clone();
+        let erase = move || (keyfile::destroy(&config.spool), spool.destroy());
+        let (key, keyring) = tokio::task::spawn_blocking(erase).await.map_err(failed)?;
+        keyring.map_err(failed)?;
+        let left = key.map_err(failed)?;
+        tracing::warn!("the keys of the spool were destroyed on request");
+        let text = "The keys are destroyed: nothing that this spool held can ever be read again, and nothing is taken any more. \
+                    To begin anew, stop the service and move the spool's folder away.";
+        let text = left.into_iter().fold(text.to_owned(), |text, left| format!("{text}\n{left}."));
+        Ok(KeysReport { epoch: 0, text })
     }
 }
 

@@ -5,15 +5,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use super::keeper::{self, Watched};
 use super::log::{Effect, Log, State};
 use super::reader::{Step, Walker};
 use super::record::{self, Data, Dead, Discard, Kind, Replay};
 use super::segment::Identity;
+use super::storage::erase_small;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Place, Spool, SpoolConfig, lanes, recovery, source_tag};
+use super::{CommitError, Opened, Place, Spool, SpoolConfig, escrow, lanes, recovery, source_tag};
 use crate::envelope::{BodyError, Class, Envelope};
 use crate::status::{Alarm, LaneStatus, LogStatus};
 use crate::values::{ByteSize, Name};
@@ -189,19 +192,55 @@ impl Spool {
     /// # Errors
     /// In words, when the keyring could not be written; the old one stays in force.
     pub fn rotate(&self) -> Result<u32, String> {
-        let logs = self.inner.logs.iter();
-        let used: Vec<u32> = logs
-            .flat_map(|opened| opened.log.state().segments.values().map(|held| held.segment.epoch).collect::<Vec<_>>())
-            .collect();
-        let [first, ..] = &self.inner.logs;
-        let now = self.now();
-        let mut keyring = first.log.keys();
-        let rotated = keyring.rotate(&*first.log.storage, &used, (now.wall_us, now.uptime_ms));
-        drop(keyring);
-        for opened in &self.inner.logs {
-            opened.requests.send(Request::Roll);
+        match self.is_destroyed() {
+            true => Err("the keys of this spool were destroyed".to_owned()),
+            false => keeper::rotate(&self.watched()),
         }
-        rotated.map_err(|error| error.to_string())
+    }
+
+    /// Seals the root key to these recipients, in place of those it was sealed to before. Blocks.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub fn keep_recovery(&self, recipients: &[String]) -> io::Result<()> {
+        let [first, ..] = &self.inner.logs;
+        let root = first.log.keys().root().clone();
+        escrow::keep(&*first.log.storage, &root, recipients)
+    }
+
+    /// Destroys the keys, on disk and in memory, after it has closed the spool: nothing in it can be read again. What was not
+    /// delivered is lost. Blocks; the root key itself, outside the spool, is the caller's to destroy.
+    ///
+    /// # Errors
+    /// As the disk gives them: intake is off and the memory has forgotten all the same.
+    pub fn destroy(&self) -> io::Result<()> {
+        self.inner.destroyed.store(true, Ordering::Relaxed);
+        for opened in &self.inner.logs {
+            opened.log.failed.store(true, Ordering::Relaxed);
+        }
+        self.close();
+        let text = "the keys of this spool were destroyed: what it held can't be read any more, and nothing is stored";
+        for opened in &self.inner.logs {
+            *opened.log.state() = State { refusing: Some(text.to_owned()), ..State::default() };
+        }
+        let [first, ..] = &self.inner.logs;
+        let storage = &*first.log.storage;
+        let erased = first.log.keys().destroy(storage);
+        for name in [escrow::SEALED, escrow::RECIPIENTS] {
+            erase_small(storage, name)?;
+        }
+        storage.sync_folder("")?;
+        erased
+    }
+
+    /// Whether its keys were destroyed.
+    pub fn is_destroyed(&self) -> bool {
+        self.inner.destroyed.load(Ordering::Relaxed)
+    }
+
+    fn watched(&self) -> Vec<Watched> {
+        let logs = self.inner.logs.iter();
+        logs.map(|opened| Watched { log: Arc::clone(&opened.log), requests: opened.requests.clone() }).collect()
     }
 
     async fn settle_dead(&self, chosen: &[Dead], by: Option<u32>, retry: bool) -> Result<u64, CommitError> {
