@@ -102,7 +102,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 pub use draft::Draft;
-pub use escrow::EscrowError;
+pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
 pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;

@@ -226,7 +226,7 @@ impl Spool {
         let [first, ..] = &self.inner.logs;
         let storage = &*first.log.storage;
         let erased = first.log.keys().destroy(storage);
-        for name in [escrow::SEALED, escrow::RECIPIENTS] {
+        for name in [escrow::RECOVERY_FILE, escrow::RECIPIENTS] {
             erase_small(storage, name)?;
         }
         storage.sync_folder("")?;

@@ -8,21 +8,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::escrow::{self, EscrowError};
 use super::keys::{KeyError, Keyring};
 use super::log::{Limits, Log, Parts};
 use super::storage::{ReadOnlyDisk, Storage};
 use super::survey::{Damaged, Sight, survey};
 use super::uptime::Uptime;
-use super::{recovery, segment};
+use super::{Secret, recovery, segment};
 use crate::envelope::Class;
 
 /// Why the spool of a dead box can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RescueError {
-    /// The root key can't be had.
-    #[error(transparent)]
-    Escrow(#[from] EscrowError),
     /// The keyring can't be had.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -37,19 +33,15 @@ pub struct Rescue {
 }
 
 impl Rescue {
-    /// Opens the spool in `folder`. Blocks: reads what the last start of the box would have read.
+    /// Opens the spool in `folder` with its root key. Blocks: reads what the last start of the box would have read.
     ///
     /// # Errors
     /// [`RescueError`].
-    pub fn open(folder: &Path, identities: &[Box<dyn age::Identity>]) -> Result<Self, RescueError> {
-        Self::open_on(Arc::new(ReadOnlyDisk::new(folder)), identities)
+    pub fn open(folder: &Path, root: Secret) -> Result<Self, RescueError> {
+        Self::open_on(Arc::new(ReadOnlyDisk::new(folder)), root)
     }
 
-    pub(super) fn open_on(
-        storage: Arc<dyn Storage>,
-        identities: &[Box<dyn age::Identity>],
-    ) -> Result<Self, RescueError> {
-        let root = escrow::open(&*storage, identities)?;
+    pub(super) fn open_on(storage: Arc<dyn Storage>, root: Secret) -> Result<Self, RescueError> {
         let keyring = Arc::new(Mutex::new(Keyring::open(&*storage, root, false)?));
         let uptime = Arc::new(Uptime::new(0));
         let open = |class: Class| {
