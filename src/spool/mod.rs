@@ -69,6 +69,8 @@ mod escrow;
 mod frame;
 mod import;
 mod keeper;
+#[cfg(test)]
+mod keeping_tests;
 mod keys;
 mod lanes;
 mod log;

@@ -238,7 +238,7 @@ impl Spool {
         self.inner.destroyed.load(Ordering::Relaxed)
     }
 
-    fn watched(&self) -> Vec<Watched> {
+    pub(super) fn watched(&self) -> Vec<Watched> {
         let logs = self.inner.logs.iter();
         logs.map(|opened| Watched { log: Arc::clone(&opened.log), requests: opened.requests.clone() }).collect()
     }
