@@ -12,14 +12,22 @@ use super::{
     Class, CommitError, Disk, KeyError, OpenError, RECOVERY_FILE, Rescue, Secret, Sight, Spool, SpoolConfig, keeper,
     parse_root,
 };
-use crate::upstream::sealing::Opener;
-use age::secrecy::ExposeSecret;
 
 const DAY_MS: u64 = 86_400_000;
 
-fn somebody() -> (Opener, String) {
+/// An age identity.
+struct Somebody(age::x25519::Identity);
+
+impl Somebody {
+    fn open_whole(&self, sealed: &[u8]) -> Result<Vec<u8>, age::DecryptError> {
+        age::decrypt(&self.0, sealed)
+    }
+}
+
+fn somebody() -> (Somebody, String) {
     let identity = age::x25519::Identity::generate();
-    (identity.to_string().expose_secret().parse().unwrap(), identity.to_public().to_string())
+    let recipient = identity.to_public().to_string();
+    (Somebody(identity), recipient)
 }
 
 /// Every file below a folder: its bytes and when it was changed.

@@ -14,5 +14,6 @@ mod house;
 mod mqtt;
 mod peers;
 mod probe;
+mod spool_commands;
 mod support;
 mod upstreams;
