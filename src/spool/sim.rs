@@ -110,11 +110,6 @@ impl SimDisk {
         world.fault = fault.map(|fault| Fault { at: now + fault.at, ..fault });
     }
 
-    /// Changing operations so far.
-    pub fn operations(&self) -> u64 {
-        self.lock().operations
-    }
-
     /// Flips a bit of what is durable; false when there is no such byte.
     pub fn flip(&self, name: &str, byte: usize, bit: u8) -> bool {
         let mut world = self.lock();

@@ -9,6 +9,7 @@
 mod cli;
 mod collect;
 mod control;
+mod demo;
 mod demo_broker;
 mod house;
 mod mqtt;

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{MllpConfig, default_connections};
+use super::mllp::MllpConfig;
 use crate::envelope::{Class, Envelope, Flags};
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started, Stop};
@@ -475,7 +475,7 @@ async fn every_message_of_the_corpus_is_stored_byte_for_byte() {
 async fn an_address_that_is_taken_is_told_at_once_and_tried_until_it_is_free() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ward = Ward::open("").await;
-    let text = format!("listen = \"{}\"\nmax-connections = {}", taken.local_addr().unwrap(), default_connections());
+    let text = format!("listen = \"{}\"", taken.local_addr().unwrap());
     let config: MllpConfig = toml::from_str(&text).unwrap();
     let (_targets, routed) = watch::channel(Arc::from([]));
     let intake = Intake::new("second".parse().unwrap(), "mllp", Class::Clinical, ward.spool.clone(), routed);

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::MllpConfig;
+use super::mllp::MllpConfig;
 use crate::envelope::Flags;
 use crate::source::Stop;
 use crate::source::intake::{About, Incoming, Intake};
