@@ -4,6 +4,7 @@
 //! [`Gateway::reload`] compares the parts that run with those of a changed configuration and starts and stops only what
 //! differs; [`Gateway::stop`] drains. The spool is never closed in between. What people ask of it is in [`verbs`].
 
+mod carry;
 mod keyfile;
 mod parts;
 mod verbs;
@@ -43,6 +44,8 @@ pub struct Gateway {
     file: PathBuf,
     spool: Spool,
     parts: Mutex<Parts>,
+    /// Held by the one import that may be under way.
+    importing: Mutex<()>,
     status: watch::Sender<Arc<Status>>,
     started: Instant,
     /// Why the last reload was refused, until one is taken.
@@ -122,6 +125,7 @@ impl Gateway {
             file: file.to_owned(),
             spool,
             parts: Mutex::new(parts),
+            importing: Mutex::default(),
             status,
             started: Instant::now(),
             refused: std::sync::Mutex::default(),
@@ -166,6 +170,8 @@ impl Gateway {
     pub async fn tend(&self) {
         let mut remembered: Option<Instant> = None;
         loop {
+            // A person who hung up in the middle of an import may have left messages in lanes that are new.
+            self.parts.lock().await.serve_new_lanes().await;
             let status = self.snapshot().await;
             self.status.send_replace(Arc::new(status));
             if remembered.is_none_or(|at| at.elapsed() >= CLOCK_INTERVAL) {

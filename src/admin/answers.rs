@@ -112,6 +112,8 @@ pub struct ExportReport {
     pub messages: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
+    /// Messages that can't be read any more and are not in the export: see `spool verify`.
+    pub damaged: u64,
     /// Named, but not kept here.
     #[serde(with = "ids_as_text")]
     pub unknown: Vec<MessageId>,

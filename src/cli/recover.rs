@@ -2,22 +2,37 @@
 //!
 //! Works on the disk (or a copy of it) without the service and changes nothing on it. What it writes is patient data in clear.
 
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{BufWriter, ErrorKind, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use aws_lc_rs::digest;
 use clap::Args;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
+use super::dead::new_private_file;
 use super::exit::{Exit, Failure, OrExit};
 use super::say_json;
 use super::table::{bytes, count};
 use super::terminal::{note, plain, say};
-use crate::admin::answers::{Damage, Progress};
+use crate::admin::answers::{Damage, Progress, When};
+use crate::envelope::{Class, Envelope};
+use crate::spool::{Damaged, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root};
+use crate::upstream::sealing::{OpenError, Opener};
+use crate::values::Name;
+
+/// The list of what was written, one JSON object a line.
+const LIST: &str = "messages.jsonl";
 
 /// Reads what a dead box still held, with the recovery identity of the hospital.
 ///
 /// The configuration named recovery recipients (spool.recovery) when the box was alive; the owner of one of their identities can
-/// read its disk. Each message that was not yet delivered everywhere becomes a file, named by its time and id.
+/// read its disk. Each message becomes a file, named by its time, source and id; `messages.jsonl` tells of each whether it still
+/// waited, was refused (a dead letter) or had been delivered and was only kept.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -58,8 +73,8 @@ pub struct Rescued {
 /// Runs `wardgate recover`.
 ///
 /// # Errors
-/// [`Exit::CannotCreate`] when the folder is there already, [`Exit::Config`] for a wrong identity, [`Exit::Data`] when something was
-/// damaged.
+/// [`Exit::CannotCreate`] when the folder is there already, [`Exit::NoPermission`] for a wrong identity, [`Exit::Config`] when there
+/// is nothing for it to open, [`Exit::Data`] when something was damaged.
 pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
     let made = std::fs::DirBuilder::new().mode(0o700).create(&args.into);
     made.or_exit(Exit::CannotCreate, format!("can't make {}", args.into.display()))?;
@@ -94,6 +109,180 @@ fn told(rescued: &Rescued, args: &RecoverArgs) -> String {
 }
 
 /// Opens the spool with the identity, read-only, and writes each message into the folder, which is there and empty.
-fn rescue(args: &RecoverArgs, _tell: &mut dyn FnMut(Progress)) -> Result<Rescued, Failure> {
-    Err(Failure::new(Exit::Software, format!("{}: recovery is not part of this build", args.spool.display())))
+fn rescue(args: &RecoverArgs, tell: &mut dyn FnMut(Progress)) -> Result<Rescued, Failure> {
+    let root = root_key(&args.spool, &args.identity)?;
+    let opened = Rescue::open(&args.spool, root).map_err(|error| {
+        let exit = if matches!(error, RescueError::Key(_)) { Exit::Config } else { Exit::Io };
+        Failure::new(exit, format!("{}: {error}", args.spool.display()))
+    })?;
+    let mut shelf = Shelf::new(&args.into)?;
+    let mut trouble = None;
+    let see = &mut |sight| {
+        let outcome = match sight {
+            Sight::Segments { done, total } => {
+                tell(Progress { what: "segments".to_owned(), done, total: Some(total) });
+                Ok(())
+            }
+            Sight::Message(seen) => shelf.put(&seen),
+            Sight::Damage(found) => {
+                shelf.note(found);
+                Ok(())
+            }
+        };
+        trouble = outcome.err();
+        if trouble.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    opened.survey(see).or_exit(Exit::Io, format!("can't read {}", args.spool.display()))?;
+    match trouble {
+        Some(failure) => Err(failure),
+        None => shelf.close(),
+    }
+}
+
+/// The root key of a dead box, from what it had sealed for this day.
+fn root_key(spool: &Path, identity: &Path) -> Result<Secret, Failure> {
+    let opener = Opener::from_file(identity).or_exit(Exit::Config, "can't use the identity")?;
+    let path = spool.join(RECOVERY_FILE);
+    let mut sealed = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(RECOVERY_BYTES_MAX).read_to_end(&mut sealed));
+    read.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            let why = "[spool] recovery named nobody while the box was alive, or this is not a spool";
+            Failure::new(Exit::Config, format!("{} is not there: {why}", path.display()))
+        }
+        _ => Failure::new(Exit::Io, format!("can't read {}: {error}", path.display())),
+    })?;
+    let text = opener.open_whole(&sealed).map(Zeroizing::new).map_err(|error| {
+        let exit = if matches!(error, OpenError::NotForUs) { Exit::NoPermission } else { Exit::Data };
+        Failure::new(exit, format!("{}: {error}", path.display()))
+    })?;
+    parse_root(&text).or_exit(Exit::Data, format!("{} holds no key", path.display()))
+}
+
+/// The folder that the messages are put into, and the list of them.
+struct Shelf<'a> {
+    folder: &'a Path,
+    list: BufWriter<File>,
+    rescued: Rescued,
+    /// Bodies are read by a runtime of their own: this is no place for others.
+    runtime: tokio::runtime::Runtime,
+}
+
+/// One line of `messages.jsonl`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Line<'a> {
+    file: &'a str,
+    id: String,
+    log: Class,
+    source: &'a Name,
+    protocol: &'a str,
+    content_type: &'a str,
+    control_id: Cow<'a, str>,
+    flags: Vec<&'static str>,
+    received: String,
+    clock_synchronised: bool,
+    bytes: u64,
+    sha256: String,
+    /// `waiting`, `dead` (refused by an upstream) or `delivered` (kept for replay).
+    state: &'static str,
+    waiting_for: &'a [Name],
+    dead_for: &'a [Name],
+}
+
+impl<'a> Shelf<'a> {
+    fn new(folder: &'a Path) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = runtime.or_exit(Exit::Software, "can't start the runtime")?;
+        let list = BufWriter::new(new_private_file(&folder.join(LIST))?);
+        Ok(Self { folder, list, rescued: Rescued::default(), runtime })
+    }
+
+    /// Writes a message; one that can't be read is noted as damage and leaves no file.
+    fn put(&mut self, seen: &Seen) -> Result<(), Failure> {
+        let name = file_name(&seen.envelope);
+        let path = self.folder.join(&name);
+        match self.body(&seen.envelope, &path)? {
+            Ok(()) => {}
+            Err(text) => {
+                std::fs::remove_file(&path).or_exit(Exit::Io, format!("can't remove {}", path.display()))?;
+                let text = format!("message {}: {text}", seen.envelope.id);
+                self.rescued.damage.push(Damage { log: seen.envelope.class, segment: 0, text });
+                return Ok(());
+            }
+        }
+        serde_json::to_writer(&mut self.list, &line(seen, &name)).or_exit(Exit::Io, format!("can't write {LIST}"))?;
+        writeln!(self.list).or_exit(Exit::Io, format!("can't write {LIST}"))?;
+        self.rescued.messages += 1;
+        self.rescued.bytes += seen.envelope.body.len();
+        self.rescued.undelivered += u64::from(!seen.waiting.is_empty() || !seen.dead.is_empty());
+        Ok(())
+    }
+
+    /// Writes a body; the inner error says why it can't be read or is not what was stored.
+    fn body(&self, envelope: &Envelope, path: &Path) -> Result<Result<(), String>, Failure> {
+        let mut file = new_private_file(path)?;
+        let mut digest = digest::Context::new(&digest::SHA256);
+        let mut reader = envelope.body.reader();
+        loop {
+            match self.runtime.block_on(reader.next()) {
+                Ok(None) => break,
+                Err(error) => return Ok(Err(error.to_string())),
+                Ok(Some(bytes)) => {
+                    digest.update(&bytes);
+                    file.write_all(&bytes).or_exit(Exit::Io, format!("can't write {}", path.display()))?;
+                }
+            }
+        }
+        let same = digest.finish().as_ref() == envelope.sha256;
+        Ok(if same { Ok(()) } else { Err("its content does not fit its checksum".to_owned()) })
+    }
+
+    fn note(&mut self, found: Damaged) {
+        self.rescued.damage.push(Damage { log: found.class, segment: found.segment, text: found.text });
+    }
+
+    fn close(mut self) -> Result<Rescued, Failure> {
+        self.list.flush().or_exit(Exit::Io, format!("can't write {LIST}"))?;
+        // One call for many small files; the list is told of last.
+        nix::unistd::syncfs(self.list.get_ref()).or_exit(Exit::Io, "what was written can't be made durable")?;
+        Ok(self.rescued)
+    }
+}
+
+fn line<'a>(seen: &'a Seen, file: &'a str) -> Line<'a> {
+    let (envelope, meta) = (&seen.envelope, &seen.envelope.meta);
+    Line {
+        file,
+        id: envelope.id.to_string(),
+        log: envelope.class,
+        source: &meta.source,
+        protocol: &meta.protocol,
+        content_type: &meta.content_type,
+        control_id: String::from_utf8_lossy(&meta.control_id),
+        flags: meta.flags.names(),
+        received: When::from(meta.received).to_string(),
+        clock_synchronised: meta.received.synchronised,
+        bytes: envelope.body.len(),
+        sha256: data_encoding::HEXLOWER.encode(&envelope.sha256),
+        state: match (seen.dead.is_empty(), seen.waiting.is_empty()) {
+            (false, _) => "dead",
+            (true, false) => "waiting",
+            (true, true) => "delivered",
+        },
+        waiting_for: &seen.waiting,
+        dead_for: &seen.dead,
+    }
+}
+
+/// `20261122T140000Z-monitors-5b0c....hl7`: sorts by time.
+fn file_name(envelope: &Envelope) -> String {
+    let meta = &envelope.meta;
+    let ending = match meta.content_type.split(';').next().unwrap_or_default().trim() {
+        "application/hl7-v2" | "x-application/hl7-v2+er7" => "hl7",
+        "application/dicom" => "dcm",
+        _ => "bin",
+    };
+    let received = When::from(meta.received).0.strftime("%Y%m%dT%H%M%SZ").to_string();
+    format!("{received}-{}-{}.{ending}", meta.source, envelope.id)
 }

@@ -212,13 +212,25 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     }
     let report = outcome?;
     match args.json {
-        true => say_json(&report),
+        true => say_json(&report)?,
         false => say(&format!(
             "{} messages ({}) sealed into {}; nothing was marked as delivered",
             count(report.messages),
             bytes(report.bytes),
             args.file.display()
-        )),
+        ))?,
+    }
+    match (report.damaged, report.unknown.as_slice()) {
+        (0, []) => Ok(()),
+        (0, unknown) => {
+            let ids: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+            Err(Failure::new(Exit::Data, format!("not kept here (any more): {}", ids.join(", "))))
+        }
+        (damaged, _) => {
+            let text =
+                format!("{} messages can't be read and are not in it: see wardgate spool verify", count(damaged));
+            Err(Failure::new(Exit::Data, text))
+        }
     }
 }
 

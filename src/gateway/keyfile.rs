@@ -47,6 +47,21 @@ pub fn root_key(config: &SpoolConfig) -> Result<Secret, KeyFileError> {
     spool::parse_root(&bytes).map_err(|cause| KeyFileError::Malformed { place: config.key.clone(), cause })
 }
 
+/// Destroys the root key where it is a file; tells in words what is left to do where it is not.
+///
+/// # Errors
+/// The system's words.
+pub fn destroy(config: &SpoolConfig) -> std::io::Result<Option<String>> {
+    match &config.key {
+        SecretRef::File(file) => disk::erase(file).map(|()| None),
+        SecretRef::Credential(name) => Ok(Some(format!(
+            "The root key is the credential \"{name}\", which only you can delete: remove the file that LoadCredential= or \
+             LoadCredentialEncrypted= names in the unit, and every copy of it. Until then, a laboratory could still find old \
+             blocks of the keyring on the flash"
+        ))),
+    }
+}
+
 fn make(file: &Path) -> Result<(), KeyFileError> {
     let key = Secret::random();
     let mut text = data_encoding::HEXLOWER.encode(key.bytes());

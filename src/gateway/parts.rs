@@ -75,6 +75,9 @@ impl Parts {
     /// # Errors
     /// In words, with what to do.
     pub fn check_change(&self, new: &Config) -> Result<(), String> {
+        if self.spool.is_destroyed() {
+            return Err("the keys of the spool were destroyed: nothing can be stored any more".into());
+        }
         let (old, new_spool) = (&self.config.spool, &new.spool);
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
@@ -99,7 +102,26 @@ impl Parts {
         self.config = config.clone();
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
-        self.start_sources().await
+        let mut troubles = self.start_sources().await;
+        let (spool, recipients) = (self.spool.clone(), config.spool.recovery.clone());
+        let kept = tokio::task::spawn_blocking(move || spool.keep_recovery(&recipients)).await;
+        if let Err(error) = kept.unwrap_or_else(|error| Err(error.into())) {
+            troubles.push(format!("[spool] recovery: the key can't be sealed to its recipients: {error}"));
+        }
+        troubles
+    }
+
+    /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.
+    pub async fn serve_new_lanes(&mut self) {
+        let short = |(name, upstream): &(&Name, &RunningUpstream)| self.lanes_of(name) != upstream.lanes;
+        let names: Vec<Name> = self.upstreams.iter().filter(short).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let Some(upstream) = self.upstreams.remove(&name) else { continue };
+            let part = upstream.part.clone();
+            upstream.stop.cancel();
+            upstream.end(&name).await;
+            self.start_upstream(name, part);
+        }
     }
 
     /// Stops sources first, so that nothing new comes, then forwarders.

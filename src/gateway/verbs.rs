@@ -2,7 +2,7 @@
 //!
 //! The socket has checked who asks and logs what is changed. Content is revealed by `dead_body` and `spool_export` only.
 
-use super::Gateway;
+use super::{DRAIN_MAX, Gateway, keyfile};
 use crate::admin::answers::{
     Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, ReplayReport, SpoolUsage,
     VerifyReport, When,
@@ -11,8 +11,8 @@ use crate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use crate::admin::verbs::{
     DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LIST_MAX, ReplayRequest,
 };
-use crate::envelope::MessageId;
-use crate::spool::{CommitError, Dead, ReplayOrder};
+use crate::envelope::{Class, MessageId};
+use crate::spool::{CommitError, Dead, ReplayOrder, Spool};
 use crate::status::Status;
 use crate::system::disk;
 
@@ -30,12 +30,12 @@ impl Operator for Gateway {
         dead.sort_by_key(|dead| std::cmp::Reverse(dead.stamp.uptime_ms));
         let total = dead.len() as u64;
         let limit = query.limit.unwrap_or(LIST_MAX).min(LIST_MAX);
-        let letters = dead.iter().take(limit).map(|dead| self.letter(dead)).collect();
-        Ok(DeadList { total, letters })
+        dead.truncate(limit);
+        Ok(DeadList { total, letters: self.letters(dead).await? })
     }
 
     async fn dead_show(&self, id: MessageId) -> Answer<Vec<DeadLetter>> {
-        let found: Vec<DeadLetter> = self.find(id).iter().map(|dead| self.letter(dead)).collect();
+        let found = self.letters(self.find(id)).await?;
         match found.is_empty() {
             true => Err(unknown(id)),
             false => Ok(found),
@@ -57,6 +57,7 @@ impl Operator for Gateway {
     async fn dead_retry(&self, selection: DeadSelection) -> Answer<Count> {
         let (chosen, unknown) = self.choose(&selection);
         let changed = self.spool.retry(&chosen, None).await.map_err(not_written)?;
+        self.parts.lock().await.serve_new_lanes().await;
         Ok(Count { changed, unknown })
     }
 
@@ -78,21 +79,16 @@ impl Operator for Gateway {
         })
     }
 
-    async fn spool_verify(&self, _outlet: &Outlet) -> Answer<VerifyReport> {
-        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    async fn spool_verify(&self, outlet: &Outlet) -> Answer<VerifyReport> {
+        self.verify(outlet).await
     }
 
-    async fn spool_export(&self, _request: ExportRequest, _outlet: &Outlet) -> Answer<ExportReport> {
-        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    async fn spool_export(&self, request: ExportRequest, outlet: &Outlet) -> Answer<ExportReport> {
+        self.export(request, outlet).await
     }
 
-    async fn spool_import(
-        &self,
-        _request: ImportRequest,
-        _inlet: &mut Inlet,
-        _outlet: &Outlet,
-    ) -> Answer<ImportReport> {
-        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    async fn spool_import(&self, request: ImportRequest, inlet: &mut Inlet, outlet: &Outlet) -> Answer<ImportReport> {
+        self.import(request, inlet, outlet).await
     }
 
     async fn replay(&self, request: ReplayRequest, _outlet: &Outlet) -> Answer<ReplayReport> {
@@ -107,6 +103,7 @@ impl Operator for Gateway {
             dry_run: request.dry_run,
         };
         let done = self.spool.replay(&order).await.map_err(not_written)?;
+        self.parts.lock().await.serve_new_lanes().await;
         Ok(ReplayReport { messages: done.messages, bytes: done.bytes, first: None, last: None, incomplete: false })
     }
 
@@ -115,8 +112,26 @@ impl Operator for Gateway {
         Ok(KeysReport { epoch: epoch.into(), text: "what is written from now on is under a new epoch key".to_owned() })
     }
 
-    async fn keys_destroy(&self, _request: DestroyRequest) -> Answer<KeysReport> {
-        Err(Refusal::new(Code::Unavailable, "not part of this build"))
+    async fn keys_destroy(&self, request: DestroyRequest) -> Answer<KeysReport> {
+        let mut parts = self.parts.lock().await;
+        let config = parts.config().clone();
+        if config.gateway.name != request.gateway {
+            let text = format!("this gateway is \"{}\": nothing was destroyed", config.gateway.name);
+            return Err(Refusal::new(Code::NotFound, text));
+        }
+        if tokio::time::timeout(DRAIN_MAX, parts.stop()).await.is_err() {
+            tracing::warn!("not everything ended; the keys are destroyed all the same");
+        }
+        let spool = self.spool.clone();
+        let erase = move || (keyfile::destroy(&config.spool), spool.destroy());
+        let (key, keyring) = tokio::task::spawn_blocking(erase).await.map_err(failed)?;
+        keyring.map_err(failed)?;
+        let left = key.map_err(failed)?;
+        tracing::warn!("the keys of the spool were destroyed on request");
+        let text = "The keys are destroyed: nothing that this spool held can ever be read again, and nothing is taken any more. \
+                    To begin anew, stop the service and move the spool's folder away.";
+        let text = left.into_iter().fold(text.to_owned(), |text, left| format!("{text}\n{left}."));
+        Ok(KeysReport { epoch: 0, text })
     }
 }
 
@@ -139,22 +154,29 @@ impl Gateway {
         (dead, unknown)
     }
 
-    fn letter(&self, dead: &Dead) -> DeadLetter {
-        let message = self.spool.message(dead).ok();
-        let meta = message.as_ref().map(|message| &message.meta);
-        DeadLetter {
-            id: dead.id,
-            log: message.as_ref().map_or(crate::envelope::Class::Clinical, |message| message.class),
-            source: dead.source.clone(),
-            upstream: dead.upstream.clone(),
-            reason: dead.reason.clone(),
-            attempts: dead.attempts,
-            received: when(meta.map_or(dead.stamp.wall_us, |meta| meta.received.wall_us)),
-            given_up: when(dead.stamp.wall_us),
-            bytes: dead.length,
-            content_type: meta.map(|meta| meta.content_type.clone()).unwrap_or_default(),
-            flags: meta.map(|meta| meta.flags.names().into_iter().map(str::to_owned).collect()).unwrap_or_default(),
-        }
+    /// Dead letters for people; reads each message from disk, off the runtime's threads.
+    async fn letters(&self, dead: Vec<Dead>) -> Answer<Vec<DeadLetter>> {
+        let spool = self.spool.clone();
+        let read = move || dead.iter().map(|dead| letter(&spool, dead)).collect();
+        tokio::task::spawn_blocking(read).await.map_err(failed)
+    }
+}
+
+fn letter(spool: &Spool, dead: &Dead) -> DeadLetter {
+    let message = spool.message(dead).ok();
+    let meta = message.as_ref().map(|message| &message.meta);
+    DeadLetter {
+        id: dead.id,
+        log: message.as_ref().map_or(Class::Clinical, |message| message.class),
+        source: dead.source.clone(),
+        upstream: dead.upstream.clone(),
+        reason: dead.reason.clone(),
+        attempts: dead.attempts,
+        received: when(meta.map_or(dead.stamp.wall_us, |meta| meta.received.wall_us)),
+        given_up: when(dead.stamp.wall_us),
+        bytes: dead.length,
+        content_type: meta.map(|meta| meta.content_type.clone()).unwrap_or_default(),
+        flags: meta.map(|meta| meta.flags.names().into_iter().map(str::to_owned).collect()).unwrap_or_default(),
     }
 }
 

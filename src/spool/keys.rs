@@ -15,10 +15,12 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use super::seal::{self, KEY_BYTES, Secret};
-use super::storage::{Storage, read_small, replace_small};
+use super::storage::{Storage, erase_small, read_small, replace_small};
 
 /// Epochs that a keyring may hold; older ones are dropped when no segment uses them.
 const EPOCHS_MAX: usize = 4096;
+/// How long an epoch that no segment uses is kept after the next one was made, in uptime.
+const SUPERSEDED_KEPT_MS: u64 = 3_600_000;
 const KEYRING_BYTES_MAX: u64 = 1 << 20;
 const MAGIC: &[u8; 8] = b"WGKEYS01";
 const COPIES: [&str; 2] = ["keyring.0", "keyring.1"];
@@ -162,7 +164,14 @@ impl Keyring {
     /// [`KeyError::Io`]; the old keyring stays in force.
     pub fn rotate(&mut self, storage: &dyn Storage, used: &[u32], now: (i64, u64)) -> Result<u32, KeyError> {
         let mut held = self.held.clone();
-        held.epochs.retain(|epoch| used.contains(&epoch.number));
+        held.epochs.sort_by_key(|epoch| std::cmp::Reverse(epoch.number));
+        // A segment that is just being begun or compacted under an epoch is not among those in use yet.
+        let mut ended = now.1;
+        held.epochs.retain(|epoch| {
+            let young = ended.saturating_add(SUPERSEDED_KEPT_MS) > now.1;
+            ended = epoch.made_uptime_ms;
+            young || used.contains(&epoch.number)
+        });
         held.epochs.truncate(EPOCHS_MAX);
         let number = self.newest().0.wrapping_add(1);
         held.epochs.push(Epoch { number, key: seal::random(), made_us: now.0, made_uptime_ms: now.1 });
@@ -170,13 +179,25 @@ impl Keyring {
         Ok(number)
     }
 
-    /// Wraps the keyring under another root key. Durable when it returns; the old root key then opens nothing.
+    /// The root key, to be sealed for recovery.
+    pub fn root(&self) -> &Secret {
+        &self.root
+    }
+
+    /// Forgets all keys and erases both copies on disk. Blocks; durable when it returns.
     ///
     /// # Errors
-    /// [`KeyError::Io`].
-    pub fn rewrap(&mut self, storage: &dyn Storage, root: Secret) -> Result<(), KeyError> {
-        self.root = root;
-        self.store(storage, self.held.clone())
+    /// As the disk gives them: the memory has forgotten all the same.
+    pub fn destroy(&mut self, storage: &dyn Storage) -> io::Result<()> {
+        self.root = Secret::random();
+        for epoch in &mut self.held.epochs {
+            epoch.key = seal::random();
+        }
+        for name in COPIES {
+            erase_small(storage, name)?;
+            erase_small(storage, &format!("{name}.tmp"))?;
+        }
+        storage.sync_folder("")
     }
 
     fn make(storage: &dyn Storage, root: Secret) -> Result<Self, KeyError> {
@@ -270,11 +291,15 @@ mod tests {
         let (_folder, disk) = disk();
         let root = Secret::random();
         let mut keyring = Keyring::open(&disk, root.clone(), true).unwrap();
-        keyring.rotate(&disk, &[1], (0, 5)).unwrap();
-        keyring.rotate(&disk, &[2], (0, 9)).unwrap();
+        let hour = SUPERSEDED_KEPT_MS;
+        keyring.rotate(&disk, &[1], (0, hour)).unwrap();
+        keyring.rotate(&disk, &[2], (0, hour + 1)).unwrap();
+        assert!(keyring.epoch(1).is_some(), "a segment may just be beginning under it");
+        keyring.rotate(&disk, &[2], (0, 3 * hour)).unwrap();
         let again = Keyring::open(&disk, root, false).unwrap();
-        assert!(again.epoch(1).is_none() && again.epoch(2).is_some());
-        assert_eq!((again.newest().0, again.newest_made_uptime_ms()), (3, 9));
+        let held = [1, 2, 3, 4].map(|number| again.epoch(number).is_some());
+        assert_eq!(held, [false, true, true, true]);
+        assert_eq!((again.newest().0, again.newest_made_uptime_ms()), (4, 3 * hour));
     }
 
     #[test]
@@ -287,9 +312,6 @@ mod tests {
         assert_eq!(*Keyring::open(&disk, root.clone(), false).unwrap().derived("duplicates").bytes(), secret);
         assert_ne!(*keyring.derived("index").bytes(), secret);
         assert_ne!(*Keyring::open(&other, root, true).unwrap().derived("duplicates").bytes(), secret);
-        let mut rewrapped = keyring;
-        rewrapped.rewrap(&disk, Secret::random()).unwrap();
-        assert_ne!(*rewrapped.derived("duplicates").bytes(), secret);
     }
 
     #[test]

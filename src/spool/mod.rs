@@ -20,6 +20,7 @@
 //!
 //! ```text
 //! <path>/keyring.0, keyring.1      spool id and epoch keys, sealed by the root key, twice          (keys.rs)
+//! <path>/recovery.age              the root key, sealed to the recovery recipients                  (escrow.rs)
 //! <path>/<log>/NNNNNN.seg          segment files of clinical, imaging and telemetry; the name says nothing
 //!
 //! segment   header · header · group · group · ... · trailer                                       (segment.rs)
@@ -58,17 +59,22 @@
 //! # The rooms within
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `recovery`,
-//! `compact`, `keeper` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees).
+//! `compact`, `keeper` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey` (reads all), `transfer`,
+//! `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
 mod draft;
 mod duplicates;
+mod escrow;
 mod frame;
+mod import;
 mod index;
 mod index_file;
 #[cfg(test)]
 mod index_tests;
 mod keeper;
+#[cfg(test)]
+mod keeping_tests;
 mod keys;
 mod lanes;
 mod log;
@@ -76,18 +82,23 @@ mod operations;
 mod reader;
 mod record;
 mod recovery;
+mod rescue;
 mod seal;
 mod segment;
 #[cfg(test)]
 mod sim;
 mod storage;
+mod survey;
 #[cfg(test)]
 mod tests;
+mod transfer;
+#[cfg(test)]
+mod transfer_tests;
 mod uptime;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -97,12 +108,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 pub use draft::Draft;
+pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
+pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
-pub use operations::{ReplayOrder, Replayed, Verified};
+pub use operations::{ReplayOrder, Replayed};
 pub use record::Dead;
+pub use rescue::{Rescue, RescueError};
 pub use seal::Secret;
 pub use storage::{Disk, Storage};
+pub use survey::{Damaged, Seen, Sight, Verified};
+pub use transfer::{Tail, Writing};
 
 use crate::envelope::{BodyError, Class, Envelope, MessageId, Stamp};
 use crate::values::{ByteSize, Name, Problems, SecretRef, Section, Span};
@@ -291,6 +307,7 @@ struct Inner {
     streams: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
     keeper: mpsc::Sender<()>,
+    destroyed: AtomicBool,
 }
 
 struct Opened {
@@ -329,7 +346,9 @@ impl Spool {
             storage.make_folder(class.as_str())?;
         }
         let empty = !recovery::has_segments(&*storage)?;
-        let keyring = Arc::new(Mutex::new(Keyring::open(&*storage, root, empty)?));
+        let keyring = Keyring::open(&*storage, root, empty)?;
+        escrow::keep(&*storage, keyring.root(), &config.recovery)?;
+        let keyring = Arc::new(Mutex::new(keyring));
         let uptime = Arc::new(Uptime::new(0));
         let mut threads = Vec::new();
         let mut open = |class: Class| {
@@ -345,7 +364,10 @@ impl Spool {
         let logs = [open(Class::Clinical)?, open(Class::Imaging)?, open(Class::Telemetry)?];
         let (duplicates, index) = open_index(storage, &keyring, config, &logs);
         let (keeper, asked) = mpsc::channel();
-        let (watched, followed) = (logs_of(&logs), Arc::clone(&index));
+        let watch =
+            |opened: &Opened| keeper::Watched { log: Arc::clone(&opened.log), requests: opened.requests.clone() };
+        let watched: Vec<keeper::Watched> = logs.iter().map(watch).collect();
+        let followed = Arc::clone(&index);
         threads.push(thread("keeper", move || keeper::run(&watched, &followed, &asked))?);
         let inner = Inner {
             logs,
@@ -356,6 +378,7 @@ impl Spool {
             streams: AtomicU64::new(1),
             threads: Mutex::new(threads),
             keeper,
+            destroyed: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -5,15 +5,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use super::keeper::{self, Watched};
 use super::log::{Effect, Log, State};
 use super::reader::{Step, Walker};
 use super::record::{self, Data, Dead, Discard, Kind, Replay};
 use super::segment::Identity;
+use super::storage::erase_small;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Place, Spool, SpoolConfig, lanes, recovery, source_tag};
+use super::{CommitError, Opened, Place, Spool, SpoolConfig, escrow, lanes, recovery, source_tag};
 use crate::envelope::{BodyError, Class, Envelope};
 use crate::status::{Alarm, LaneStatus, LogStatus};
 use crate::values::{ByteSize, Name};
@@ -45,17 +48,6 @@ pub struct Replayed {
     pub messages: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
-}
-
-/// What a check of all records found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// Records that authenticate.
-    pub records: u64,
-    /// Records that do not.
-    pub damaged: u64,
-    /// Bytes in which no record is found, though they were synced.
-    pub missing_bytes: u64,
 }
 
 impl Spool {
@@ -206,48 +198,55 @@ impl Spool {
     /// # Errors
     /// In words, when the keyring could not be written; the old one stays in force.
     pub fn rotate(&self) -> Result<u32, String> {
-        let logs = self.inner.logs.iter();
-        let used: Vec<u32> = logs
-            .flat_map(|opened| opened.log.state().segments.values().map(|held| held.segment.epoch).collect::<Vec<_>>())
-            .collect();
-        let [first, ..] = &self.inner.logs;
-        let now = self.now();
-        let mut keyring = first.log.keys();
-        let rotated = keyring.rotate(&*first.log.storage, &used, (now.wall_us, now.uptime_ms));
-        drop(keyring);
-        for opened in &self.inner.logs {
-            opened.requests.send(Request::Roll);
+        match self.is_destroyed() {
+            true => Err("the keys of this spool were destroyed".to_owned()),
+            false => keeper::rotate(&self.watched()),
         }
-        rotated.map_err(|error| error.to_string())
     }
 
-    /// Reads every record of every segment. Blocks; `progress` is told the share done, in percent.
+    /// Seals the root key to these recipients, in place of those it was sealed to before. Blocks.
     ///
     /// # Errors
     /// As the disk gives them.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> io::Result<Verified> {
-        let mut verified = Verified::default();
-        let logs = self.inner.logs.iter();
-        let segments: Vec<_> = logs
-            .flat_map(|opened| {
-                let state = opened.log.state();
-                state.segments.values().map(|held| (Arc::clone(&held.segment), held.end)).collect::<Vec<_>>()
-            })
-            .collect();
-        let total = segments.len().max(1) as u64;
-        for (done, (segment, end)) in (0u64..).zip(segments) {
-            progress(done * 100 / total);
-            let mut walker = Walker::new(segment);
-            loop {
-                match walker.next(end, &|_| true)? {
-                    Step::End => break,
-                    Step::Frame(_) => verified.records += 1,
-                    Step::Damaged { .. } => verified.damaged += 1,
-                    Step::Skipped { bytes } => verified.missing_bytes += bytes,
-                }
-            }
+    pub fn keep_recovery(&self, recipients: &[String]) -> io::Result<()> {
+        let [first, ..] = &self.inner.logs;
+        let root = first.log.keys().root().clone();
+        escrow::keep(&*first.log.storage, &root, recipients)
+    }
+
+    /// Destroys the keys, on disk and in memory, after it has closed the spool: nothing in it can be read again. What was not
+    /// delivered is lost. Blocks; the root key itself, outside the spool, is the caller's to destroy.
+    ///
+    /// # Errors
+    /// As the disk gives them: intake is off and the memory has forgotten all the same.
+    pub fn destroy(&self) -> io::Result<()> {
+        self.inner.destroyed.store(true, Ordering::Relaxed);
+        for opened in &self.inner.logs {
+            opened.log.failed.store(true, Ordering::Relaxed);
         }
-        Ok(verified)
+        self.close();
+        let text = "the keys of this spool were destroyed: what it held can't be read any more, and nothing is stored";
+        for opened in &self.inner.logs {
+            *opened.log.state() = State { refusing: Some(text.to_owned()), ..State::default() };
+        }
+        let [first, ..] = &self.inner.logs;
+        let storage = &*first.log.storage;
+        let erased = first.log.keys().destroy(storage);
+        for name in [escrow::RECOVERY_FILE, escrow::RECIPIENTS] {
+            erase_small(storage, name)?;
+        }
+        storage.sync_folder("")?;
+        erased
+    }
+
+    /// Whether its keys were destroyed.
+    pub fn is_destroyed(&self) -> bool {
+        self.inner.destroyed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn watched(&self) -> Vec<Watched> {
+        let logs = self.inner.logs.iter();
+        logs.map(|opened| Watched { log: Arc::clone(&opened.log), requests: opened.requests.clone() }).collect()
     }
 
     async fn settle_dead(&self, chosen: &[Dead], by: Option<u32>, retry: bool) -> Result<u64, CommitError> {

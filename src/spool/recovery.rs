@@ -143,7 +143,8 @@ fn sort_files(
         match Segment::open(Arc::clone(&file), name.clone(), keyring)? {
             Opened::Segment(segment) => segments.push(*segment),
             Opened::Free if file.length()? == found.full => found.state.free.push(FreeFile { name, file }),
-            Opened::Free => storage.remove(&name)?,
+            Opened::Free if storage.is_writable() => storage.remove(&name)?,
+            Opened::Free => {}
             Opened::Foreign => found.state.foreign.push(name),
         }
     }
@@ -176,6 +177,9 @@ fn choose(
 
 /// Puts a file that holds nothing of worth among the free ones.
 fn spare(storage: &dyn Storage, segment: &Segment, found: &mut Recovered) -> io::Result<()> {
+    if !storage.is_writable() {
+        return Ok(());
+    }
     Segment::wipe(&*segment.file)?;
     if segment.bytes == found.full {
         found.state.free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });

@@ -111,6 +111,11 @@ impl SimDisk {
         world.fault = fault.map(|fault| Fault { at: now + fault.at, ..fault });
     }
 
+    /// Changing operations so far.
+    pub fn operations(&self) -> u64 {
+        self.lock().operations
+    }
+
     /// Bytes that were read so far.
     pub fn read_bytes(&self) -> u64 {
         self.lock().read_bytes

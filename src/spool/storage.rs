@@ -14,6 +14,10 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 /// A folder on a disk.
 pub trait Storage: Send + Sync + 'static {
+    /// Whether anything may be changed here: the disk of a dead box is only read.
+    fn is_writable(&self) -> bool {
+        true
+    }
     /// Makes a new, empty file. Fails when it is there.
     ///
     /// # Errors
@@ -119,6 +123,22 @@ pub fn replace_small(storage: &dyn Storage, folder: &str, name: &str, bytes: &[u
     storage.sync_folder(folder)
 }
 
+/// Overwrites a small file with zeros and removes it; one that is not there counts as done. On flash the old block may still be
+/// found by a laboratory: what was in the file must be worthless without another secret.
+///
+/// # Errors
+/// As the disk gives them.
+pub fn erase_small(storage: &dyn Storage, name: &str) -> io::Result<()> {
+    let file = match storage.open(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    file.write_at(&vec![0; length], 0)?;
+    file.sync()?;
+    storage.remove(name)
+}
+
 /// A real folder.
 pub struct Disk {
     root: PathBuf,
@@ -148,22 +168,7 @@ impl Storage for Disk {
     }
 
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(self.root.join(folder)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type()?.is_file()
-                && let Ok(name) = entry.file_name().into_string()
-            {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        names_in(&self.root.join(folder))
     }
 
     fn make_folder(&self, folder: &str) -> io::Result<()> {
@@ -182,6 +187,72 @@ impl Storage for Disk {
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
         fs::File::open(self.root.join(folder))?.sync_all()
     }
+}
+
+/// A real folder in which nothing is changed.
+pub struct ReadOnlyDisk {
+    root: PathBuf,
+}
+
+impl ReadOnlyDisk {
+    /// The folder `root`, which need not be writable.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+}
+
+impl Storage for ReadOnlyDisk {
+    fn is_writable(&self) -> bool {
+        false
+    }
+
+    fn create(&self, _name: &str) -> io::Result<Arc<dyn File>> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(fs::File::open(self.root.join(name))?))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        names_in(&self.root.join(folder))
+    }
+
+    fn make_folder(&self, _folder: &str) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn remove(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_folder(&self, _folder: &str) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+/// Names of the files in a folder; none when it is not there.
+fn names_in(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_file()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 impl File for fs::File {

@@ -18,7 +18,7 @@ use super::{
 use crate::envelope::{Flags, MessageId, Meta};
 use crate::values::SecretRef;
 
-const SEGMENT: u64 = 1 << 20;
+pub(super) const SEGMENT: u64 = 1 << 20;
 
 pub(super) fn config() -> SpoolConfig {
     SpoolConfig {
@@ -47,7 +47,12 @@ pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-async fn commit(spool: &Spool, class: Class, targets: &[&str], body: &[u8]) -> Result<MessageId, CommitError> {
+pub(super) async fn commit(
+    spool: &Spool,
+    class: Class,
+    targets: &[&str],
+    body: &[u8],
+) -> Result<MessageId, CommitError> {
     let source = name("icu");
     let mut draft = spool.begin(class, &source);
     for part in body.chunks(50_000) {

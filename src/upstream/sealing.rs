@@ -301,8 +301,8 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// A sealing under way: plain bytes go in, sealed bytes are taken out of the outlet.
-struct Sealing {
+/// A sealing under way: plain bytes go in, sealed bytes are taken out as they come to be.
+pub struct Sealing {
     writer: Option<StreamWriter<Outlet>>,
     outlet: Outlet,
     digest: digest::Context,
@@ -330,7 +330,11 @@ impl Write for Outlet {
 }
 
 impl Sealing {
-    fn begin(sealer: &Sealer) -> Result<Self, BodyError> {
+    /// Begins an age file for these recipients: its header can be taken at once.
+    ///
+    /// # Errors
+    /// [`BodyError`] when the recipients can't be used.
+    pub fn begin(sealer: &Sealer) -> Result<Self, BodyError> {
         let recipients = sealer.recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
         let encryptor = age::Encryptor::with_recipients(recipients).map_err(failed)?;
         let outlet = Outlet::default();
@@ -338,11 +342,19 @@ impl Sealing {
         Ok(Self { writer: Some(writer), outlet, digest: digest::Context::new(&digest::SHA256) })
     }
 
-    fn push(&mut self, plain: &[u8]) -> Result<(), BodyError> {
+    /// Seals more bytes.
+    ///
+    /// # Errors
+    /// [`BodyError`], which memory alone never gives.
+    pub fn push(&mut self, plain: &[u8]) -> Result<(), BodyError> {
         self.writer.as_mut().map_or(Ok(()), |writer| writer.write_all(plain)).map_err(failed)
     }
 
-    fn end(&mut self) -> Result<(), BodyError> {
+    /// Seals the last chunk: without it the file counts as cut off.
+    ///
+    /// # Errors
+    /// As [`Sealing::push`].
+    pub fn end(&mut self) -> Result<(), BodyError> {
         self.writer.take().map_or(Ok(()), |writer| writer.finish().map(drop)).map_err(failed)
     }
 
@@ -350,11 +362,13 @@ impl Sealing {
         self.writer.is_none()
     }
 
-    fn buffered(&self) -> u64 {
+    /// Sealed bytes that wait to be taken.
+    pub fn buffered(&self) -> u64 {
         self.outlet.with(|buffer| buffer.len() as u64)
     }
 
-    fn take(&mut self) -> Vec<u8> {
+    /// Takes the sealed bytes that are ready.
+    pub fn take(&mut self) -> Vec<u8> {
         let bytes = self.outlet.with(std::mem::take);
         self.digest.update(&bytes);
         bytes

@@ -126,7 +126,7 @@ impl Operator for SmallBox {
 
     async fn spool_export(&self, _request: ExportRequest, outlet: &Outlet) -> Answer<ExportReport> {
         outlet.data(Bytes::from_static(b"sealed")).await?;
-        Ok(ExportReport { messages: 1, bytes: 800_000, unknown: vec![] })
+        Ok(ExportReport { messages: 1, bytes: 800_000, ..ExportReport::default() })
     }
 
     async fn spool_import(&self, _request: ImportRequest, inlet: &mut Inlet, outlet: &Outlet) -> Answer<ImportReport> {

@@ -15,5 +15,6 @@ mod house;
 mod mqtt;
 mod peers;
 mod probe;
+mod spool_commands;
 mod support;
 mod upstreams;

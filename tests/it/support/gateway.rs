@@ -85,7 +85,8 @@ impl Gateway {
         succeeds(&mut self.command(arguments))
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A subcommand that talks to the service, to be run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = wardgate();
         command.args(arguments).arg("--socket").arg(self.folder.join("control.sock"));
         command
