@@ -13,6 +13,7 @@ mod demo;
 mod demo_broker;
 mod gateway;
 mod house;
+mod kill9;
 mod mqtt;
 mod peers;
 mod probe;

@@ -50,20 +50,21 @@ pub fn field(body: &[u8], segment: &str, number: usize) -> String {
     line.split('|').nth(index).unwrap_or_default().to_owned()
 }
 
-/// MSH-10 with the message's own separator, of a batch the control id of its header; as the bytes stand.
-fn control_id(body: &[u8]) -> &[u8] {
-    let line = body.split(|byte| matches!(byte, b'\r' | b'\n'));
-    let heads: [(&[u8], usize); 3] = [(b"MSH", 9), (b"FHS", 10), (b"BHS", 10)];
-    for line in line {
-        for (name, index) in heads {
-            if let Some(at) = line.windows(3).position(|three| three == name)
-                && let Some(separator) = line.get(at + 3)
-            {
-                return line[at..].split(|byte| byte == separator).nth(index).unwrap_or_default();
-            }
-        }
-    }
-    &[]
+/// AA with the separators and the MSH-10 of the first MSH, of a batch without a message its own control id; as the bytes stand.
+fn acknowledgement(body: &[u8]) -> Vec<u8> {
+    let bare = |line: &'_ [u8]| line.iter().position(u8::is_ascii_alphabetic).unwrap_or_default();
+    let lines = || body.split(|byte| matches!(byte, b'\r' | b'\n')).map(|line| &line[bare(line)..]);
+    let message = lines().find(|line| line.starts_with(b"MSH")).map(|line| (line, 9));
+    let batch = || lines().filter(|line| line.starts_with(b"FHS") || line.starts_with(b"BHS")).last();
+    let (line, index) = message.or_else(|| Some((batch()?, 10))).unwrap_or((b"MSH|", 9));
+    let separator = &line[3..4];
+    let fields: Vec<&[u8]> = line.split(|byte| [*byte] == separator).collect();
+    let field = |index: usize| fields.get(index).copied().unwrap_or_default();
+    let segments: [&[&[u8]]; 2] = [
+        &[b"MSH", field(1), b"ENG", b"HOSP", b"MON", b"ICU", b"20260102030405", b"", b"ACK", b"A1", b"P", b"2.5.1"],
+        &[b"MSA", b"AA", field(index)],
+    ];
+    segments.iter().flat_map(|fields| [fields.join(separator), vec![b'\r']].concat()).collect()
 }
 
 /// A device that has connected.
@@ -211,6 +212,11 @@ impl Engine {
         self.arrivals.lock().unwrap().len()
     }
 
+    /// All bodies in the order in which they came, second copies among them.
+    pub fn arrivals(&self) -> Vec<Vec<u8>> {
+        self.arrivals.lock().unwrap().clone()
+    }
+
     /// Whether this body has come, byte for byte.
     pub fn has(&self, body: &[u8]) -> bool {
         self.arrivals.lock().unwrap().iter().any(|arrived| arrived == body)
@@ -266,8 +272,7 @@ fn converse(stream: TcpStream, cut: &AtomicBool, arrivals: &Mutex<Vec<Vec<u8>>>)
         if cut.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let head: &[u8] = b"MSH|^~\\&|ENG|HOSP|MON|ICU|20260102030405||ACK|A1|P|2.5.1\rMSA|AA|";
-        let answer = [&[VT], head, control_id(&body), b"\r", &END].concat();
+        let answer = [&[VT], acknowledgement(&body).as_slice(), &END].concat();
         arrivals.lock().unwrap().push(body);
         stream.write_all(&answer)?;
     }
