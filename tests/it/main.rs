@@ -18,4 +18,5 @@ mod mqtt;
 mod peers;
 mod probe;
 mod support;
+mod sync_order;
 mod upstreams;

@@ -39,14 +39,32 @@ impl Gateway {
     /// Starts the service with [`head`] and `rest` as its configuration, and waits until it answers.
     #[track_caller]
     pub fn start(folder: &Path, rest: &str) -> Self {
-        fs::write(folder.join("gateway.toml"), format!("{}\n{rest}", head(folder))).unwrap();
+        configure(folder, rest);
         Self::again(folder)
+    }
+
+    /// The same as the child of a program that becomes it by `exec`: a tracer, a shell in a namespace of its own.
+    #[track_caller]
+    pub fn start_under(wrapper: Command, folder: &Path, rest: &str) -> Self {
+        configure(folder, rest);
+        Self::launch(wrapper, folder)
     }
 
     /// Starts it on the configuration and the spool that are in `folder`.
     #[track_caller]
     pub fn again(folder: &Path) -> Self {
-        let process = Process::start(wardgate().arg("run").arg("--config").arg(folder.join("gateway.toml")));
+        Self::launch(Command::new("env"), folder)
+    }
+
+    #[track_caller]
+    fn launch(mut wrapper: Command, folder: &Path) -> Self {
+        let ours = wardgate();
+        for (name, value) in ours.get_envs() {
+            assert!(value.is_none(), "names are only taken away");
+            wrapper.env_remove(name);
+        }
+        let process =
+            Process::start(wrapper.arg(ours.get_program()).arg("run").arg("--config").arg(folder.join("gateway.toml")));
         let mut gateway = Self { process, folder: folder.to_owned() };
         let mut ended = false;
         eventually("the service answers on its control socket, or ends", || {
@@ -97,7 +115,7 @@ impl Gateway {
     pub fn reload(&self, rest: &str) -> Option<String> {
         let before = self.status();
         let (fingerprint, refusal) = (before["config"].clone(), refused(&before));
-        fs::write(self.folder.join("gateway.toml"), format!("{}\n{rest}", head(&self.folder))).unwrap();
+        configure(&self.folder, rest);
         self.process.signal("HUP");
         eventually_some("the changed file is in force or refused", || {
             let status = self.status();
@@ -149,6 +167,10 @@ impl Gateway {
         let ended = run(&mut self.command(&["status", "--json"]));
         ended.status.success().then(|| serde_json::from_str(&ended.said).unwrap())
     }
+}
+
+fn configure(folder: &Path, rest: &str) {
+    fs::write(folder.join("gateway.toml"), format!("{}\n{rest}", head(folder))).unwrap();
 }
 
 fn alarms(status: &Value) -> Vec<(String, String)> {
