@@ -11,6 +11,7 @@ mod collect;
 mod control;
 mod demo;
 mod demo_broker;
+mod full_disk;
 mod gateway;
 mod house;
 mod kill9;
