@@ -217,10 +217,9 @@ fn compact_one(log: &Log) -> bool {
     let candidate = {
         let state = log.state();
         let last = state.segments.last_key_value().map(|(order, _)| *order);
-        let oldest_stream = state.streams.values().min().copied().unwrap_or(u64::MAX);
         let worth = state.segments.iter().filter_map(|(order, held)| {
             // The last segment has the checkpoint: without it cursors and dead letters would be lost.
-            let usable = Some(*order) != last && *order < oldest_stream && !state.quarantined.contains(order);
+            let usable = Some(*order) != last && !state.is_arriving(*order) && !state.quarantined.contains(order);
             let live = live_bytes(&state, *order, held);
             let gain = held.segment.bytes.saturating_sub(live);
             let small =

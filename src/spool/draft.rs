@@ -34,6 +34,8 @@ pub struct Draft {
     length: u64,
     digest: digest::Context,
     committed: bool,
+    /// Gone as soon as the draft is: what the writer still holds of it then pins nothing.
+    alive: Option<Arc<()>>,
 }
 
 impl Draft {
@@ -57,6 +59,7 @@ impl Draft {
             length: 0,
             digest: digest::Context::new(&digest::SHA256),
             committed: false,
+            alive: Some(Arc::new(())),
         }
     }
 
@@ -157,7 +160,8 @@ impl Draft {
         let plaintext = record::encode_fragment(self.stream, &self.buffer);
         let length = self.buffer.len();
         self.buffer.clear();
-        let effect = Effect::Fragment { stream: self.stream, length: length as u64 };
+        let draft = self.alive.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let effect = Effect::Fragment { stream: self.stream, length: length as u64, draft };
         let tag = source_tag(&self.log.keys().spool, &self.source);
         let records = vec![Prepared { kind: Kind::Fragment, tag, plaintext, effect, id: None }];
         let (reply, told) = oneshot::channel();
@@ -182,7 +186,9 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.committed && (!self.pieces.is_empty() || self.underway.is_some()) {
-            // Its pieces are litter from now on: they go with their segment.
+            // Its pieces are litter from now on: they go with their segment. In this order, so that a piece which the writer
+            // publishes at the same time is either not noted or taken away here.
+            self.alive = None;
             self.log.state().streams.remove(&self.stream);
         }
     }

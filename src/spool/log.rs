@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -92,8 +92,8 @@ pub struct State {
     pub lanes: BTreeMap<LaneKey, LaneState>,
     /// Dead letters.
     pub dead: BTreeMap<(MessageId, Name), Dead>,
-    /// Bodies that are arriving, and the first segment that holds a piece of each.
-    pub streams: HashMap<u64, u64>,
+    /// Bodies that are arriving, and the segments that hold pieces of each.
+    pub streams: HashMap<u64, Vec<u64>>,
     /// Why intake is refused.
     pub refusing: Option<String>,
     /// Files whose key can't be had: never touched.
@@ -167,6 +167,8 @@ pub enum Effect {
         stream: u64,
         /// Bytes.
         length: u64,
+        /// Ends with the draft: pieces of a body that nobody finishes are litter and hold nothing.
+        draft: Weak<()>,
     },
     /// See [`Cursor`].
     Cursor(Cursor),
@@ -277,8 +279,13 @@ impl State {
                     held.extent.refer(at.segment, refers);
                 }
             }
-            Effect::Fragment { stream, length } => {
-                self.streams.entry(stream).or_insert(at.segment);
+            Effect::Fragment { stream, length, draft } => {
+                if draft.strong_count() > 0 {
+                    let segments = self.streams.entry(stream).or_default();
+                    if segments.last() != Some(&at.segment) {
+                        segments.push(at.segment);
+                    }
+                }
                 if let Some(held) = self.segments.get_mut(&at.segment) {
                     held.extent.fragment_bytes += length;
                 }
@@ -315,20 +322,25 @@ impl State {
     /// are among them.
     pub fn done(&self) -> Vec<u64> {
         let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
-        pinned.extend(self.streams.values());
         pinned.extend(&self.quarantined);
-        pinned.extend(self.active);
+        let kept_for_now = |order: u64| self.active == Some(order) || self.is_arriving(order);
         let mut done = Vec::new();
-        // From the newest back: a segment that must stay keeps those that its pieces and replays point to.
+        // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
+        // because it is written to, or because a body is arriving, needs no others.
         for (order, held) in self.segments.iter().rev() {
             if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
                 pinned.extend(&held.extent.refers);
-            } else {
+            } else if !kept_for_now(*order) {
                 done.push(*order);
             }
         }
         done.reverse();
         done
+    }
+
+    /// Whether a segment holds pieces of a body that is arriving.
+    pub fn is_arriving(&self, order: u64) -> bool {
+        self.streams.values().any(|segments| segments.contains(&order))
     }
 
     /// Bytes of files that hold a segment.

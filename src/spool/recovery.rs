@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::Place;
 use super::frame::BLOCK;
@@ -88,7 +88,8 @@ pub fn effect_of(identity: &Identity, found: &Found) -> Effect {
         Some(Kind::Data) => record::decode_data(bytes).map_or(Effect::None, |(data, _)| message_effect(&data, None)),
         Some(Kind::Fragment) => match record::decode_fragment(bytes) {
             // Its stream ended with the process that received it.
-            Some((_, body)) => Effect::Fragment { stream: 0, length: body.len() as u64 },
+            // Whoever was sending it is gone.
+            Some((_, body)) => Effect::Fragment { stream: 0, length: body.len() as u64, draft: Weak::new() },
             None => Effect::None,
         },
         Some(Kind::Cursor) => record::decode(bytes).map_or(Effect::None, Effect::Cursor),

@@ -160,6 +160,89 @@ async fn a_full_log_refuses_then_drains_and_takes_messages_again_by_itself() {
     assert!(spool.logs()[0].refusing.is_none());
 }
 
+/// Stores and delivers one message after the other, more than the quota holds.
+async fn store_and_deliver(spool: &Spool, lane: &mut Lane, numbers: std::ops::Range<u64>, length: usize) {
+    for number in numbers {
+        commit(spool, Class::Clinical, &["engine"], &body(number, length)).await.expect("there is room");
+        let entry = lane.next().await;
+        assert!(entry.content.unwrap().body.collect().await.unwrap() == body(number, length));
+        lane.advance(entry.place);
+    }
+}
+
+#[tokio::test]
+async fn a_full_log_of_bodies_that_reach_over_segments_takes_messages_again_when_they_are_delivered() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 5);
+    let mut stored = 0;
+    while commit(&spool, Class::Clinical, &["engine"], &body(stored, 700_000)).await.is_ok() {
+        stored += 1;
+        assert!(stored < 100, "the quota holds nobody back");
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    for number in 0..stored {
+        let entry = lane.next().await;
+        assert!(entry.content.unwrap().body.collect().await.unwrap() == body(number, 700_000));
+        lane.advance(entry.place);
+    }
+    store_and_deliver(&spool, &mut lane, 100..120, 700_000).await;
+}
+
+#[tokio::test]
+async fn the_pieces_of_a_body_that_arrives_slowly_stay_while_space_is_taken_back() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    let slow = body(1, 3_000_000);
+    let mut draft = spool.begin(Class::Clinical, &name("icu"));
+    draft.write(&slow[..2_500_000]).await.unwrap();
+    // Enough for every segment but its own to be used again. What finds no room is refused, as it should be.
+    for number in 2..60 {
+        if commit(&spool, Class::Clinical, &["engine"], &body(number, 200_000)).await.is_ok() {
+            let entry = lane.next().await;
+            lane.advance(entry.place);
+        }
+    }
+    draft.write(&slow[2_500_000..]).await.unwrap();
+    let meta = Meta {
+        source: name("icu"),
+        protocol: "test".into(),
+        content_type: "text/plain".into(),
+        control_id: vec![],
+        targets: vec![name("engine")],
+        flags: Flags::default(),
+        received: spool.now(),
+    };
+    draft.commit(meta).await.unwrap();
+    assert!(lane.next().await.content.unwrap().body.collect().await.unwrap() == slow);
+}
+
+#[tokio::test]
+async fn bodies_that_were_never_finished_pin_nothing_in_this_run_or_the_next() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 5);
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    for number in 0..20 {
+        let mut draft = spool.begin(Class::Clinical, &name("icu"));
+        // The last piece is still on its way when the connection breaks.
+        draft.write(&body(number, 300_000)).await.unwrap();
+        drop(draft);
+        store_and_deliver(&spool, &mut lane, 100 * number..100 * number + 3, 100_000).await;
+    }
+    let mut draft = spool.begin(Class::Clinical, &name("icu"));
+    draft.write(&body(1, 800_000)).await.unwrap();
+    let after = disk.cut(&mut Dice::new(3));
+    drop(draft);
+    spool.close();
+    let spool = open(&after, 5);
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    while backlog(&spool, &lane) > 0 {
+        let entry = lane.next().await;
+        lane.advance(entry.place);
+    }
+    store_and_deliver(&spool, &mut lane, 5000..5100, 100_000).await;
+}
+
 #[tokio::test]
 async fn a_stalled_lane_and_a_dead_letter_do_not_pin_the_space_of_a_busy_one() {
     let disk = SimDisk::new();
