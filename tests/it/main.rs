@@ -10,6 +10,7 @@ mod cli;
 mod collect;
 mod control;
 mod demo_broker;
+mod gateway;
 mod house;
 mod mqtt;
 mod peers;
