@@ -11,6 +11,7 @@ mod collect;
 mod control;
 mod demo;
 mod demo_broker;
+mod gateway;
 mod house;
 mod mqtt;
 mod peers;

@@ -9,8 +9,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::process::{Process, run, succeeds, wardgate};
-use super::wait::{eventually, eventually_some};
+use super::process::{Ended, Process, run, succeeds, wardgate};
+use super::wait::{PATIENCE, eventually, eventually_some};
 
 /// A running service. Its files stay in the folder that it was given.
 pub struct Gateway {
@@ -85,6 +85,60 @@ impl Gateway {
         succeeds(&mut self.command(arguments))
     }
 
+    /// Runs a subcommand that talks to the service, and tells how it ended.
+    #[track_caller]
+    pub fn asked(&self, arguments: &[&str]) -> Ended {
+        run(&mut self.command(arguments))
+    }
+
+    /// Writes another configuration behind the same head, sends SIGHUP and waits until it is in force or refused. Returns why
+    /// it was refused.
+    #[track_caller]
+    pub fn reload(&self, rest: &str) -> Option<String> {
+        let before = self.status();
+        let (fingerprint, refusal) = (before["config"].clone(), refused(&before));
+        fs::write(self.folder.join("gateway.toml"), format!("{}\n{rest}", head(&self.folder))).unwrap();
+        self.process.signal("HUP");
+        eventually_some("the changed file is in force or refused", || {
+            let status = self.status();
+            let now = refused(&status);
+            if now.is_some() && now != refusal {
+                return Some(now);
+            }
+            (status["config"] != fingerprint).then_some(None)
+        })
+    }
+
+    /// Messages that wait for one upstream.
+    #[track_caller]
+    pub fn backlog_of(&self, upstream: &str) -> u64 {
+        let status = self.status();
+        let lanes = status["lanes"].as_array().unwrap().iter();
+        lanes.filter(|lane| lane["upstream"] == upstream).map(|lane| lane["backlog"].as_u64().unwrap()).sum()
+    }
+
+    /// The alarms, each as its code and its words.
+    #[track_caller]
+    pub fn alarms(&self) -> Vec<(String, String)> {
+        alarms(&self.status())
+    }
+
+    /// `wardgate dead list --json`, newest first.
+    #[track_caller]
+    pub fn dead(&self) -> Vec<Value> {
+        let list: Value = serde_json::from_str(&self.ask(&["dead", "list", "--json"])).unwrap();
+        list["letters"].as_array().unwrap().clone()
+    }
+
+    /// Stops it as systemd would and returns what it said; fails the test when it does not end well and in time.
+    #[track_caller]
+    pub fn stop(self) -> String {
+        self.process.signal("TERM");
+        let ended = self.process.ends_within(PATIENCE);
+        assert!(ended.status.success(), "{}; it said:\n{}", ended.status, ended.said);
+        ended.said
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = wardgate();
         command.args(arguments).arg("--socket").arg(self.folder.join("control.sock"));
@@ -95,4 +149,13 @@ impl Gateway {
         let ended = run(&mut self.command(&["status", "--json"]));
         ended.status.success().then(|| serde_json::from_str(&ended.said).unwrap())
     }
+}
+
+fn alarms(status: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    status["alarms"].as_array().unwrap().iter().map(|alarm| (text(&alarm["code"]), text(&alarm["text"]))).collect()
+}
+
+fn refused(status: &Value) -> Option<String> {
+    alarms(status).into_iter().find(|(code, _)| code == "config-refused").map(|(_, text)| text)
 }

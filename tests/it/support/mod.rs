@@ -9,6 +9,7 @@
 pub mod broker;
 pub mod certs;
 pub mod gateway;
+pub mod mllp;
 pub mod ports;
 pub mod process;
 pub mod subscriber;
