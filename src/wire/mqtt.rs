@@ -89,6 +89,10 @@ impl<R: RoleType> Machine<R> {
         let mut fault = None;
         for event in events {
             match event {
+                // Forbidden (MQTT 5.0, 2.2.1), but let through: a QoS 2 publish that came twice with it would be a panic.
+                Event::NotifyPacketReceived(Packet::V5_0Publish(publish)) if publish.packet_id() == Some(0) => {
+                    fault = Some(Fault("the peer sent a publish with packet id 0".into()));
+                }
                 Event::NotifyPacketReceived(packet) => packets.push(packet),
                 Event::RequestSendPacket { packet, .. } => {
                     for part in packet.to_buffers() {
@@ -379,6 +383,19 @@ mod tests {
         #[test]
         fn a_hostile_client_gets_no_further_than_an_error(bytes in hostile(CONNECT), cut in 1..40usize) {
             hostile_client(&bytes, cut);
+        }
+    }
+
+    /// MQTT 5.0, 2.2.1. `mqtt-protocol-core` lets it through, and panics when a QoS 2 publish with it comes a second time.
+    #[test]
+    fn a_publish_with_packet_id_zero_ends_the_connection_and_not_the_process() {
+        for header in [0x34, 0x32] {
+            let publish = &[header, 6, 0, 1, b'a', 0, 0, 0];
+            hostile_broker(&[CONNACK, publish, publish].concat(), 64);
+            hostile_client(&[CONNECT, publish, publish].concat(), 64);
+            let mut packets = Vec::new();
+            let fault = Machine::<Server>::new(1024, 4).receive(publish, &mut packets).unwrap_err();
+            assert_eq!((fault.0.as_str(), packets.len()), ("the peer sent a publish with packet id 0", 0));
         }
     }
 

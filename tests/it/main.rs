@@ -13,6 +13,7 @@ mod demo;
 mod demo_broker;
 mod full_disk;
 mod gateway;
+mod hl7_peers;
 mod house;
 mod kill9;
 mod mqtt;

@@ -1,7 +1,10 @@
 // MLLP client and server that are not ours: the npm package @medplum/hl7.
 //
-//   medplum.mjs send PORT FOLDER    every *.hl7 in FOLDER, each acknowledgement checked; prints "<file> <MSA-1>", then "sent N"
-//   medplum.mjs serve STORE         prints "listening 127.0.0.1:PORT"; writes each body to STORE/<sha256> and answers AA
+//   medplum.mjs send PORT FOLDER [first] [pipelined]
+//       every *.hl7 in FOLDER, each acknowledgement checked; prints "<file> <MSA-1>", then "sent N". It waits for the answer
+//       of the application (AA, AE, AR), with "first" for the first answer, with "pipelined" not before all are sent.
+//   medplum.mjs serve STORE [enhanced]
+//       prints "listening 127.0.0.1:PORT"; writes each body to STORE/<sha256> and answers AA; "enhanced": CA, then AA
 //
 // The package takes messages apart and puts them together again, so it is used with messages whose segments end in CR.
 import { createHash } from 'node:crypto';
@@ -10,7 +13,7 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 
 const require = createRequire(join(process.env.PEERS, 'here.cjs'));
-const { Hl7Client, Hl7Server } = require('@medplum/hl7');
+const { Hl7Client, Hl7Server, ReturnAckCategory } = require('@medplum/hl7');
 const { Hl7Message } = require('@medplum/core');
 
 function fail(text) {
@@ -18,29 +21,44 @@ function fail(text) {
   process.exit(1);
 }
 
-async function send(port, folder) {
+function read(folder, name) {
+  const text = readFileSync(join(folder, name), 'utf-8');
+  const message = Hl7Message.parse(text);
+  if (message.toString() !== text) {
+    fail(`${name}: the package would not send these bytes`);
+  }
+  return message;
+}
+
+function check(name, message, answer) {
+  const msa = answer.getSegment('MSA');
+  const [code, id] = [msa?.getField(1).toString(), msa?.getField(2).toString()];
+  console.log(name, code);
+  const sent = message.getSegment('MSH').getField(10).toString();
+  if (!['AA', 'CA'].includes(code) || id !== sent) {
+    fail(`${name}: answered ${code} for ${id}, sent ${sent}`);
+  }
+}
+
+async function send(port, folder, ...how) {
   const client = new Hl7Client({ host: '127.0.0.1', port: Number(port), encoding: 'utf-8' });
-  const files = readdirSync(folder).filter((name) => name.endsWith('.hl7')).sort();
-  for (const name of files) {
-    const text = readFileSync(join(folder, name), 'utf-8');
-    const message = Hl7Message.parse(text);
-    if (message.toString() !== text) {
-      fail(`${name}: the package would not send these bytes`);
-    }
-    const answer = await client.sendAndWait(message, { timeoutMs: 20000 });
-    const msa = answer.getSegment('MSA');
-    const [code, id] = [msa?.getField(1).toString(), msa?.getField(2).toString()];
-    console.log(name, code);
-    const sent = message.getSegment('MSH').getField(10).toString();
-    if (!['AA', 'CA'].includes(code) || id !== sent) {
-      fail(`${name}: answered ${code} for ${id}, sent ${sent}`);
+  const returnAck = how.includes('first') ? ReturnAckCategory.FIRST : ReturnAckCategory.APPLICATION;
+  const names = readdirSync(folder).filter((name) => name.endsWith('.hl7')).sort();
+  const underWay = [];
+  for (const name of names) {
+    const message = read(folder, name);
+    const answered = client.sendAndWait(message, { returnAck, timeoutMs: 20000 });
+    underWay.push(answered.then((answer) => check(name, message, answer)));
+    if (!how.includes('pipelined')) {
+      await underWay.at(-1);
     }
   }
-  console.log('sent', files.length);
+  await Promise.all(underWay);
+  console.log('sent', names.length);
   process.exit(0); // the package leaves timers behind
 }
 
-async function serve(store) {
+async function serve(store, mode) {
   const server = new Hl7Server((connection) => {
     connection.addEventListener('message', ({ message }) => {
       const body = Buffer.from(message.toString(), 'utf-8');
@@ -51,7 +69,7 @@ async function serve(store) {
       connection.send(message.buildAck());
     });
   });
-  await server.start(0, 'utf-8');
+  await server.start(0, 'utf-8', mode === 'enhanced');
   console.log(`listening 127.0.0.1:${server.server.address().port}`);
 }
 
@@ -61,5 +79,5 @@ if (what === 'send') {
 } else if (what === 'serve') {
   await serve(...rest);
 } else {
-  fail('say send PORT FOLDER or serve STORE');
+  fail('say send PORT FOLDER [first] [pipelined] or serve STORE [enhanced]');
 }

@@ -17,6 +17,7 @@ parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--folder", required=True, help="every *.hl7 in it is sent, by name")
 parser.add_argument("--expect", default="AA,CA", help="answers that are good")
 parser.add_argument("--connections", type=int, default=1, help="the files are dealt out to so many connections")
+parser.add_argument("--pipelined", action="store_true", help="send all before the first acknowledgement is read")
 parser.add_argument("--timeout", type=float, default=20.0)
 parser.add_argument("--ca", help="PEM; speaks TLS and checks the server by it")
 parser.add_argument("--certificate")
@@ -40,20 +41,29 @@ def control_id(body):
     return fields[9].decode("latin-1") if len(fields) > 9 else ""
 
 
+def check(file, answer):
+    msa, sent = answer.segment("MSA"), control_id(file.read_bytes())
+    print(file.name, msa[1], flush=True)
+    if str(msa[1]) not in args.expect.split(","):
+        sys.exit(f"{file.name}: answered {msa[1]}, expected one of {args.expect}")
+    if str(msa[2]) != sent:
+        sys.exit(f"{file.name}: MSA-2 is {msa[2]}, MSH-10 is {sent}")
+
+
 async def send(files):
     extra = {"ssl": tls(), "server_hostname": "localhost"} if args.ca else {}
     reader, writer = await open_hl7_connection("127.0.0.1", args.port, limit=1 << 20, **extra)
-    for file in files:
-        body = file.read_bytes()
-        writer.writeblock(body)
+    async def write(file):
+        writer.writeblock(file.read_bytes())
         await writer.drain()
-        answer = hl7.parse(await asyncio.wait_for(reader.readblock(), args.timeout), encoding="latin-1")
-        msa = answer.segment("MSA")
-        print(file.name, msa[1], flush=True)
-        if str(msa[1]) not in args.expect.split(","):
-            sys.exit(f"{file.name}: answered {msa[1]}, expected one of {args.expect}")
-        if str(msa[2]) != control_id(body):
-            sys.exit(f"{file.name}: MSA-2 is {msa[2]}, MSH-10 is {control_id(body)}")
+
+    if args.pipelined:
+        for file in files:
+            await write(file)
+    for file in files:
+        if not args.pipelined:
+            await write(file)
+        check(file, hl7.parse(await asyncio.wait_for(reader.readblock(), args.timeout), encoding="latin-1"))
     writer.close()
 
 
