@@ -1,4 +1,38 @@
-//! wardgate: (map follows)
+//! wardgate takes HL7 v2, DICOM and device telemetry on a hospital's edge, keeps it durably and encrypted, and forwards it.
+//!
+//! This is the map. The way of a message, in order:
+//!
+//! ```text
+//! device > source > Intake: begin, write, commit > spool: encrypt, append, sync > acknowledgement to the device
+//!                                                    |
+//!                    one forwarder per upstream; one lane per source and upstream, each with its cursor
+//!                                                    |
+//!                          upstream.send > Receipt > the lane's cursor moves on;  refused for good > dead letter
+//! ```
+//!
+//! The rooms, in the order of that way:
+//!
+//! * [`values`], [`envelope`], [`status`]: what the rooms hand each other. Checked values, the message, the counters.
+//! * [`source`]: the device side, a file for each protocol. `accept` is the listener that they share, `intake` their way into the spool.
+//! * [`wire`]: what the bytes mean. Framing, headers, acknowledgements, MQTT packets; pure and fuzzed.
+//! * [`spool`]: the durable queue. Its head is the document of the format on disk.
+//! * [`route`]: which message goes where.
+//! * [`upstream`]: the network side, a file for each protocol. `forwarder` is the only delivery loop; `sealing` end-to-end encryption.
+//! * [`collector`]: the other end of the mqtt upstream, for whoever receives there.
+//! * [`config`]: the file that sets all this up, with all its problems at once.
+//! * [`gateway`]: the wiring, the one file in which the whole can be seen being put together.
+//! * [`admin`]: how the running service is asked: control socket, metrics.
+//! * [`cli`]: the command line, a file for each subcommand; [`system`]: TLS, time, credentials, systemd.
+//!
+//! What no change may break:
+//!
+//! * **A source acknowledges only after the commit returned Ok**, that is after the sync. Never from memory.
+//! * **A cursor moves only on a receipt**, the upstream's own acceptance; never on "written to the socket".
+//! * **Content never stops storage.** What can't be parsed is stored, answered as its protocol wants, and flagged.
+//! * **Nothing is dropped silently.** Refusals, dead letters and gaps are records, counted, logged and shown.
+//! * **No content in logs, metrics, topics or names, nor in clear on disk.**
+//! * **Arrows point one way**: `wire` imports nothing of ours; sources and upstreams do not know each other; the spool knows
+//!   neither. A test reads the imports (`tests/it/house`).
 
 pub mod admin;
 pub mod cli;

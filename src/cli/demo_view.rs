@@ -165,7 +165,7 @@ fn numbers(moment: &Moment) -> Table {
 fn promise(totals: &Totals) -> String {
     let Totals { sent, acknowledged, arrived } = totals;
     format!(
-        "the monitors sent {}, were told that {} are safe, and {} of them have been found at the far end",
+        "monitors: {} sent, {} acknowledged to them, {} found at the far end",
         count(*sent),
         count(*acknowledged),
         count(*arrived)

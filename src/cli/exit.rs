@@ -13,6 +13,8 @@ use crate::admin::client::ClientError;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Exit {
+    /// Whoever read standard output has seen enough and closed it (`| head`): not an error, and nobody is there to be told.
+    Closed = 0,
     /// The command line is wrong.
     Usage = 64,
     /// The data is wrong: a damaged spool, an answer that is no acknowledgement, messages that did not arrive.

@@ -30,6 +30,7 @@ pub mod mllp_client;
 pub mod monitors;
 pub mod patients;
 pub mod probe;
+pub mod recover;
 pub mod replay;
 pub mod run;
 pub mod spool;
@@ -75,6 +76,7 @@ enum Command {
     Probe(probe::ProbeArgs),
     Replay(replay::ReplayArgs),
     Keys(keys::KeysArgs),
+    Recover(recover::RecoverArgs),
     Collect(collect::CollectArgs),
 }
 
@@ -114,7 +116,9 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match perform(parsed.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            terminal::note(&format!("wardgate: {failure}"));
+            if failure.exit != Exit::Closed {
+                terminal::note(&format!("wardgate: {failure}"));
+            }
             failure.exit.into()
         }
     }
@@ -130,6 +134,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Spool(args) => block_on(spool::run(args)),
         Command::Probe(args) => block_on(probe::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),
+        Command::Recover(args) => recover::run(&args),
         Command::Keys(args) => block_on(keys::run(args)),
         Command::Collect(args) => block_on(collect::run(args)),
     }

@@ -61,7 +61,7 @@ async fn monitor(bed: usize, gateway: &HostPort, ledger: &Ledger, stop: &Cancell
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(period.tick()).await.is_some() {
-        let (control_id, message) = device.message(&body.next(), jiff::Timestamp::now());
+        let (control_id, message) = device.message(&body.signs(), jiff::Timestamp::now());
         let fingerprint = fingerprint(&message);
         ledger.sending(fingerprint, &control_id);
         while !deliver(&mut connection, gateway, &control_id, &message).await {

@@ -102,7 +102,7 @@ impl Body {
     }
 
     /// The signs a moment later.
-    pub fn next(&mut self) -> Vitals {
+    pub fn signs(&mut self) -> Vitals {
         let chance = &mut self.chance;
         let mut walk = |value: &mut i32, low: i32, high: i32| *value = (*value + chance.step()).clamp(low, high);
         walk(&mut self.now.heart, 48, 132);
@@ -131,7 +131,7 @@ mod tests {
         for seed in 0..8 {
             let mut body = Body::new(seed);
             for _ in 0..10_000 {
-                let now = body.next();
+                let now = body.signs();
                 assert!((48..=132).contains(&now.heart) && (88..=100).contains(&now.oxygen));
                 assert!(now.diastolic < now.mean_pressure() && now.mean_pressure() < now.systolic, "{now:?}");
             }

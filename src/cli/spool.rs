@@ -2,7 +2,7 @@
 //!
 //! An export leaves the service sealed; an import is unsealed here, so that the identity never reaches the service.
 
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use crate::admin::lines::DATA_PIECE_BYTES_MAX;
 use crate::admin::operator::Saying;
 use crate::admin::verbs::{ExportRequest, ImportRequest, Request};
 use crate::envelope::MessageId;
+use crate::upstream::sealing::{OpenError, Opener};
 use crate::values::Name;
 
 /// Pieces that wait between the file and the socket.
@@ -259,17 +260,13 @@ async fn import(args: ImportArgs) -> Result<(), Failure> {
 
 /// The plain bytes of a sealed file, as they are read.
 fn unsealed(file: &Path, identity: &Path) -> Result<Box<dyn Read + Send>, Failure> {
-    let named = identity.to_string_lossy().into_owned();
-    let identities = age::IdentityFile::from_file(named)
-        .or_exit(Exit::Config, format!("can't read the identity {}", identity.display()))?
-        .into_identities()
-        .or_exit(Exit::Config, format!("{} holds no age identity that is known here", identity.display()))?;
+    let opener = Opener::from_file(identity).or_exit(Exit::Config, "can't use the identity")?;
     let sealed = std::fs::File::open(file).or_exit(Exit::Io, format!("can't open {}", file.display()))?;
-    let reader = age::Decryptor::new_buffered(BufReader::new(sealed))
-        .or_exit(Exit::Data, format!("{} is not an age file", file.display()))?
-        .decrypt(identities.iter().map(|identity| identity.as_ref() as &dyn age::Identity))
-        .or_exit(Exit::NoPermission, format!("{} does not open {}", identity.display(), file.display()))?;
-    Ok(Box::new(reader))
+    let opened = opener.open(sealed).map_err(|error| {
+        let exit = if matches!(error, OpenError::NotForUs) { Exit::NoPermission } else { Exit::Data };
+        Failure::new(exit, format!("{}: {error}", file.display()))
+    })?;
+    Ok(Box::new(opened))
 }
 
 /// Passes the bytes on until the end or until nobody wants them; a file that is torn or changed ends in its error.

@@ -210,3 +210,59 @@ fn wrap(text: &str, width: usize) -> String {
     }
     lines.join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{alarms, sample};
+
+    #[test]
+    fn a_healthy_box_is_told_in_four_short_parts() {
+        let expected = "\
+wardgate 0.1.0  icu-3-east at st-marys  running for 2 h 0 min  configuration 0123456789abcdef
+
+SOURCE    AT                   RECEIVED  STORED  REPEATS  REFUSED  REJECTED  OPEN     LAST  STATE
+monitors  mllp 10.20.0.1:2575    12 345  12 340        5        0         0     4  1 s ago  listening
+
+UPSTREAM  TO                                 DELIVERED  RETRIED  DEAD     LAST  LINK
+engine    mllp engine.st-marys.example:2575     12 340        0     0  0 s ago  up
+
+LANE               WAITING  SIZE  OLDEST  DEAD  STATE
+monitors > engine        0   0 B       -     0  all delivered
+
+LOG       FULL                              USED    QUOTA  SEGMENTS  WRITTEN  SYNCS  STATE
+clinical  [....................]   0 %  64.0 MiB  8.0 GiB         4  3.0 GiB  9 001  taking";
+        assert_eq!(render(&sample::healthy(), 120), expected);
+    }
+
+    #[test]
+    fn what_a_person_must_do_comes_first_and_is_never_cut() {
+        let mut status = sample::troubled();
+        status.alarms = alarms::derive(&status);
+        let text = render(&status, 80);
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for alarm in &status.alarms {
+            let wanted = plain(&alarm.text).split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains(&wanted), "{wanted} is not whole in:\n{text}");
+        }
+        assert!(text.find("! lab (source-down)").unwrap() < text.find("SOURCE ").unwrap(), "{text}");
+        assert!(text.contains("DOWN: connection"), "{text}");
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for width in [80, 100, 132] {
+            let mut status = sample::troubled();
+            status.alarms = alarms::derive(&status);
+            let text = render(&status, width);
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_bar_is_full_when_the_log_is() {
+        assert_eq!(bar(7 << 30, 8 << 30), "[#################...]  87 %");
+        assert_eq!(bar(9, 8), "[####################] 112 %");
+        assert_eq!(bar(0, 0), "[....................]   0 %");
+    }
+}

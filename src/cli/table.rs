@@ -88,12 +88,12 @@ impl Table {
         self.columns.get(column).map_or(0, |column| column.rank)
     }
 
-    /// Natural widths, less what the shrinking columns can give.
+    /// Natural widths, less what the shrinking columns can give, from the left: the words at the end of a row matter more.
     fn fitted(&self, shown: &[usize], width: usize) -> Vec<usize> {
         let mut widths: Vec<usize> = shown.iter().map(|column| self.natural(*column)).collect();
         let total: usize = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
         let mut excess = total.saturating_sub(width);
-        for (at, column) in shown.iter().enumerate().rev() {
+        for (at, column) in shown.iter().enumerate() {
             let shrinks = self.columns.get(*column).is_some_and(|column| column.shrinks);
             if let (true, Some(own)) = (shrinks, widths.get_mut(at)) {
                 let given = excess.min(own.saturating_sub(SHRUNK_MIN));

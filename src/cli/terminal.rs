@@ -14,10 +14,10 @@ const HEIGHT_DEFAULT: usize = 40;
 /// Width of a table that is written to a file or a pipe: wide enough that nothing is cut.
 const WIDTH_PIPE: usize = 240;
 
-/// Writes a text and the end of its line to standard output. A reader that has closed it (`| head`) ends the program quietly.
+/// Writes a text and the end of its line to standard output.
 ///
 /// # Errors
-/// [`Exit::Io`] when it can't be written.
+/// [`Exit::Closed`] when its reader has closed it, which ends the program quietly; [`Exit::Io`] when it can't be written.
 pub fn say(text: &str) -> Result<(), Failure> {
     write_all(&format!("{text}\n"))
 }
@@ -26,7 +26,9 @@ fn write_all(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Closed, "standard output was closed"))
+        }
         Err(error) => Err(Failure::new(Exit::Io, format!("can't write to standard output: {error}"))),
     }
 }

@@ -329,7 +329,7 @@ mod tests {
         let text = format!("{HEAD}{GOOD}").replace("site =", "metrics = \"0.0.0.0:9464\"\nsite =");
         let text = text.replace("[source.a", "[spool.imaging]\nquota = \"9000000TiB\"\n[source.a");
         let words = load_text(&text).unwrap_err().to_string();
-        assert!(words.contains("gateway.toml:3:11: this page has no password"), "{words}");
+        assert!(words.contains("gateway.toml:3:11: anyone who reaches 0.0.0.0:9464 could read this page"), "{words}");
         assert!(words.contains("gateway.toml:5:2: warning: the quotas together are"), "{words}");
     }
 }

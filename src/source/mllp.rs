@@ -2,7 +2,7 @@
 //!
 //! Devices connect and send; each message is answered after its commit, in the codes that its MSH-15 and MSH-16 ask for. What
 //! can't be understood is stored and flagged all the same, and rejected. The rules of the framing are in [`crate::wire::mllp`],
-//! those of the answers in [`crate::wire::answer`], the loop of one connection in [`connection`].
+//! those of the answers in [`crate::wire::answer`], the loop of one connection in `mllp_connection`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,14 +13,12 @@ use serde::Deserialize;
 
 use super::accept::{CONNECTIONS_DEFAULT, Listener, Rules};
 use super::intake::Intake;
+use super::mllp_connection::{self, Settings};
 use super::{Source, SourceError, Stop};
 use crate::system::tls::ServerTls;
 use crate::values::{ByteSize, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::answer::{ApplicationAck, Mode};
 use crate::wire::mllp::BODY_BYTES_MAX;
-use connection::Settings;
-
-mod connection;
 
 /// What `max-message-size` may be: from what one read can bring to what a spool can take.
 const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize(64 << 10), ByteSize(1 << 30));
@@ -152,7 +150,7 @@ impl Source for Mllp {
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
         let (settings, connections, stopping) = (Arc::clone(&self.settings), intake.clone(), stop.clone());
         let serve =
-            move |stream| connection::serve(stream, Arc::clone(&settings), connections.clone(), stopping.clone());
+            move |stream| mllp_connection::serve(stream, Arc::clone(&settings), connections.clone(), stopping.clone());
         self.listener.run(intake.counters(), stop, serve).await
     }
 }

@@ -22,6 +22,9 @@ use intake::Intake;
 pub mod accept;
 pub mod intake;
 pub mod mllp;
+mod mllp_connection;
+#[cfg(test)]
+mod mllp_tests;
 pub mod seldom;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.

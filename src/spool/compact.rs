@@ -9,13 +9,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::Place;
 use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::log::{FreeFile, Held, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
-use crate::envelope::{Class, MessageId};
+use super::{Place, recovery};
+use crate::envelope::Class;
 use crate::values::Name;
 
 /// A segment is worth compacting when at most so much of it, in percent, is live.
@@ -26,7 +26,7 @@ const GAIN_SHARE: u64 = 16;
 const GROUP_BYTES: usize = 64 << 10;
 /// What a record costs beside its body, for estimates.
 const RECORD_OVERHEAD: u64 = 256;
-const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A file for the next segment, if room can be found or made.
 pub fn next_file(log: &Log) -> Option<FreeFile> {
@@ -255,7 +255,7 @@ fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
 fn compact(log: &Log, order: u64) -> io::Result<bool> {
     let source = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     let Some((source, end)) = source else { return Ok(false) };
-    let pieces = wanted_pieces(log, order)?;
+    let wanted = wanted_records(log, order)?;
     let Some(target) = log.state().reserve.take() else { return Ok(false) };
     let identity = Identity { generation: source.identity.generation + 1, ..source.identity };
     let mut copy = Copy::begin(log, target, identity)?;
@@ -266,7 +266,7 @@ fn compact(log: &Log, order: u64) -> io::Result<bool> {
             Step::Damaged { .. } | Step::Skipped { .. } => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
             }
-            Step::Frame(found) => copy.take(log, order, found, &pieces)?,
+            Step::Frame(found) => copy.take(log, order, found, &wanted)?,
         }
     }
     let held = copy.finish(log)?;
@@ -284,8 +284,9 @@ fn compact(log: &Log, order: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Numbers of the fragments in segment `order` that a live message (there or in a later segment) is made of.
-fn wanted_pieces(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
+/// Numbers of the records in segment `order` that something live, there or in a later segment, points to: pieces of
+/// messages, and originals that are to be sent again.
+fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
     let holders: Vec<(Arc<Segment>, u64)> = {
         let state = log.state();
         let done = state.done();
@@ -299,21 +300,24 @@ fn wanted_pieces(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
     for (segment, end) in holders {
         let mut walker = Walker::new(segment);
         loop {
-            match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
+            match walker.next(end, &|header| header.kind == Kind::Data as u8 || header.kind == Kind::Replay as u8)? {
                 Step::End => break,
                 Step::Damaged { .. } | Step::Skipped { .. } => {}
-                Step::Frame(found) => {
-                    if let Some((data, _)) = record::decode_data(&found.plaintext)
-                        && !data.pieces.is_empty()
-                    {
-                        let pieces = data.pieces.iter().filter(|piece| piece.segment == order);
-                        wanted.extend(pieces.map(|piece| piece.ordinal));
-                    }
-                }
+                Step::Frame(found) => wanted.extend(pointed_at(&found, order)),
             }
         }
     }
     Ok(wanted)
+}
+
+/// Numbers of the records in segment `order` that a record points to.
+fn pointed_at(found: &Found, order: u64) -> Vec<u32> {
+    if found.header.kind == Kind::Replay as u8 {
+        let replay = record::decode::<Replay>(&found.plaintext).filter(|replay| replay.at.segment == order);
+        return replay.map(|replay| replay.at.ordinal).into_iter().collect();
+    }
+    let Some((data, _)) = record::decode_data(&found.plaintext) else { return Vec::new() };
+    data.pieces.iter().filter(|piece| piece.segment == order).map(|piece| piece.ordinal).collect()
 }
 
 /// A compacted segment that is being written.
@@ -344,15 +348,15 @@ impl Copy {
     }
 
     /// Copies a record when it is live. Numbers stay, so places and ids stay.
-    fn take(&mut self, log: &Log, order: u64, found: Found, pieces: &BTreeSet<u32>) -> io::Result<()> {
+    fn take(&mut self, log: &Log, order: u64, found: Found, wanted: &BTreeSet<u32>) -> io::Result<()> {
         let at = Place { segment: order, ordinal: found.header.ordinal };
         let keep = match Kind::from_code(found.header.kind) {
             Some(Kind::Data) => match record::decode_data(&found.plaintext) {
-                Some((data, _)) => self.message(log, at, &data),
+                Some((data, _)) => self.message(log, at, &data, wanted.contains(&at.ordinal)),
                 None => true,
             },
             Some(Kind::Fragment) => {
-                let keep = pieces.contains(&at.ordinal);
+                let keep = wanted.contains(&at.ordinal);
                 self.extent.fragment_bytes += if keep { u64::from(found.header.length) } else { 0 };
                 keep
             }
@@ -377,13 +381,13 @@ impl Copy {
         if self.pending_bytes >= GROUP_BYTES { self.flush() } else { Ok(()) }
     }
 
-    fn message(&mut self, log: &Log, at: Place, data: &Data) -> bool {
+    fn message(&mut self, log: &Log, at: Place, data: &Data, wanted: bool) -> bool {
         let state = log.state();
-        let id = data.id.unwrap_or(MessageId::new(self.segment.identity.id, at.ordinal));
+        let id = recovery::id_of(&self.segment.identity, at.ordinal, data);
         let source = &data.meta.source;
         let waiting: Vec<_> = data.meta.targets.iter().filter(|upstream| waits(&state, source, upstream, at)).collect();
         let dead = data.meta.targets.iter().any(|upstream| state.dead.contains_key(&(id, upstream.clone())));
-        let keep = !waiting.is_empty() || dead;
+        let keep = !waiting.is_empty() || dead || wanted;
         if keep {
             for upstream in waiting {
                 let key = (source.clone(), upstream.clone());
@@ -396,13 +400,18 @@ impl Copy {
     }
 
     fn replay(&mut self, log: &Log, at: Place, replay: &Replay) -> bool {
-        let keep = waits(&log.state(), &replay.source, &replay.upstream, at);
-        if keep {
+        let state = log.state();
+        let waits = waits(&state, &replay.source, &replay.upstream, at);
+        // Refused again, the replay's own place is what its dead letter knows.
+        let dead = state.dead.get(&(replay.id, replay.upstream.clone())).is_some_and(|dead| dead.at == at);
+        if waits {
             let key = (replay.source.clone(), replay.upstream.clone());
             self.extent.enqueue(at.ordinal, &key, replay.length, replay.stamp.uptime_ms);
+        }
+        if waits || dead {
             self.extent.refer(at.segment, vec![replay.at.segment]);
         }
-        keep
+        waits || dead
     }
 
     fn flush(&mut self) -> io::Result<()> {

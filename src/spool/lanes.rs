@@ -133,10 +133,12 @@ impl Lane {
     /// Makes an entry that was handed out a dead letter: durable when this returns Ok; the caller then advances over it.
     ///
     /// # Errors
-    /// [`CommitError`] when the record could not be written; [`CommitError::Full`] also when there are too many dead letters:
+    /// [`CommitError::Failed`] for an entry that is not in hand (the lane was rewound). [`CommitError`] when the record could not be written; [`CommitError::Full`] also when there are too many dead letters:
     /// the lane then holds.
     pub async fn bury(&mut self, place: Place, reason: &str, attempts: u32) -> Result<(), CommitError> {
-        let Some(handed) = self.handed.iter().find(|handed| handed.place == place) else { return Ok(()) };
+        let Some(handed) = self.handed.iter().find(|handed| handed.place == place) else {
+            return Err(CommitError::Failed);
+        };
         if self.log.state().dead.len() >= DEAD_LETTERS_MAX {
             return Err(CommitError::Full);
         }
@@ -224,7 +226,7 @@ struct Reader {
 impl Reader {
     fn restart(&mut self) {
         self.walker = None;
-        self.seek = self.log.state().lanes.get(&self.key).map_or(Place::default(), |lane| lane.cursor);
+        self.seek = self.log.state().lanes.get(&self.key).map(|lane| lane.cursor).unwrap_or_default();
     }
 
     /// Whether the next read may have to wait for the disk.

@@ -1,6 +1,67 @@
 //! The durable queue: append-only, encrypted logs. It knows bytes, not hospitals.
 //!
-//! (format document follows)
+//! # Promise
+//!
+//! When [`Draft::commit`] returned Ok the message is on stable storage, encrypted, with the upstreams that it is for. It stays
+//! there until each of them took responsibility, or a person discarded it; what can't be kept is refused, and what is lost
+//! (a damaged disk, a full telemetry log) is a record and an alarm. A second copy may be sent after a restart; its id tells.
+//!
+//! # Invariants
+//!
+//! * Nobody is told Ok before the sync that covers the record returned, and no lane reads what was not synced.
+//! * A block that was synced is never written again in the same life of its file. After a failed write or sync the
+//!   segment gets no more groups and no sync is repeated: the group goes to a fresh segment, under the same ids.
+//! * After every start a new segment with a new random key is begun: no nonce is used twice, no old tail is adopted.
+//! * Cursors, dead letters, sizes and ages are in the log; all that memory holds is rebuilt from it at every start.
+//! * Order within a lane is the order of places; compaction keeps places and ids.
+//! * Content leaves this room only through [`Lane`], [`Spool::message`] and what people ask for by name.
+//!
+//! # On disk (all numbers little endian)
+//!
+//! ```text
+//! <path>/keyring.0, keyring.1      spool id and epoch keys, sealed by the root key, twice          (keys.rs)
+//! <path>/index.redb                made again from the logs whenever it is not theirs               (index_file.rs, index.rs)
+//! <path>/<log>/NNNNNN.seg          segment files of clinical, imaging and telemetry; the name says nothing
+//!
+//! segment   header · header · group · group · ... · trailer                                       (segment.rs)
+//! group     clear header (32) · frame · frame · ... · zeros up to a multiple of 4096               (frame.rs)
+//! frame     clear header (12: length, kind, lane tag, number) · ciphertext · tag (16)              (frame.rs)
+//! record    the plaintext of a frame: postcard, for messages followed by bytes of the body         (record.rs)
+//! ```
+//!
+//! | record | says | covers |
+//! |---|---|---|
+//! | OPENING | when, the segment before and how many groups it has, damage that is known | with CURSOR and DEAD in the first group: the checkpoint |
+//! | DATA | id if it is not derived, what the source said, SHA-256, length, places of earlier pieces; last piece of the body | commits a message |
+//! | FRAGMENT | stream number; a piece of up to 256 KiB | nothing by itself: without its DATA it is litter |
+//! | CURSOR | lane, place | all of the lane up to and with the place is done |
+//! | DEAD, DISCARD | message, upstream, why; who | a dead letter begins, ends |
+//! | REPLAY | lane, message and its place | the message comes again in the lane, at this record's place |
+//! | GAP | why, which segment, how many for which lanes | messages that are gone |
+//! | FOOTER | for each lane count, bytes, first and last; what it refers to; times | the segment is closed |
+//!
+//! A place is a segment's order number and the record's number in it. A message's id is the random id of the segment that
+//! first held it and its number there; a record that is written again elsewhere carries it.
+//!
+//! # Recovery
+//!
+//! 1. The keyring is opened; a wrong or missing key ends the start and changes nothing.
+//! 2. Every file's header is read. Of two files with one order number the newest generation that is closed holds.
+//! 3. A closed segment is known by its footer; every other one is scanned. A last group that is not whole is an ordinary power
+//!    cut. A whole group behind one that is not, or fewer groups than the next OPENING names, is damage: quarantine.
+//! 4. The newest checkpoint and all control records after it give cursors and dead letters; footers give the backlogs.
+//! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
+//!    closed is synced first, so that no second copy is answered for on the word of memory.
+//!
+//! # Space
+//!
+//! Files are prepared once and recycled; one is kept for compaction, a part of the active segment for control records, so that
+//! draining is always possible (`compact`). There is no silent expiry: delivered originals stay for `keep-delivered`, space permitting.
+//!
+//! # The rooms within
+//!
+//! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `recovery`,
+//! `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees).
 
 mod compact;
 mod draft;

@@ -123,7 +123,7 @@ pub fn message_effect(data: &Data, stream: Option<u64>) -> Effect {
 
 /// The id of the message in a DATA record.
 pub fn id_of(identity: &Identity, ordinal: u32, data: &Data) -> MessageId {
-    data.id.unwrap_or(MessageId::new(identity.id, ordinal))
+    data.id.unwrap_or_else(|| MessageId::new(identity.id, ordinal))
 }
 
 /// Opens every file of the log and sorts out what is no segment.
@@ -141,7 +141,7 @@ fn sort_files(
         let name = format!("{class}/{name}");
         let file = storage.open(&name)?;
         match Segment::open(Arc::clone(&file), name.clone(), keyring)? {
-            Opened::Segment(segment) => segments.push(segment),
+            Opened::Segment(segment) => segments.push(*segment),
             Opened::Free if file.length()? == found.full => found.state.free.push(FreeFile { name, file }),
             Opened::Free => storage.remove(&name)?,
             Opened::Foreign => found.state.foreign.push(name),

@@ -69,7 +69,7 @@ pub struct Segment {
 /// What a file turned out to be.
 pub enum Opened {
     /// A segment.
-    Segment(Segment),
+    Segment(Box<Segment>),
     /// A file without a header: free.
     Free,
     /// A whole header whose key can't be unwrapped: another spool's, or an epoch that is gone. It must not be touched.
@@ -136,7 +136,7 @@ impl Segment {
             }
         }
         Ok(match best {
-            Some(segment) => Opened::Segment(segment),
+            Some(segment) => Opened::Segment(Box::new(segment)),
             None if foreign => Opened::Foreign,
             None => Opened::Free,
         })

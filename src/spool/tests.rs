@@ -11,7 +11,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::sim::{Dice, Fault, SimDisk};
-use super::{Class, CommitError, Committed, Lane, Limits, LogConfig, Name, Secret, Spool, SpoolConfig, frame, segment};
+use super::{
+    Class, CommitError, Committed, Lane, Limits, LogConfig, Name, ReplayOrder, Secret, Spool, SpoolConfig, frame,
+    segment,
+};
 use crate::envelope::{Flags, MessageId, Meta};
 use crate::values::SecretRef;
 
@@ -183,6 +186,40 @@ async fn a_stalled_lane_and_a_dead_letter_do_not_pin_the_space_of_a_busy_one() {
     let letters = spool.dead();
     assert_eq!((letters.len(), letters[0].id), (1, dead));
     assert_eq!(spool.message(&letters[0]).unwrap().body.collect().await.unwrap(), body(0, 900));
+}
+
+#[tokio::test]
+async fn an_original_that_waits_to_be_sent_again_survives_compaction() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 4);
+    let mut busy = spool.lane(Class::Clinical, &name("icu"), &name("busy"));
+    let original = commit(&spool, Class::Clinical, &["busy"], &body(1000, 400_000)).await.unwrap();
+    let entry = busy.next().await;
+    busy.advance(entry.place);
+    let order =
+        ReplayOrder { source: name("icu"), from_us: 0, to_us: i64::MAX, upstream: name("stalled"), dry_run: false };
+    assert_eq!(spool.replay(&order).await.unwrap().messages, 1);
+    for number in 1..150 {
+        if number == 30 {
+            commit(&spool, Class::Clinical, &["other"], b"pins a second segment").await.unwrap();
+        }
+        commit(&spool, Class::Clinical, &["busy"], &body(number, 90_000)).await.expect("the busy lane goes on");
+        let entry = busy.next().await;
+        busy.advance(entry.place);
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("stalled"));
+    assert!(waiting(&spool, &mut lane).await == [(original, body(1000, 400_000))]);
+    // Refused again, it is a dead letter of which only the replay's place is known.
+    let entry = lane.next().await;
+    lane.bury(entry.place, "AR", 1).await.unwrap();
+    lane.advance(entry.place);
+    for number in 200..300 {
+        commit(&spool, Class::Clinical, &["busy"], &body(number, 90_000)).await.expect("the busy lane goes on");
+        let entry = busy.next().await;
+        busy.advance(entry.place);
+    }
+    let letters = spool.dead();
+    assert!(spool.message(&letters[0]).unwrap().body.collect().await.unwrap() == body(1000, 400_000));
 }
 
 #[tokio::test]
@@ -424,18 +461,18 @@ proptest! {
 #[tokio::test]
 async fn whichever_operation_fails_once_nothing_acknowledged_is_lost() {
     for kind in [io::ErrorKind::Other, io::ErrorKind::StorageFull] {
-        for nth in 1..60 {
+        for nth in (1..45).step_by(2).map(|nth| nth + u64::from(kind == io::ErrorKind::Other)) {
             let disk = SimDisk::new();
             let spool = open(&disk, 6);
             disk.fail(Some(Fault { at: nth, lasting: false, kind }));
             let mut stored = Vec::new();
-            for number in 0..30 {
+            for number in 0..24 {
                 if let Ok(id) = commit(&spool, Class::Clinical, &["engine"], &body(number, 90_000)).await {
                     stored.push((id, body(number, 90_000)));
                 }
             }
             assert!(
-                stored.len() >= 28 || spool.logs()[0].refusing.is_some(),
+                stored.len() >= 22 || spool.logs()[0].refusing.is_some(),
                 "operation {nth}: {} stored",
                 stored.len()
             );

@@ -453,7 +453,7 @@ impl Writer {
     }
 
     /// Makes what was synced visible to the lanes.
-    fn publish(&mut self, effects: Vec<(Effect, Option<MessageId>)>, written: &[Written]) {
+    fn publish(&self, effects: Vec<(Effect, Option<MessageId>)>, written: &[Written]) {
         let Some(active) = &self.active else { return };
         let mut state = self.log.state();
         if let Some(held) = state.segments.get_mut(&active.segment.identity.order) {

@@ -46,7 +46,7 @@ struct Awaited {
 
 impl Answers {
     /// From now on the answer to this message is awaited, and no other.
-    pub(super) fn expect(&self, control_id: &[u8]) -> oneshot::Receiver<Code> {
+    pub(super) fn awaits(&self, control_id: &[u8]) -> oneshot::Receiver<Code> {
         let (answer, receiver) = oneshot::channel();
         self.locked().awaited = Some(Awaited { control_id: control_id.to_owned(), answer });
         receiver
@@ -138,11 +138,9 @@ impl Answers {
             return;
         }
         state.committed = if code == Code::Ca { Some(id.to_owned()) } else { None };
-        if let Some(awaited) = state.awaited.take() {
-            if awaited.answer.send(code).is_err() {
-                // It was given up in this very moment, and the connection with it.
-                tracing::debug!(code = code.as_str(), "an acknowledgement that nobody waits for any more");
-            }
+        if state.awaited.take().is_some_and(|awaited| awaited.answer.send(code).is_err()) {
+            // It was given up in this very moment, and the connection with it.
+            tracing::debug!(code = code.as_str(), "an acknowledgement that nobody waits for any more");
         }
     }
 
@@ -170,7 +168,7 @@ mod tests {
     #[tokio::test]
     async fn late_and_foreign_acknowledgements_are_not_taken() {
         let answers = Answers::default();
-        let mut answer = answers.expect(b"7");
+        let mut answer = answers.awaits(b"7");
         told(&answers, &[framed("AA", "6"), framed("AA", "07"), framed("AA", "7 "), b"\x0bMSH|\x1c\r".to_vec()]).await;
         assert!(answer.try_recv().is_err());
         told(&answers, &[framed("AE", "7")]).await;
@@ -180,10 +178,10 @@ mod tests {
     #[tokio::test]
     async fn the_applications_answer_to_one_message_is_not_taken_for_the_next_with_the_same_id() {
         let answers = Answers::default();
-        let mut first = answers.expect(b"1");
+        let mut first = answers.awaits(b"1");
         told(&answers, &[framed("CA", "1")]).await;
         assert_eq!(first.try_recv(), Ok(Code::Ca));
-        let mut second = answers.expect(b"1");
+        let mut second = answers.awaits(b"1");
         told(&answers, &[framed("AA", "1")]).await;
         assert!(second.try_recv().is_err(), "that was the application's answer to the first");
         told(&answers, &[framed("CA", "1")]).await;
@@ -194,7 +192,7 @@ mod tests {
     async fn in_original_mode_the_same_id_again_is_answered_again() {
         let answers = Answers::default();
         for _ in 0..2 {
-            let mut answer = answers.expect(b"1");
+            let mut answer = answers.awaits(b"1");
             told(&answers, &[framed("AA", "1")]).await;
             assert_eq!(answer.try_recv(), Ok(Code::Aa));
         }

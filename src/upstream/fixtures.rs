@@ -1,5 +1,7 @@
 //! Envelopes for the tests of this room; invented content only.
 
+#![cfg(test)]
+
 use aws_lc_rs::digest;
 
 use super::Identity;

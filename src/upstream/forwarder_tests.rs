@@ -1,6 +1,8 @@
 //! The forwarder over a real spool, with an upstream that answers as each test says. Time is tokio's paused clock: pauses
 //! of minutes pass at once, and what would be a hot loop shows as a count.
 
+#![cfg(test)]
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

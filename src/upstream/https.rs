@@ -42,6 +42,10 @@ pub const ANSWER_BODY_MAX: u64 = 64 << 10;
 pub const WHOLE_MAX: u64 = 1 << 20;
 /// Pieces of a body that wait for the socket.
 const PIECES_AHEAD: usize = 2;
+/// Pieces are cut to this, so that `write-timeout` is about little and an answer that comes too early is seen as such.
+const PIECE_BYTES: usize = 64 << 10;
+/// After an answer the connection must be ready for the next request within this, or it is closed.
+const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// `[upstream.<name>.https]`.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -139,7 +143,7 @@ impl Upstream for Https {
             None => self.dial().await?,
         };
         let (status, after, reusable) = self.exchange(&mut sender, request, outgoing).await?;
-        if reusable && sender.ready().await.is_ok() {
+        if reusable && timeout(READY_WITHIN, sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
             *idle = Some(sender);
         }
         drop(idle);
@@ -267,24 +271,43 @@ impl Pump {
     async fn run(mut self, limit: Duration) -> Result<(), Cut> {
         let Some(pieces) = self.pieces.take() else { return Ok(()) };
         loop {
-            let piece = match self.whole.take() {
+            let bytes = match self.whole.take() {
                 Some(whole) => Ok(Some(whole)),
                 None => self.payload.next().await,
             };
-            let (piece, end) = match piece {
+            match bytes {
                 Ok(None) => return Ok(()),
-                Ok(Some(piece)) => (Ok(piece), Ok(())),
-                // Told to the connection as well, so that it is torn down and does not end the body early.
-                Err(error) => (Err(error.clone()), Err(Cut::Unreadable(error))),
-            };
-            match timeout(limit, pieces.send(piece)).await {
-                Ok(Ok(())) => end?,
-                // The connection takes no more: it has its answer, or it broke. The request tells which.
-                Ok(Err(_)) => return end,
-                Err(_) => return Err(Cut::Stuck),
+                Ok(Some(bytes)) => match feed(&pieces, bytes, limit).await? {
+                    Fed::On => {}
+                    // The connection takes no more: it has its answer, or it broke. The request tells which.
+                    Fed::Over => return Ok(()),
+                },
+                Err(error) => {
+                    // Told to the connection as well, so that it is torn down and does not end the body early.
+                    drop(pieces.try_send(Err(error.clone())));
+                    return Err(Cut::Unreadable(error));
+                }
             }
         }
     }
+}
+
+/// Whether a body goes on.
+enum Fed {
+    On,
+    Over,
+}
+
+async fn feed(pieces: &mpsc::Sender<Result<Bytes, BodyError>>, mut bytes: Bytes, limit: Duration) -> Result<Fed, Cut> {
+    while !bytes.is_empty() {
+        let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+        match timeout(limit, pieces.send(Ok(piece))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Ok(Fed::Over),
+            Err(_) => return Err(Cut::Stuck),
+        }
+    }
+    Ok(Fed::On)
 }
 
 /// The body of a request: pieces from a [`Pump`], of a length that is known.

@@ -154,7 +154,7 @@ impl Upstream for Mllp {
         if let Some(cause) = self.answers.is_gone() {
             return Err(lost(cause));
         }
-        let answer = self.answers.expect(&envelope.meta.control_id);
+        let answer = self.answers.awaits(&envelope.meta.control_id);
         // Whatever ends the exchange early leaves half a frame or an answer on the way: the connection can't be used again.
         let mut unfinished = Unfinished { answers: &self.answers, armed: true };
         let code = self.exchange(&mut writer, &mut outgoing, answer).await;

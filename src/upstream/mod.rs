@@ -140,7 +140,8 @@ pub trait Upstream: Sized + Send + Sync + 'static {
         1
     }
 
-    /// Completes when the connection is gone though nothing was sent (a peer that hangs up, a keep-alive that fails).
+    /// Completes when the connection is gone though nothing was sent (a peer that hangs up, a keep-alive that fails), with the
+    /// cause in words. It is cancelled and called again at will.
     fn closed(&self) -> impl Future<Output = String> + Send {
         std::future::pending()
     }
@@ -242,4 +243,41 @@ pub enum SendError {
         /// The peer's answer in words, without content of the message.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        let mut problems = Problems::default();
+        toml::from_str::<UpstreamConfig>(text).unwrap().check(&mut problems);
+        problems.into_found().into_iter().map(|problem| problem.text).collect()
+    }
+
+    #[test]
+    fn sections_read_as_people_write_them_and_unsafe_ones_are_told() {
+        for (text, told) in [
+            ("[mllp]\naddress = 'engine.example:2575'\nplain = true", None),
+            ("[mllp]\naddress = 'engine.example:2575'", Some("unencrypted")),
+            ("[mllp]\naddress = 'a:1'\nplain = true\nreceipt = 'written'", Some("is lost")),
+            ("[https]\nurl = 'http://a/in'\nplain = true\nwhen-refused = 'hold'", None),
+            ("[https]\nurl = 'https://a/in'\nplain = true", Some("https:// goes with tls")),
+            ("[directory]\npath = '/mnt/usb'\nunsealed = true\nmarker = 'WARDGATE'", None),
+            ("[directory]\npath = '/mnt/usb'", Some("seal-to")),
+        ] {
+            let found = problems(text);
+            assert_eq!(found.len(), usize::from(told.is_some()), "{text}: {found:?}");
+            assert!(told.is_none_or(|told| found[0].contains(told)), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_recipient_and_an_unknown_key_are_shown_where_they_stand() {
+        let error =
+            toml::from_str::<UpstreamConfig>("[directory]\npath = '/mnt'\nseal-to = [\n  'age1x',\n]").unwrap_err();
+        assert!(error.to_string().contains("line 3") && error.to_string().contains("\"age1x\""), "{error}");
+        let error = toml::from_str::<UpstreamConfig>("[mllp]\naddress = 'a:1'\nplane = true").unwrap_err();
+        assert!(error.to_string().contains("line 3, column 1"), "{error}");
+    }
 }

@@ -291,6 +291,9 @@ mod tests {
         assert!(!is_correlatable(&Header::read(body).unwrap()));
         let out = written(body, Code::Ar, Some(Fault::NoControlId));
         assert!(!out.contains(['\x0b', '\x1c']), "{out:?}");
+        let separators =
+            written(b"MSH|\x1c\x0b\\&|A||||||ORU\x1cR01^R01|7|P|2.5\r", Code::Ar, Some(Fault::NoControlId));
+        assert!(!separators.contains(['\x0b', '\x1c']), "{separators:?}");
     }
 
     #[test]

@@ -49,9 +49,13 @@ impl Separators {
     /// Those that nearly everybody uses.
     pub const USUAL: Self = Self { field: b'|', component: b'^', repetition: b'~', escape: b'\\', subcomponent: b'&' };
 
-    /// From MSH-1 and MSH-2; what a short MSH-2 leaves out is as usual.
+    /// From MSH-1 and MSH-2; what a short MSH-2 leaves out is as usual, and so is what can't separate: a control character is
+    /// no separator, least of all one of MLLP's, which an answer would be cut by.
     fn declared(field: u8, encoding: &[u8]) -> Self {
-        let nth = |index: usize, usual: u8| encoding.get(index).copied().unwrap_or(usual);
+        let nth = |index: usize, usual: u8| match encoding.get(index) {
+            Some(byte) if !byte.is_ascii_control() => *byte,
+            _ => usual,
+        };
         Self {
             field,
             component: nth(0, Self::USUAL.component),

@@ -388,6 +388,3 @@ impl Decoder {
         end
     }
 }
-
-#[cfg(test)]
-mod tests;

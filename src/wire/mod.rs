@@ -11,3 +11,5 @@ pub mod mqtt_label;
 
 #[cfg(test)]
 mod corpus;
+#[cfg(test)]
+mod mllp_tests;

@@ -29,7 +29,7 @@ fn help_leads_a_newcomer_to_the_first_steps() {
 
 #[test]
 fn every_subcommand_teaches_its_use() {
-    let all: [&[&str]; 18] = [
+    let all: [&[&str]; 22] = [
         &["status"],
         &["dead"],
         &["dead", "list"],
@@ -45,6 +45,10 @@ fn every_subcommand_teaches_its_use() {
         &["keys"],
         &["keys", "rotate"],
         &["keys", "destroy"],
+        &["run"],
+        &["check"],
+        &["collect"],
+        &["recover"],
         &["demo"],
         &["probe"],
         &["probe", "mllp"],

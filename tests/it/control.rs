@@ -247,6 +247,19 @@ async fn status_is_shown_as_a_table_and_as_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_seen_enough_ends_the_program_quietly() {
+    let served = Served::start(None, None).await;
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wardgate"));
+    command.args(["status", "--json", "--socket"]).arg(served.socket());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    let (code, _, errors) = texts(&output);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_body_of_a_dead_letter_arrives_whole_in_a_private_file() {
     let served = Served::start(None, None).await;
     let (code, _, errors) =

@@ -9,9 +9,11 @@
 mod cli;
 mod collect;
 mod control;
+mod demo;
 mod demo_broker;
 mod house;
 mod mqtt;
 mod peers;
+mod probe;
 mod support;
 mod upstreams;

@@ -3,6 +3,8 @@
 use super::Fault;
 use super::outline::{closes, lines};
 
+/// Folders below `src/`, one in the other.
+const FOLDERS_MAX: usize = 2;
 /// Lines in a file, all of them.
 const FILE_LINES_MAX: usize = 700;
 /// Lines of code in a function, from its `fn` to its closing brace, without blank lines and comments.
@@ -48,10 +50,11 @@ pub fn function_faults(file: &str, source: &str) -> Vec<Fault> {
     found
 }
 
-/// A file in a folder of a folder of `src/`.
+/// A file that more than two folders lie above, below `src/`: the room's, and that of a file with parts of its own.
 pub fn too_deep(file: &str) -> Option<Fault> {
-    let deep = file.split('/').count() > 3;
-    deep.then(|| Fault::new(file, 1, "folders are at most two deep: src/room/file.rs"))
+    let folders = file.split('/').skip(1).count() - 1;
+    (folders > FOLDERS_MAX)
+        .then(|| Fault::new(file, 1, "folders are at most two deep: src/room/file.rs, src/room/file/part.rs"))
 }
 
 #[test]
@@ -75,7 +78,8 @@ fn a_long_function_is_a_fault_at_its_own_line() {
 }
 
 #[test]
-fn a_folder_in_a_folder_is_too_deep() {
-    assert!(too_deep("src/spool/log/reader.rs").is_some());
+fn a_third_folder_is_too_deep() {
+    assert!(too_deep("src/spool/log/reader/block.rs").is_some());
+    assert!(too_deep("src/spool/log/reader.rs").is_none());
     assert!(too_deep("src/spool/log.rs").is_none());
 }

@@ -58,7 +58,9 @@ fn hold(folders: &[&str], rule: impl Fn(&str, &str) -> Vec<Fault>) {
 fn files_for_tests() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for file in files_below(&repository().join("src")) {
-        let folder = file.parent().unwrap().to_owned();
+        // The modules of mod.rs lie beside it, those of any other file in a folder with its name.
+        let beside = matches!(file.file_name().and_then(|name| name.to_str()), Some("mod.rs" | "lib.rs" | "main.rs"));
+        let folder = if beside { file.parent().unwrap().to_owned() } else { file.with_extension("") };
         for module in outline::test_modules(&fs::read_to_string(&file).unwrap()) {
             found.insert(shown(&folder.join(format!("{module}.rs"))));
         }
@@ -176,4 +178,13 @@ fn every_document_names_what_is_there() {
         }
     }
     settle(&faults);
+}
+
+#[test]
+fn the_configuration_in_the_readme_can_be_used() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), example).unwrap();
+    succeeds(wardgate().arg("check").arg(file.path()));
 }

@@ -42,12 +42,13 @@ pub fn test_modules(source: &str) -> Vec<String> {
 /// The index of the line that closes the item which opens at `from`: the item's own line when it ends with a semicolon.
 pub fn closes(lines: &[Line<'_>], from: usize) -> usize {
     let indent = indentation(lines[from].text);
-    let own = |line: &Line<'_>| indentation(line.text) == indent && !line.code.trim().is_empty();
-    let ends = |line: &Line<'_>| {
-        let code = line.code.trim_end();
-        own(line) && (code.trim() == "}" || code.ends_with(';') || code.ends_with("}") || code.trim() == "};")
+    // A line that begins with a closing bracket, or the item's first: text of a string may stand at any column.
+    let own = |index: usize| {
+        let text = lines[index].text;
+        indentation(text) == indent && (index == from || text.trim().starts_with(['}', ']', ')']))
     };
-    (from..lines.len()).find(|index| ends(&lines[*index])).unwrap_or(lines.len() - 1)
+    let ends = |index: &usize| own(*index) && lines[*index].code.trim_end().ends_with(['}', ';']);
+    (from..lines.len()).find(ends).unwrap_or(lines.len() - 1)
 }
 
 fn mark_tests(lines: &mut [Line<'_>]) {

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use wardgate::upstream::https::{Https, HttpsConfig};
 use wardgate::upstream::sealing::Opener;
 use wardgate::upstream::{SendError, Upstream};
@@ -90,6 +92,63 @@ async fn the_status_decides_and_retry_after_is_heard() {
     let expected = ["busy 7", "busy 7", "refused", "refused", "busy", "busy", "disconnected", "204"];
     assert_eq!(told, expected, "the last one over a new connection");
     assert_eq!(count(store.path()), 1);
+}
+
+/// Reads a request's head; the body, when there is one, stays unread.
+async fn head(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    while !read.windows(4).any(|four| four == b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut read).await.unwrap() > 0);
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+async fn raw_end() -> (TcpListener, HttpsConfig) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, section(&format!("url = 'http://127.0.0.1:{port}/'\nplain = true\nwrite-timeout = '20s'")))
+}
+
+#[tokio::test]
+async fn an_answer_before_the_body_has_ended_counts_when_it_refuses_and_not_when_it_accepts() {
+    let (listener, config) = raw_end().await;
+    let serving = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        for answer in ["413 Too Large", "200 OK"] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            head(&mut stream).await;
+            let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            // Kept open and unread: the body does not fit into the buffers of both ends.
+            kept.push(stream);
+        }
+        std::future::pending::<()>().await;
+    });
+    let upstream = Https::connect(&config, &identity()).await.unwrap();
+    let body = || message("1", "|") + &"X".repeat(48 << 20);
+    let refused = send(&upstream, body()).await.unwrap_err();
+    assert!(matches!(&refused, SendError::Refused { reason } if reason.contains("413")), "{refused}");
+    let early = send(&upstream, body()).await.unwrap_err();
+    assert!(matches!(&early, SendError::Disconnected { cause } if cause.contains("before it had")), "{early}");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_closes_after_each_answer_is_no_fault() {
+    let (listener, config) = raw_end().await;
+    let serving = tokio::spawn(async move {
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            head(&mut stream).await;
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let upstream = Https::connect(&config, &identity()).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(send(&upstream, message("1", "|")).await.unwrap(), "200");
+    }
+    serving.await.unwrap();
 }
 
 #[tokio::test]

@@ -261,3 +261,13 @@ async fn an_acknowledgement_before_the_message_has_ended_is_no_receipt() {
     assert!(matches!(&error, SendError::Disconnected { cause } if cause.contains("before it had all")), "{error}");
     early.abort();
 }
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_more_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = connect(listener.local_addr().unwrap(), "plain = true\nwrite-timeout = \"200ms\"").await.unwrap();
+    let _never_read = listener.accept().await.unwrap();
+    let error = send(&upstream, "1", message("1", "|") + &"X".repeat(32 << 20)).await.unwrap_err();
+    assert!(matches!(&error, SendError::Disconnected { cause } if cause.contains("write-timeout")), "{error}");
+    assert!(upstream.closed().await.contains("write-timeout"));
+}

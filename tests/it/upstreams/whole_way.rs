@@ -53,6 +53,7 @@ async fn a_peer_that_is_killed_in_the_middle_has_every_message_in_order_in_the_e
         lanes: vec![spool.lane(Class::Clinical, &"monitors".parse().unwrap(), &identity().upstream)],
         counters: Arc::default(),
         holds: Arc::default(),
+        status: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
     };
     let (counters, stop) = (Arc::clone(&forwarding.counters), Stop::new());
     let running = tokio::spawn(upstream.forward(forwarding, stop.clone()));

@@ -2,7 +2,7 @@
 //!
 //! A message that is whole in memory is written and committed in one go; a long one goes into the spool in pieces while it
 //! arrives. Each message takes its share of the one budget at once and never a second time, so that two connections can't wait
-//! for each other. Nothing of a body is ever logged: peers, codes and counts only.
+//! for each other, and a short one holds it for the time of its commit only, however slowly it came. Nothing of a body is ever logged: peers, codes and counts only.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::MllpConfig;
+use super::mllp::MllpConfig;
 use crate::envelope::Flags;
 use crate::source::Stop;
 use crate::source::intake::{About, Incoming, Intake};
 use crate::source::seldom::Seldom;
-use crate::spool::CommitError;
+use crate::spool::{CommitError, IN_FLIGHT_BYTES_MAX};
 use crate::system::clock;
 use crate::system::stream::Stream;
 use crate::wire::ack::{self, Answer, CONTROL_ID_BYTES_MAX, Fault};
@@ -32,6 +32,8 @@ const READ_BYTES: usize = 16 << 10;
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 /// What a streamed body holds in memory at most: one fragment of the spool.
 const FRAGMENT_BYTES: usize = 256 << 10;
+/// Bodies of one source that are streamed at once: half of the budget, so that stalled ones leave room for short messages.
+const STREAMS_MAX: usize = IN_FLIGHT_BYTES_MAX / FRAGMENT_BYTES / 2;
 /// A frame that has so many bytes more has earned another `frame-timeout`.
 const FRAME_STEP_BYTES: u64 = 256 << 10;
 /// How long a lone `FS` waits for its `CR`. A peer that never sends the `CR` waits for it once.
@@ -54,6 +56,7 @@ pub(super) struct Settings {
     charset: Option<String>,
     /// The last MSH-10 that we gave: begins with the wall clock, so that it does not come again after a restart.
     control_id: AtomicU64,
+    streams: Arc<Semaphore>,
     quirks: Seldom,
     faults: Seldom,
     endings: Seldom,
@@ -69,6 +72,7 @@ impl Settings {
             write: config.write_timeout.0,
             charset: config.charset.clone(),
             control_id: AtomicU64::new(clock::wall().us.unsigned_abs()),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             quirks: Seldom::default(),
             faults: Seldom::default(),
             endings: Seldom::default(),
@@ -149,9 +153,15 @@ enum Message {
     /// Into `gathered`, until it is whole.
     Gathering(Incoming),
     /// Into the spool.
-    Streaming(Incoming, OwnedSemaphorePermit),
+    Streaming(Incoming, Share),
     /// Nowhere: it is over the limit, or the spool did not take it.
     Lost(Fault),
+}
+
+/// What a message may hold in memory, given back when it is dropped.
+struct Share {
+    _bytes: OwnedSemaphorePermit,
+    _stream: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
@@ -274,7 +284,7 @@ impl Connection {
                 Message::Gathering(incoming)
             }
             Message::Gathering(incoming) => {
-                let share = self.intake.reserve(FRAGMENT_BYTES).await;
+                let share = self.stream_share().await;
                 let message = Message::Streaming(incoming, share);
                 let message = message.written(&self.gathered).await.written(bytes).await;
                 self.gathered.truncate(HEADER_BYTES_MAX);
@@ -284,6 +294,14 @@ impl Connection {
             Message::Streaming(..) => message.written(bytes).await,
             Message::Lost(fault) => Message::Lost(fault),
         });
+    }
+
+    /// Room for a body that does not fit into what is gathered. Its sender may stall: so only some of them get it at once.
+    async fn stream_share(&self) -> Share {
+        // Unwrap safety: the semaphore is the source's own and never closed.
+        #[allow(clippy::unwrap_used)]
+        let stream = Arc::clone(&self.settings.streams).acquire_owned().await.unwrap();
+        Share { _bytes: self.intake.reserve(FRAGMENT_BYTES).await, _stream: Some(stream) }
     }
 
     /// A frame has ended: store the message, then answer it.
@@ -350,7 +368,7 @@ impl Connection {
     async fn store(&self, message: Message, gathered: &[u8], about: About) -> Result<(), Fault> {
         let (incoming, _share) = match message {
             Message::Gathering(mut incoming) => {
-                let share = self.intake.reserve(gathered.len()).await;
+                let share = Share { _bytes: self.intake.reserve(gathered.len()).await, _stream: None };
                 if let Err(error) = incoming.write(gathered).await {
                     self.intake.counters().refused.one();
                     return Err(refusal(error));
