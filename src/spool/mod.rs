@@ -21,6 +21,7 @@
 //! ```text
 //! <path>/keyring.0, keyring.1      spool id and epoch keys, sealed by the root key, twice          (keys.rs)
 //! <path>/recovery.age              the root key, sealed to the recovery recipients                  (escrow.rs)
+//! <path>/index.redb                made again from the logs whenever it is not theirs               (index_file.rs, index.rs)
 //! <path>/<log>/NNNNNN.seg          segment files of clinical, imaging and telemetry; the name says nothing
 //!
 //! segment   header · header · group · group · ... · trailer                                       (segment.rs)
@@ -50,6 +51,8 @@
 //! 3. A closed segment is known by its footer; every other one is scanned. A last group that is not whole is an ordinary power
 //!    cut. A whole group behind one that is not, or fewer groups than the next OPENING names, is damage: quarantine.
 //! 4. The newest checkpoint and all control records after it give cursors and dead letters; footers give the backlogs.
+//! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
+//!    closed is synced first, so that no second copy is answered for on the word of memory.
 //!
 //! # Space
 //!
@@ -59,8 +62,8 @@
 //! # The rooms within
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `recovery`,
-//! `compact`, `keeper` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey` (reads all), `transfer`,
-//! `import` (from box to box) · `escrow`, `rescue` (a dead box).
+//! `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
+//! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
 mod draft;
