@@ -73,8 +73,8 @@ fn held(folder: &Path) -> Vec<String> {
 
 fn json(text: &str) -> Value {
     // Progress is told on standard error, before the answer.
-    let begin = text.find("{\n").unwrap_or_else(|| panic!("no JSON in: {text}"));
-    serde_json::from_str(&text[begin..]).unwrap()
+    let (_, rest) = text.split_once("{\n").unwrap_or_else(|| panic!("no JSON in: {text}"));
+    serde_json::from_str(&format!("{{{rest}")).unwrap()
 }
 
 #[test]
