@@ -104,7 +104,13 @@ impl Operator for Gateway {
         };
         let done = self.spool.replay(&order).await.map_err(not_written)?;
         self.parts.lock().await.serve_new_lanes().await;
-        Ok(ReplayReport { messages: done.messages, bytes: done.bytes, first: None, last: None, incomplete: false })
+        Ok(ReplayReport {
+            messages: done.messages,
+            bytes: done.bytes,
+            first: done.received_us.map(|(first, _)| when(first)),
+            last: done.received_us.map(|(_, last)| when(last)),
+            incomplete: done.incomplete,
+        })
     }
 
     async fn keys_rotate(&self) -> Answer<KeysReport> {

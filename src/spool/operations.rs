@@ -48,6 +48,10 @@ pub struct Replayed {
     pub messages: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
+    /// When the first and the last one were received, wall clock microseconds.
+    pub received_us: Option<(i64, i64)>,
+    /// The range begins before the oldest message that is still held, and older ones were taken back.
+    pub incomplete: bool,
 }
 
 impl Spool {
@@ -181,6 +185,12 @@ impl Spool {
             let (log, wanted) = (Arc::clone(&opened.log), order.clone());
             let search = tokio::task::spawn_blocking(move || originals(&log, &wanted));
             let found = search.await.map_err(|_| CommitError::Failed)?.map_err(|_| CommitError::Failed)?;
+            let (found, received): (Vec<Replay>, Vec<i64>) = found.into_iter().unzip();
+            for at in received {
+                let (first, last) = done.received_us.unwrap_or((at, at));
+                done.received_us = Some((first.min(at), last.max(at)));
+            }
+            done.incomplete |= is_incomplete(&opened.log.state(), order);
             done.messages += found.len() as u64;
             done.bytes += found.iter().map(|replay| replay.length).sum::<u64>();
             if !order.dry_run {
@@ -300,8 +310,17 @@ fn replay_of(log: &Log, dead: &Dead) -> Replay {
     }
 }
 
-/// The messages that a replay is about, in their order.
-fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<Replay>> {
+/// Whether messages of the source that the order names may have been taken back or compacted away.
+fn is_incomplete(state: &State, order: &ReplayOrder) -> bool {
+    let oldest = state.segments.values().filter_map(|held| held.extent.received_us).map(|(first, _)| first).min();
+    let whole = state.segments.first_key_value().is_none_or(|(first, _)| *first == 1)
+        && state.segments.values().all(|held| held.segment.identity.generation == 0);
+    let known = state.lanes.keys().any(|(source, _)| *source == order.source);
+    known && !whole && oldest.is_none_or(|oldest| order.from_us < oldest)
+}
+
+/// The messages that a replay is about, in their order, and when each was received.
+fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<(Replay, i64)>> {
     let segments: Vec<_> = {
         let state = log.state();
         let held = state.segments.values().filter(|held| {
@@ -320,7 +339,8 @@ fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<Replay>> {
                     let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
                     let received = data.meta.received.wall_us;
                     if data.meta.source == order.source && (order.from_us..order.to_us).contains(&received) {
-                        found.push(replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream));
+                        let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
+                        found.push((replay, received));
                     }
                 }
             }

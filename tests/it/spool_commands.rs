@@ -73,8 +73,8 @@ fn held(folder: &Path) -> Vec<String> {
 
 fn json(text: &str) -> Value {
     // Progress is told on standard error, before the answer.
-    let begin = text.find("{\n").unwrap_or_else(|| panic!("no JSON in: {text}"));
-    serde_json::from_str(&text[begin..]).unwrap()
+    let (_, rest) = text.split_once("{\n").unwrap_or_else(|| panic!("no JSON in: {text}"));
+    serde_json::from_str(&format!("{{{rest}")).unwrap()
 }
 
 #[test]
@@ -154,7 +154,12 @@ fn a_replay_to_an_upstream_that_never_had_the_source_is_delivered_at_once() {
     let rest = format!("{}\n{}", waiting_box(), delivering_box(folder.path()));
     let gateway = Gateway::start(folder.path(), &rest);
     send(gateway.endpoint("monitors"), 0..MESSAGES);
-    gateway.ask(&["replay", "--source", "monitors", "--from", "1h", "--to", "now", "--upstream", "archive", "--yes"]);
+    let range = ["replay", "--source", "monitors", "--from", "1h", "--to", "now", "--upstream", "archive"];
+    let counted = json(&gateway.ask(&[&range[..], &["--dry-run", "--json"]].concat()));
+    assert_eq!((&counted["messages"], &counted["incomplete"]), (&MESSAGES.into(), &false.into()), "{counted}");
+    assert!(counted["first"].as_str().unwrap() <= counted["last"].as_str().unwrap(), "{counted}");
+    assert_eq!(held(&folder.path().join("out")).len(), 0, "counting sends nothing");
+    gateway.ask(&[&range[..], &["--yes"]].concat());
     eventually("the archive has them", || held(&folder.path().join("out")).len() == MESSAGES);
 }
 
