@@ -173,16 +173,20 @@ fn make_within_quota(log: &Log) -> Option<FreeFile> {
         (used, state.names())
     };
     if used + size > log.limits().quota {
+        log.state().disk_short = None;
         return None;
     }
-    let number = (1u32..).find(|number| !names.contains(&file_name(log, *number)))?;
-    match make_file(log, file_name(log, number)) {
-        Ok(file) => Some(file),
-        Err(error) => {
-            tracing::warn!(log = %log.class, %error, "no room on the disk for another segment, though the quota allows it");
-            None
-        }
+    // A file that was just taken for a segment is in no list for a moment, but on the disk.
+    let taken =
+        |made: &io::Result<FreeFile>| matches!(made, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+    let names = (1u32..).map(|number| file_name(log, number)).filter(|name| !names.contains(name));
+    let made = names.map(|name| make_file(log, name)).find(|made| !taken(made))?;
+    let short = made.as_ref().err().map(ToString::to_string);
+    if let Some(error) = short.as_ref().filter(|_| log.state().disk_short.is_none()) {
+        tracing::warn!(log = %log.class, error, "no room on the disk for another segment, though the quota allows it");
     }
+    log.state().disk_short = short;
+    made.ok()
 }
 
 fn file_name(log: &Log, number: u32) -> String {

@@ -96,6 +96,8 @@ pub struct State {
     pub streams: HashMap<u64, Vec<u64>>,
     /// Why intake is refused.
     pub refusing: Option<String>,
+    /// Why the disk gave no file for another segment though the quota allowed one, if that is so.
+    pub disk_short: Option<String>,
     /// Files whose key can't be had: never touched.
     pub foreign: Vec<String>,
     /// Segments in which damage was found.

@@ -206,8 +206,14 @@ impl Writer {
                 }
             }
             None => {
-                let text = "all of the quota holds messages that are not delivered yet";
-                self.log.state().refusing = Some(text.to_owned());
+                let mut state = self.log.state();
+                state.refusing = Some(match &state.disk_short {
+                    Some(error) => format!(
+                        "the disk is full before the quota is ({error}), and what is on it is not delivered yet: free space \
+                         on it, or lower the quota"
+                    ),
+                    None => "all of the quota holds messages that are not delivered yet".to_owned(),
+                });
                 false
             }
         }

@@ -16,6 +16,8 @@ use super::wait::{PATIENCE, eventually_some};
 
 const VT: u8 = 0x0b;
 const END: [u8; 2] = [0x1c, 0x0d];
+/// Bytes of a body in which its first segments are: the long ones are long at their end.
+const HEAD_BYTES: usize = 1024;
 /// How often an engine that waits for a connection looks whether it was cut off.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -43,7 +45,7 @@ pub fn long_message(id: &str, bytes: usize) -> Vec<u8> {
 
 /// A field of the first segment with this name, as text. Enough for the messages above and their acknowledgements.
 pub fn field(body: &[u8], segment: &str, number: usize) -> String {
-    let text = String::from_utf8_lossy(body).into_owned();
+    let text = String::from_utf8_lossy(&body[..body.len().min(HEAD_BYTES)]).into_owned();
     let line = text.split('\r').find(|line| line.starts_with(segment)).unwrap_or_default();
     // MSH-1 is the separator itself.
     let index = if segment == "MSH" { number - 1 } else { number };
@@ -52,10 +54,11 @@ pub fn field(body: &[u8], segment: &str, number: usize) -> String {
 
 /// AA with the separators and the MSH-10 of the first MSH, of a batch without a message its own control id; as the bytes stand.
 fn acknowledgement(body: &[u8]) -> Vec<u8> {
+    let body = &body[..body.len().min(HEAD_BYTES)];
     let bare = |line: &'_ [u8]| line.iter().position(u8::is_ascii_alphabetic).unwrap_or_default();
     let lines = || body.split(|byte| matches!(byte, b'\r' | b'\n')).map(|line| &line[bare(line)..]);
     let message = lines().find(|line| line.starts_with(b"MSH")).map(|line| (line, 9));
-    let batch = || lines().filter(|line| line.starts_with(b"FHS") || line.starts_with(b"BHS")).last();
+    let batch = || lines().filter(|line| line.starts_with(b"FHS") || line.starts_with(b"BHS")).next_back();
     let (line, index) = message.or_else(|| Some((batch()?, 10))).unwrap_or((b"MSH|", 9));
     let separator = &line[3..4];
     let fields: Vec<&[u8]> = line.split(|byte| [*byte] == separator).collect();
@@ -137,7 +140,7 @@ impl Frames {
         let mut buffer = [0; 16 << 10];
         let mut searched = 0;
         loop {
-            if let Some(end) = self.unread[searched..].windows(2).position(|pair| pair == END) {
+            if let Some(end) = memchr::memmem::find(&self.unread[searched..], &END) {
                 let rest = self.unread.split_off(searched + end + END.len());
                 let frame = std::mem::replace(&mut self.unread, rest);
                 assert_eq!(frame[0], VT, "a frame begins with VT");
