@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::admin::alarms;
 use crate::config::{self, LoadError, Loaded};
@@ -166,10 +167,11 @@ impl Gateway {
         Err(ReloadError::Refused(format!("{trouble}. The former configuration is in force again")))
     }
 
-    /// Does what must be done now and then, until this future is dropped: the status for upstreams, the memory of the time.
-    pub async fn tend(&self) {
+    /// Does what must be done now and then, until `stop`: the status for upstreams, the memory of the time. Runs as a task of
+    /// its own: it takes locks in turn with others, and one that waits for a lock must always be polled.
+    pub async fn tend(self: Arc<Self>, stop: CancellationToken) {
         let mut remembered: Option<Instant> = None;
-        loop {
+        while !stop.is_cancelled() {
             // A person who hung up in the middle of an import may have left messages in lanes that are new.
             self.parts.lock().await.serve_new_lanes().await;
             let status = self.snapshot().await;
@@ -181,14 +183,14 @@ impl Gateway {
                     tracing::warn!(%error, "the right time can't be kept for the next start");
                 }
             }
-            tokio::time::sleep(STATUS_INTERVAL).await;
+            stop.run_until_cancelled(tokio::time::sleep(STATUS_INTERVAL)).await;
         }
     }
 
     /// Takes no new message, answers what is committed, waits shortly for receipts, closes the spool.
     pub async fn stop(&self) {
-        let mut parts = self.parts.lock().await;
-        if tokio::time::timeout(DRAIN_MAX, parts.stop()).await.is_err() {
+        let drained = async { self.parts.lock().await.stop().await };
+        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
             tracing::warn!("not everything ended within {} s; what was acknowledged is on disk", DRAIN_MAX.as_secs());
         }
         let spool = self.spool.clone();

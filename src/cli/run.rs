@@ -88,6 +88,7 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
     let asking = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(control.serve(Arc::clone(&gateway), asking.clone()));
+    tasks.spawn(Arc::clone(&gateway).tend(stop.clone()));
     if let Some(metrics) = metrics {
         tasks.spawn(metrics.serve(Arc::clone(&gateway), asking.clone()));
     }
@@ -106,12 +107,9 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
 async fn watch(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
     let mut alive = interval(systemd::watchdog_period().unwrap_or(WATCHDOG_DEFAULT));
-    let tend = gateway.tend();
-    tokio::pin!(tend);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = &mut tend => {}
             // The gateway's own locks are taken before it says that it lives: a gateway that hangs says nothing.
             _ = alive.tick() => {
                 gateway.snapshot().await;

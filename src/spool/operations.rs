@@ -16,7 +16,7 @@ use super::record::{self, Data, Dead, Discard, Kind, Replay};
 use super::segment::Identity;
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Place, Spool, SpoolConfig, escrow, lanes, recovery, source_tag};
+use super::{CommitError, Opened, Place, Spool, SpoolConfig, escrow, index_file, lanes, recovery, source_tag};
 use crate::envelope::{BodyError, Class, Envelope};
 use crate::status::{Alarm, LaneStatus, LogStatus};
 use crate::values::{ByteSize, Name};
@@ -242,7 +242,7 @@ impl Spool {
         let [first, ..] = &self.inner.logs;
         let storage = &*first.log.storage;
         let erased = first.log.keys().destroy(storage);
-        for name in [escrow::RECOVERY_FILE, escrow::RECIPIENTS] {
+        for name in [escrow::RECOVERY_FILE, escrow::RECIPIENTS, index_file::NAME] {
             erase_small(storage, name)?;
         }
         storage.sync_folder("")?;
