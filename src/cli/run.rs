@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
@@ -104,14 +104,21 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
 
 /// Reloads on SIGHUP and tells systemd that all is well, until `stop`.
 async fn watch(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
-    let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
+    let hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
+    // Side by side, each polled at all times: one that waited for a lock of the gateway inside the other's turn would wait for ever.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = gateway.tend() => {}
+        () = attend(gateway, hangup) => {}
+    }
+    Ok(())
+}
+
+/// What signals and the watchdog ask for.
+async fn attend(gateway: &Gateway, mut hangup: Signal) {
     let mut alive = interval(systemd::watchdog_period().unwrap_or(WATCHDOG_DEFAULT));
-    let tend = gateway.tend();
-    tokio::pin!(tend);
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = &mut tend => {}
             // The gateway's own locks are taken before it says that it lives: a gateway that hangs says nothing.
             _ = alive.tick() => {
                 gateway.snapshot().await;
