@@ -103,7 +103,10 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Reloads on SIGHUP and tells systemd that all is well, until `stop`.
+/// Reloads on SIGHUP and tells systemd that all is well, until `stop`; a reload that has begun ends first.
+///
+/// Nothing that takes the gateway's lock may be a branch here that is kept from one round to the next: it could stand in the lock's
+/// queue without being polled, while another branch waits behind it for ever.
 async fn watch(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
     let mut alive = interval(systemd::watchdog_period().unwrap_or(WATCHDOG_DEFAULT));
