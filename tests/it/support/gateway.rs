@@ -46,7 +46,15 @@ impl Gateway {
     /// Starts it on the configuration and the spool that are in `folder`.
     #[track_caller]
     pub fn again(folder: &Path) -> Self {
-        let process = Process::start(wardgate().arg("run").arg("--config").arg(folder.join("gateway.toml")));
+        Self::again_with(folder, &[])
+    }
+
+    /// The same with these variables in its environment.
+    #[track_caller]
+    pub fn again_with(folder: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut command = wardgate();
+        command.arg("run").arg("--config").arg(folder.join("gateway.toml")).envs(variables.iter().copied());
+        let process = Process::start(&mut command);
         let mut gateway = Self { process, folder: folder.to_owned() };
         let mut ended = false;
         eventually("the service answers on its control socket, or ends", || {
