@@ -91,6 +91,11 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
     if let Some(metrics) = metrics {
         tasks.spawn(metrics.serve(Arc::clone(&gateway), asking.clone()));
     }
+    let tended = Arc::clone(&gateway);
+    let until = asking.clone();
+    tasks.spawn(async move {
+        until.run_until_cancelled(tended.tend()).await;
+    });
     systemd::ready(&format!("gateway {} at {}", settings.name, settings.site));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %settings.name, site = %settings.site, "started");
     watch(&gateway, &stop).await?;
@@ -103,15 +108,15 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
 }
 
 /// Reloads on SIGHUP and tells systemd that all is well, until `stop`.
+///
+/// Nothing that takes the gateway's lock may be a branch here that is kept from one round to the next: it could stand in the lock's
+/// queue without being polled, while another branch waits behind it for ever.
 async fn watch(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
     let mut alive = interval(systemd::watchdog_period().unwrap_or(WATCHDOG_DEFAULT));
-    let tend = gateway.tend();
-    tokio::pin!(tend);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = &mut tend => {}
             // The gateway's own locks are taken before it says that it lives: a gateway that hangs says nothing.
             _ = alive.tick() => {
                 gateway.snapshot().await;
