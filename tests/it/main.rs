@@ -18,6 +18,7 @@ mod house;
 mod kill9;
 mod mqtt;
 mod peers;
+mod privacy;
 mod probe;
 mod spool_commands;
 mod support;

@@ -20,6 +20,7 @@ parser.add_argument("--port", type=int, default=0)
 parser.add_argument("--answers", default="AA", help="answers in turn, the last one for ever: AE,AE,AA; 'none' says nothing, 'hang-up' closes")
 parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
 parser.add_argument("--wrong-id", action="store_true", help="answer with another MSA-2 first, then with the right one")
+parser.add_argument("--say", help="these words go into MSA-3 and an ERR segment of each answer")
 parser.add_argument("--certificate", help="PEM; with --key the end speaks TLS")
 parser.add_argument("--key")
 parser.add_argument("--client-ca", help="PEM; a client certificate is then required")
@@ -50,7 +51,11 @@ def acknowledgement(message, code, control_id=None):
     ack = message.create_ack(code)
     if control_id is not None:
         ack.assign_field(control_id, "MSA", 1, 2)
-    return str(ack).encode("latin-1")
+    text = str(ack)
+    if args.say:
+        ack.assign_field(args.say, "MSA", 1, 3)
+        text = f"{str(ack).rstrip()}\rERR||PID^1^5|207^{args.say}|E||{args.say}|{args.say}|{args.say}\r"
+    return text.encode("latin-1")
 
 
 async def converse(reader, writer):

@@ -56,6 +56,14 @@ impl Gateway {
         Self::launch(Command::new("env"), folder)
     }
 
+    /// The same with these variables in its environment.
+    #[track_caller]
+    pub fn again_with(folder: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut wrapper = Command::new("env");
+        wrapper.args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        Self::launch(wrapper, folder)
+    }
+
     #[track_caller]
     fn launch(mut wrapper: Command, folder: &Path) -> Self {
         let ours = wardgate();

@@ -58,7 +58,7 @@ fn acknowledgement(body: &[u8]) -> Vec<u8> {
     let bare = |line: &'_ [u8]| line.iter().position(u8::is_ascii_alphabetic).unwrap_or_default();
     let lines = || body.split(|byte| matches!(byte, b'\r' | b'\n')).map(|line| &line[bare(line)..]);
     let message = lines().find(|line| line.starts_with(b"MSH")).map(|line| (line, 9));
-    let batch = || lines().filter(|line| line.starts_with(b"FHS") || line.starts_with(b"BHS")).next_back();
+    let batch = || lines().rfind(|line| line.starts_with(b"FHS") || line.starts_with(b"BHS"));
     let (line, index) = message.or_else(|| Some((batch()?, 10))).unwrap_or((b"MSH|", 9));
     let separator = &line[3..4];
     let fields: Vec<&[u8]> = line.split(|byte| [*byte] == separator).collect();

@@ -83,7 +83,8 @@ impl Subscriber {
         let mut open: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let mut wholes = Vec::new();
         for publish in self.kept() {
-            let properties = publish.properties.clone().unwrap();
+            // What has no label is no message: the status of a gateway.
+            let Some(properties) = publish.properties.clone() else { continue };
             let named: BTreeMap<String, String> = properties.user_properties.into_iter().collect();
             let transfer = named.get("transfer").cloned().unwrap_or_default();
             let mut bytes = open.remove(&transfer).unwrap_or_default();
