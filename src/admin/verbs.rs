@@ -88,7 +88,7 @@ impl Request {
     /// Checks what serde can't see: a selection that selects nothing, too many ids.
     ///
     /// # Errors
-    /// [`Refusal`] with [`Code::BadRequest`].
+    /// [`Refusal`] with [`BadRequest`](super::answers::Code::BadRequest).
     pub fn check(&self) -> Result<(), Refusal> {
         let ids = match self {
             Self::DeadRetry(selection) | Self::DeadDiscard(selection) => {
