@@ -31,7 +31,7 @@ use parts::Parts;
 pub type Config = config::Config<SourceConfig, UpstreamConfig>;
 
 /// How long a stop waits for sources and forwarders before the spool is closed under them.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// How often the status that goes upstream is looked at anew.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the right time is remembered.

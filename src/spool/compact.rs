@@ -5,7 +5,7 @@
 //! live records. Nothing that a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
 //! kept for it, so it needs no space on a full disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, PoisonError};
 
@@ -226,14 +226,16 @@ fn compact_one(log: &Log) -> bool {
             let usable = Some(*order) != last && !state.is_arriving(*order) && !state.quarantined.contains(order);
             let live = live_bytes(&state, *order, held);
             let gain = held.segment.bytes.saturating_sub(live);
-            let small =
-                live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= log.limits().segment_bytes / GAIN_SHARE;
-            (usable && small).then_some((gain, *order))
+            let least = log.limits().segment_bytes / GAIN_SHARE;
+            let small = live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= least;
+            // What gained less than was thought is left alone until much of it is delivered.
+            let changed = live.saturating_add(least) <= held.tried_live;
+            (usable && small && changed).then_some((gain, *order, live))
         });
         worth.max()
     };
-    let Some((_, order)) = candidate else { return false };
-    match compact(log, order) {
+    let Some((_, order, live)) = candidate else { return false };
+    match compact(log, order, live) {
         Ok(done) => done,
         Err(error) => {
             tracing::warn!(log = %log.class, segment = order, %error, "a segment could not be compacted");
@@ -248,43 +250,68 @@ fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
         let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
         lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
     });
-    let messages = waiting.map(|extent| extent.bytes + extent.count * RECORD_OVERHEAD).max().unwrap_or(0);
+    // A message for two upstreams is there once; those of two sources are different ones.
+    let mut by_source: BTreeMap<&Name, u64> = BTreeMap::new();
+    for extent in waiting {
+        let bytes = by_source.entry(&extent.source).or_default();
+        *bytes = (*bytes).max(extent.bytes + extent.count * RECORD_OVERHEAD);
+    }
+    let messages: u64 = by_source.values().sum();
     let dead = state.dead.values().filter(|dead| dead.at.segment == order);
     let dead: u64 = dead.map(|dead| dead.length + RECORD_OVERHEAD).sum();
     messages.max(held.extent.fragment_bytes) + dead + 4 * BLOCK as u64
 }
 
 /// Writes what is live of a segment to the reserve and puts that in its place; the old file becomes the reserve.
-fn compact(log: &Log, order: u64) -> io::Result<bool> {
+fn compact(log: &Log, order: u64, live: u64) -> io::Result<bool> {
     let source = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     let Some((source, end)) = source else { return Ok(false) };
     let wanted = wanted_records(log, order)?;
-    let Some(target) = log.state().reserve.take() else { return Ok(false) };
-    let identity = Identity { generation: source.identity.generation + 1, ..source.identity };
-    let mut copy = Copy::begin(log, target, identity)?;
-    let mut walker = Walker::new(Arc::clone(&source));
-    loop {
-        match walker.next(end, &|_| true)? {
-            Step::End => break,
-            Step::Damaged { .. } | Step::Skipped { .. } => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
-            }
-            Step::Frame(found) => copy.take(log, order, found, &wanted)?,
-        }
-    }
-    let held = copy.finish(log)?;
-    let mut state = log.state();
-    let old = state.segments.insert(order, held);
-    let whole = old.filter(|old| old.segment.bytes == log.limits().segment_bytes);
-    if let Some(old) = whole {
-        state.reserve = Some(FreeFile { name: old.segment.name.clone(), file: Arc::clone(&old.segment.file) });
+    let Some(target) = take_reserve(log) else { return Ok(false) };
+    let (name, file) = (target.name.clone(), Arc::clone(&target.file));
+    let copied = copy_live(log, &source, end, target, &wanted);
+    let mut held = copied.inspect_err(|_| {
+        log.state().reserve = Some(FreeFile { name, file });
+    })?;
+    let gained = source.bytes.saturating_sub(held.segment.bytes);
+    held.tried_live = live;
+    log.state().segments.insert(order, held);
+    // Its key must be gone before the file can be taken for anything again: a start would else find an old generation.
+    Segment::wipe(&*source.file).and_then(|()| source.file.sync())?;
+    if source.bytes == log.limits().segment_bytes {
+        log.state().reserve = Some(FreeFile { name: source.name.clone(), file: Arc::clone(&source.file) });
     } else {
-        drop(state);
         log.storage.remove(&source.name)?;
         log.storage.sync_folder(log.class.as_str())?;
     }
     log.synced.send_modify(|version| *version += 1);
-    Ok(true)
+    Ok(gained >= log.limits().segment_bytes / GAIN_SHARE)
+}
+
+/// Copies what is live of a segment into `target`; nothing has changed when it fails.
+fn copy_live(log: &Log, source: &Arc<Segment>, end: u64, target: FreeFile, wanted: &BTreeSet<u32>) -> io::Result<Held> {
+    let identity = Identity { generation: source.identity.generation + 1, ..source.identity };
+    let mut copy = Copy::begin(log, target, identity)?;
+    let mut walker = Walker::new(Arc::clone(source));
+    loop {
+        match walker.next(end, &|_| true)? {
+            Step::End => return copy.finish(log),
+            Step::Damaged { .. } | Step::Skipped { .. } => {
+                let mut state = log.state();
+                let order = identity.order;
+                if !state.quarantined.contains(&order) {
+                    state.quarantined.push(order);
+                }
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
+            }
+            Step::Frame(found) => copy.take(log, identity.order, found, wanted)?,
+        }
+    }
+}
+
+/// The file that was kept for compaction.
+pub fn take_reserve(log: &Log) -> Option<FreeFile> {
+    log.state().reserve.take()
 }
 
 /// Numbers of the records in segment `order` that something live, there or in a later segment, points to: pieces of
@@ -449,7 +476,14 @@ impl Copy {
         self.segment.file.sync()?;
         log.counters.written.add(self.segment.bytes);
         log.counters.syncs.one();
-        Ok(Held { segment: Arc::new(self.segment), end, groups, extent: self.extent, sealed: true })
+        Ok(Held {
+            segment: Arc::new(self.segment),
+            end,
+            groups,
+            extent: self.extent,
+            sealed: true,
+            tried_live: u64::MAX,
+        })
     }
 }
 

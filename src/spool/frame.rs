@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! group    magic "WGGR" · group u32 · bytes u32 (this header and the frames) · frames u32 · incarnation (12) · CRC-32 of these (u32)
-//! frame    length u32 (plaintext) · kind u8 · flags u8 (0) · lane tag u16 · ordinal u32 · ciphertext (length) · tag (16)
+//! frame    length u32 (plaintext) · kind u8 · check u8 (of the other 11) · lane tag u16 · ordinal u32 · ciphertext (length) · tag (16)
 //! nonce    group u32 · frame u32 · 0 u32
 //! AAD      segment header's first 96 bytes (spool, log, order, generation, ids ...) · group · bytes · frames · frame · frame header (12)
 //! ```
@@ -153,16 +153,16 @@ impl GroupHeader {
 }
 
 impl FrameHeader {
-    /// Reads a header; `None` when the length is above [`PLAINTEXT_MAX`].
+    /// Reads a header; `None` when it is damaged or the length is above [`PLAINTEXT_MAX`].
     pub fn read(bytes: [u8; FRAME_HEADER]) -> Option<Self> {
-        let [_, _, _, _, kind, _, tag_low, tag_high, ..] = bytes;
+        let [_, _, _, _, kind, check, tag_low, tag_high, ..] = bytes;
         let header = Self {
             length: read_u32(&bytes, 0),
             kind,
             tag: u16::from_le_bytes([tag_low, tag_high]),
             ordinal: read_u32(&bytes, 8),
         };
-        (header.length as usize <= PLAINTEXT_MAX).then_some(header)
+        (header.length as usize <= PLAINTEXT_MAX && check == header_check(&bytes)).then_some(header)
     }
 
     /// Bytes of the whole frame.
@@ -176,8 +176,18 @@ impl FrameHeader {
         bytes[4] = self.kind;
         bytes[6..8].copy_from_slice(&self.tag.to_le_bytes());
         bytes[8..].copy_from_slice(&self.ordinal.to_le_bytes());
+        bytes[5] = header_check(&bytes);
         bytes
     }
+}
+
+/// A byte that tells a damaged header: a frame that nobody wants is passed over by its header alone, and must not be one that
+/// somebody wanted. CRC-8 (polynomial 0x07) over all bytes but its own place.
+fn header_check(bytes: &[u8; FRAME_HEADER]) -> u8 {
+    let others = bytes.iter().enumerate().filter(|(at, _)| *at != 5);
+    others.fold(0xFF, |crc, (_, byte)| {
+        (0..8).fold(crc ^ byte, |crc: u8, _| if crc & 0x80 == 0 { crc << 1 } else { (crc << 1) ^ 0x07 })
+    })
 }
 
 fn nonce(group: u32, frame: u32) -> [u8; 12] {
@@ -242,6 +252,17 @@ mod tests {
             assert_eq!(open_frame(&seal, moved, frame, clear, &mut copy), Err(Unauthentic));
             let plain = open_frame(&seal, group, frame, clear, &mut sealed).unwrap();
             assert!(plain.len() == header.length as usize && plain.iter().all(|byte| *byte == b'x'));
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_of_a_frame_header_makes_another_header() {
+        let header = FrameHeader { length: 1000, kind: 2, tag: 4711, ordinal: 99 }.to_bytes();
+        assert!(FrameHeader::read(header).is_some());
+        for bit in 0..FRAME_HEADER * 8 {
+            let mut flipped = header;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(FrameHeader::read(flipped).is_none(), "bit {bit}");
         }
     }
 

@@ -246,7 +246,15 @@ impl Reader {
                 let kind = header.kind == Kind::Data as u8 || header.kind == Kind::Replay as u8;
                 kind && header.tag == tag && Place { segment: order, ordinal: header.ordinal } > seek
             };
-            let (identity, step) = (walker.segment().identity, walker.next(limit, &wanted)?);
+            let identity = walker.segment().identity;
+            let step = match walker.next(limit, &wanted) {
+                Ok(step) => step,
+                // What was read before is handed out; a new walker goes on behind it.
+                Err(error) => {
+                    self.walker = None;
+                    return if entries.is_empty() { Err(error) } else { Ok(entries) };
+                }
+            };
             match step {
                 Step::End if closed => self.leave(order),
                 Step::End => break,

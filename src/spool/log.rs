@@ -116,6 +116,8 @@ pub struct Held {
     pub extent: Footer,
     /// Whether it has a footer on disk.
     pub sealed: bool,
+    /// How much of it was live when it was compacted last: it is not tried again before that is much less.
+    pub tried_live: u64,
 }
 
 /// A file of full size without a life.

@@ -130,25 +130,22 @@ impl Walker {
         Ok(header.filter(|header| header.group >= self.expected && at + header.padded() <= limit))
     }
 
-    /// Takes one frame of the open group; `None` when it is not wanted.
+    /// Takes one frame of the open group; `None` when it is not wanted. After a disk's error nothing has moved.
     fn frame(&mut self, limit: u64, wanted: &dyn Fn(&FrameHeader) -> bool) -> io::Result<Option<Step>> {
-        let Some(open) = &mut self.open else { return Ok(None) };
+        let Some(open) = &self.open else { return Ok(None) };
         let (group, frame, offset, end) = (open.header, open.frame, open.offset, open.end);
-        open.frame += 1;
         let clear: [u8; FRAME_HEADER] = match self.read(offset, FRAME_HEADER, limit)?.first_chunk() {
             Some(chunk) => *chunk,
             None => return Ok(Some(self.skip_group())),
         };
         let header = FrameHeader::read(clear).filter(|header| offset + header.framed() as u64 <= end);
         let Some(header) = header else { return Ok(Some(self.skip_group())) };
-        if let Some(open) = &mut self.open {
-            open.offset = offset + header.framed() as u64;
-        }
-        self.ordinal = header.ordinal.saturating_add(1);
         if !wanted(&header) {
+            self.pass(offset, &header);
             return Ok(None);
         }
         let mut sealed = self.read(offset, header.framed(), limit)?.get(FRAME_HEADER..).unwrap_or_default().to_vec();
+        self.pass(offset, &header);
         let opened = open_frame(&self.segment.seal, group, frame, clear, &mut sealed).map(|plain| plain.len());
         Ok(Some(match opened {
             Ok(length) => {
@@ -157,6 +154,15 @@ impl Walker {
             }
             Err(_) => Step::Damaged { ordinal: header.ordinal },
         }))
+    }
+
+    /// Behind the frame that begins at `offset`.
+    fn pass(&mut self, offset: u64, header: &FrameHeader) {
+        if let Some(open) = &mut self.open {
+            open.frame += 1;
+            open.offset = offset + header.framed() as u64;
+        }
+        self.ordinal = header.ordinal.saturating_add(1);
     }
 
     /// A frame header that can't be true: the rest of the group can't be found.

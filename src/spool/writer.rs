@@ -171,11 +171,11 @@ impl Writer {
             return;
         }
         if !messages.records.is_empty() && !self.room(messages.bytes + controls.bytes, true) {
-            messages.refuse(CommitError::Full);
+            messages.refuse(self.refusal());
             messages = Batch::default();
         }
         if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
-            controls.refuse(CommitError::Full);
+            controls.refuse(self.refusal());
         } else {
             messages = messages.join(controls);
         }
@@ -183,6 +183,10 @@ impl Writer {
             self.ride_cursors(&mut messages);
             self.write(messages);
         }
+    }
+
+    fn refusal(&self) -> CommitError {
+        if self.log.has_failed() { CommitError::Failed } else { CommitError::Full }
     }
 
     /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
@@ -193,15 +197,17 @@ impl Writer {
         if let Some(active) = &self.active {
             let left = active.segment.groups_end().saturating_sub(active.offset);
             if need + spare <= left {
-                return self.admit();
+                return self.admit(message);
             }
         }
         let file = compact::next_file(&self.log).or_else(|| self.drop_oldest());
-        match file {
+        // After a start there is no active segment whose reserve could be used: control records then get the last file of all.
+        let last = if message || self.active.is_some() { None } else { compact::take_reserve(&self.log) };
+        match file.or(last) {
             Some(file) => {
                 self.retire();
-                match self.begin(file) {
-                    Ok(()) => self.admit(),
+                match self.begin_somewhere(file) {
+                    Ok(()) => self.admit(message),
                     Err(error) => self.fail(&error),
                 }
             }
@@ -221,21 +227,55 @@ impl Writer {
 
     /// Makes room in a log that may lose its oldest: the GAP record is synced first.
     fn drop_oldest(&mut self) -> Option<FreeFile> {
-        if !self.log.limits().drop_oldest || self.active.is_none() {
+        if !self.log.limits().drop_oldest {
             return None;
+        }
+        if self.active.is_none() {
+            let file = compact::take_reserve(&self.log)?;
+            self.begin(file).ok()?;
         }
         let gap = compact::oldest_as_gap(&self.log)?;
         let mut record = [outgoing(Kind::Gap, record::encode(&gap), 0)];
-        self.write_group(&mut record, &[None]).ok()?;
+        if let Err(error) = self.write_group(&mut record, &[None]) {
+            self.give_up(&error);
+            return None;
+        }
         self.publish(Vec::new(), &[]);
         tracing::warn!(log = %self.log.class, segment = gap.segment, "the log is full: its oldest segment is dropped");
         compact::drop_segment(&self.log, &gap);
         compact::next_file(&self.log)
     }
 
-    fn admit(&self) -> bool {
-        self.log.state().refusing = None;
+    fn admit(&self, message: bool) -> bool {
+        if message {
+            self.log.state().refusing = None;
+        }
         true
+    }
+
+    /// Begins a segment in `file`, or, when that fails, in another one.
+    fn begin_somewhere(&mut self, file: FreeFile) -> io::Result<()> {
+        self.begin(file).or_else(|error| {
+            tracing::error!(log = %self.log.class, %error, "a segment could not be begun: another file is tried");
+            let other = compact::next_file(&self.log).ok_or(error)?;
+            self.begin(other)
+        })
+    }
+
+    /// Gives the active segment up after a failed write or sync: nothing more is written to it under its key.
+    fn give_up(&mut self, error: &io::Error) -> Option<Active> {
+        let active = self.active.take()?;
+        let order = active.segment.identity.order;
+        tracing::error!(log = %self.log.class, segment = order, %error, "a write failed: the segment gets no more");
+        self.previous = Some((order, active.group));
+        active.disown();
+        let mut state = self.log.state();
+        state.active = None;
+        if let Some(held) = state.segments.get_mut(&order) {
+            held.extent.closed_uptime_ms = self.log.uptime.ms();
+        }
+        drop(state);
+        Some(active)
     }
 
     fn fail(&self, error: &io::Error) -> bool {
@@ -277,7 +317,14 @@ impl Writer {
         log.counters.written.add(written + FIRST_GROUP);
         log.counters.syncs.one();
         let (end, ordinal) = (FIRST_GROUP + written, u32::try_from(records.len()).unwrap_or(u32::MAX));
-        let held = Held { segment: Arc::clone(&segment), end, groups: 1, extent: Default::default(), sealed: false };
+        let held = Held {
+            segment: Arc::clone(&segment),
+            end,
+            groups: 1,
+            extent: Default::default(),
+            sealed: false,
+            tried_live: u64::MAX,
+        };
         let mut state = log.state();
         state.segments.insert(self.next_order, held);
         state.active = Some(self.next_order);
@@ -433,12 +480,7 @@ impl Writer {
         records: &mut [Outgoing],
         ids: &mut [Option<MessageId>],
     ) -> Option<Vec<Written>> {
-        let active = self.active.take()?;
-        let order = active.segment.identity.order;
-        tracing::error!(log = %self.log.class, segment = order, %error, "a write failed: going on in a fresh segment");
-        self.previous = Some((order, active.group));
-        self.log.state().active = None;
-        active.disown();
+        let active = self.give_up(error)?;
         for ((ordinal, record), id) in (active.ordinal..).zip(records.iter_mut()).zip(ids.iter_mut()) {
             if record.kind == Kind::Data as u8 && id.is_none() {
                 let fixed = MessageId::new(active.segment.identity.id, ordinal);
@@ -450,12 +492,13 @@ impl Writer {
             .ok_or_else(|| io::Error::other("no free segment"))
             .and_then(|file| self.begin(file))
             .and_then(|()| self.write_group(records, ids));
-        if again.is_err()
-            && let Some(active) = &self.active
-        {
-            active.disown();
-        }
-        again.map_err(|error| self.fail(&error)).ok()
+        let error = match again {
+            Ok(written) => return Some(written),
+            Err(error) => error,
+        };
+        self.give_up(&error);
+        self.fail(&error);
+        None
     }
 
     /// Makes what was synced visible to the lanes.
