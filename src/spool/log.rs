@@ -116,6 +116,8 @@ pub struct Held {
     pub extent: Footer,
     /// Whether it has a footer on disk.
     pub sealed: bool,
+    /// Bytes that were thought to be live in it just after it was compacted; `None`: it was not, in this run.
+    pub estimate: Option<u64>,
 }
 
 /// A file of full size without a life.

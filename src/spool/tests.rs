@@ -277,6 +277,52 @@ async fn a_stalled_lane_and_a_dead_letter_do_not_pin_the_space_of_a_busy_one() {
 }
 
 #[tokio::test]
+async fn large_bodies_that_were_delivered_do_not_fill_the_quota_beside_a_stalled_lane() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    let mut busy = spool.lane(Class::Clinical, &name("icu"), &name("busy"));
+    let mut refused = spool.lane(Class::Clinical, &name("icu"), &name("refuses"));
+    let dead = commit(&spool, Class::Clinical, &["refuses"], &body(0, 600_000)).await.unwrap();
+    let entry = refused.next().await;
+    refused.bury(entry.place, "AR: no such patient", 1).await.unwrap();
+    refused.advance(entry.place);
+    let first = commit(&spool, Class::Clinical, &["stalled"], &body(1, 600_000)).await.unwrap();
+    let mut stalled = vec![(first, body(1, 600_000))];
+    // In every segment something that waits: none of them is ever done.
+    for number in 2..80 {
+        let id = commit(&spool, Class::Clinical, &["stalled"], &body(number, 500)).await.unwrap();
+        stalled.push((id, body(number, 500)));
+        commit(&spool, Class::Clinical, &["busy"], &body(number, 600_000)).await.expect("the busy lane goes on");
+        let entry = busy.next().await;
+        assert!(entry.content.unwrap().body.collect().await.unwrap() == body(number, 600_000));
+        busy.advance(entry.place);
+        if number == 2 {
+            let (from_us, to_us, upstream) = (0, i64::MAX, name("again"));
+            let order = ReplayOrder { source: name("icu"), from_us, to_us, upstream, dry_run: false };
+            assert_eq!(spool.replay(&order).await.unwrap().messages, 4);
+        }
+    }
+    let after = disk.cut(&mut Dice::new(5));
+    spool.close();
+    // With room again, so that nothing is compacted while it is asked for.
+    let spool = open(&after, 32);
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("stalled"));
+    assert!(waiting(&spool, &mut lane).await == stalled, "order, ids and bodies stay through compaction");
+    let mut again = spool.lane(Class::Clinical, &name("icu"), &name("again"));
+    let again: Vec<Vec<u8>> = waiting(&spool, &mut again).await.into_iter().map(|(_, body)| body).collect();
+    let originals = [body(0, 600_000), body(1, 600_000), body(2, 500), body(2, 600_000)];
+    assert!(again == originals, "what a replay needs stays, delivered or not");
+    let letters = spool.dead();
+    assert_eq!((letters.len(), letters[0].id), (1, dead));
+    assert!(spool.message(&letters[0]).unwrap().body.collect().await.unwrap() == body(0, 600_000));
+    let (from_us, to_us, upstream) = (0, i64::MAX, name("later"));
+    let order = ReplayOrder { source: name("icu"), from_us, to_us, upstream, dry_run: false };
+    let kept = spool.replay(&order).await.unwrap().messages;
+    let mut later = spool.lane(Class::Clinical, &name("icu"), &name("later"));
+    assert_eq!(waiting(&spool, &mut later).await.len() as u64, kept, "only what is there whole is sent again");
+}
+
+#[tokio::test]
 async fn an_original_that_waits_to_be_sent_again_survives_compaction() {
     let disk = SimDisk::new();
     let spool = open(&disk, 4);

@@ -277,7 +277,14 @@ impl Writer {
         log.counters.written.add(written + FIRST_GROUP);
         log.counters.syncs.one();
         let (end, ordinal) = (FIRST_GROUP + written, u32::try_from(records.len()).unwrap_or(u32::MAX));
-        let held = Held { segment: Arc::clone(&segment), end, groups: 1, extent: Default::default(), sealed: false };
+        let held = Held {
+            segment: Arc::clone(&segment),
+            end,
+            groups: 1,
+            extent: Default::default(),
+            sealed: false,
+            estimate: None,
+        };
         let mut state = log.state();
         state.segments.insert(self.next_order, held);
         state.active = Some(self.next_order);
