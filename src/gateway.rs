@@ -4,6 +4,7 @@
 //! [`Gateway::reload`] compares the parts that run with those of a changed configuration and starts and stops only what
 //! differs; [`Gateway::stop`] drains. The spool is never closed in between. What people ask of it is in [`verbs`].
 
+mod burials;
 mod carry;
 mod keyfile;
 mod parts;

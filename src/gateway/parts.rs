@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Config;
+use super::burials::Burials;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
 use crate::route;
@@ -30,8 +31,7 @@ pub struct Parts {
     config: Config,
     sources: BTreeMap<Name, RunningSource>,
     upstreams: BTreeMap<Name, RunningUpstream>,
-    burials: Vec<JoinHandle<()>>,
-    stop_burials: CancellationToken,
+    burials: Burials,
 }
 
 struct RunningSource {
@@ -60,8 +60,7 @@ impl Parts {
             config: config.clone(),
             sources: BTreeMap::new(),
             upstreams: BTreeMap::new(),
-            burials: Vec::new(),
-            stop_burials: CancellationToken::new(),
+            burials: Burials::default(),
         }
     }
 
@@ -122,6 +121,7 @@ impl Parts {
             upstream.end(&name).await;
             self.start_upstream(name, part);
         }
+        self.settle_burials().await;
     }
 
     /// Stops sources first, so that nothing new comes, then forwarders.
@@ -132,13 +132,13 @@ impl Parts {
         for (_, source) in std::mem::take(&mut self.sources) {
             source.end().await;
         }
-        self.stop_burials.cancel();
         for upstream in self.upstreams.values() {
             upstream.stop.cancel();
         }
         for (name, upstream) in std::mem::take(&mut self.upstreams) {
             upstream.end(&name).await;
         }
+        self.burials.stop().await;
     }
 
     /// Sources for the snapshot.
@@ -246,11 +246,10 @@ impl Parts {
             }
         }
         self.upstreams = kept;
+        self.settle_burials().await;
         for (name, standing) in self.config.upstreams.clone() {
-            match standing.part() {
-                Some(part) if !self.upstreams.contains_key(&name) => self.start_upstream(name, part.clone()),
-                Some(_) => {}
-                None => self.bury(&name),
+            if let Some(part) = standing.part().filter(|_| !self.upstreams.contains_key(&name)) {
+                self.start_upstream(name, part.clone());
             }
         }
     }
@@ -273,25 +272,19 @@ impl Parts {
         self.upstreams.insert(name, RunningUpstream { part, lanes, counters, stop, task });
     }
 
-    /// Makes dead letters of what waits for an upstream that is gone for good.
-    fn bury(&mut self, upstream: &Name) {
-        self.burials.retain(|burial| !burial.is_finished());
-        for (class, source) in self.lanes_of(upstream) {
-            let mut lane = self.spool.lane(class, &source, upstream);
-            let stop = self.stop_burials.clone();
-            let bury = async move {
-                loop {
-                    let entry = lane.next().await;
-                    match lane.bury(entry.place, "the upstream was retired", 0).await {
-                        Ok(()) => lane.advance(entry.place),
-                        // Too many dead letters, or a full disk: the rest stays in its lane, where it is shown.
-                        Err(error) => return lane.hold(Some(format!("its upstream is retired, but: {error}"))),
-                    }
-                }
-            };
-            self.burials.push(tokio::spawn(async move {
-                stop.run_until_cancelled(bury).await;
-            }));
+    /// Ends burials of upstreams that are not buried any more, before anybody else holds their lanes; begins and renews the
+    /// others.
+    async fn settle_burials(&mut self) {
+        for name in self.burials.upstreams() {
+            if self.config.upstreams.get(&name) != Some(&Standing::Buried) {
+                self.burials.end(&name).await;
+            }
+        }
+        let buried = self.config.upstreams.iter().filter(|(_, standing)| **standing == Standing::Buried);
+        let buried: Vec<Name> = buried.map(|(name, _)| name.clone()).collect();
+        for name in buried {
+            let lanes = self.lanes_of(&name);
+            self.burials.settle(&self.spool, &name, lanes).await;
         }
     }
 

@@ -225,17 +225,17 @@ fn compact_one(log: &Log) -> bool {
             // The last segment has the checkpoint: without it cursors and dead letters would be lost.
             let usable = Some(*order) != last && !state.is_arriving(*order) && !state.quarantined.contains(order);
             let live = live_bytes(&state, *order, held);
-            let gain = held.segment.bytes.saturating_sub(live);
-            let least = log.limits().segment_bytes / GAIN_SHARE;
-            let small = live * 100 <= held.segment.bytes * LIVE_PERCENT_MAX && gain >= least;
-            // What gained less than was thought is left alone until much of it is delivered.
-            let changed = live.saturating_add(least) <= held.tried_live;
-            (usable && small && changed).then_some((gain, *order, live))
+            // What was compacted already is worth it again only when less is live than then: an estimate that is too
+            // low would find the same gain for ever.
+            let bytes = held.estimate.unwrap_or(u64::MAX).min(held.segment.bytes);
+            let gain = bytes.saturating_sub(live);
+            let small = live * 100 <= bytes * LIVE_PERCENT_MAX && gain >= log.limits().segment_bytes / GAIN_SHARE;
+            (usable && small).then_some((gain, *order))
         });
         worth.max()
     };
-    let Some((_, order, live)) = candidate else { return false };
-    match compact(log, order, live) {
+    let Some((_, order)) = candidate else { return false };
+    match compact(log, order) {
         Ok(done) => done,
         Err(error) => {
             tracing::warn!(log = %log.class, segment = order, %error, "a segment could not be compacted");
@@ -244,26 +244,31 @@ fn compact_one(log: &Log) -> bool {
     }
 }
 
-/// How much of a segment must stay, estimated from what it holds for each lane.
+/// How much of a segment must stay, estimated from what it and those that point to it hold for each lane.
 fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
+    let pointing = state.segments.iter().filter(|(at, other)| **at != order && other.extent.refers.contains(&order));
+    let elsewhere: u64 = pointing.map(|(at, other)| live_messages(state, *at, other)).sum();
+    live_messages(state, order, held) + elsewhere.min(held.extent.fragment_bytes) + 4 * BLOCK as u64
+}
+
+/// Bytes of the live messages whose records are in a segment, wherever their pieces are.
+fn live_messages(state: &State, order: u64, held: &Held) -> u64 {
     let waiting = held.extent.lanes.iter().filter(|extent| {
         let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
         lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
     });
-    // A message for two upstreams is there once; those of two sources are different ones.
-    let mut by_source: BTreeMap<&Name, u64> = BTreeMap::new();
+    // Upstreams of one source mostly wait for the same messages; those of two sources are never the same.
+    let mut sources: BTreeMap<&Name, u64> = BTreeMap::new();
     for extent in waiting {
-        let bytes = by_source.entry(&extent.source).or_default();
-        *bytes = (*bytes).max(extent.bytes + extent.count * RECORD_OVERHEAD);
+        let most = sources.entry(&extent.source).or_default();
+        *most = (*most).max(extent.bytes + extent.count * RECORD_OVERHEAD);
     }
-    let messages: u64 = by_source.values().sum();
     let dead = state.dead.values().filter(|dead| dead.at.segment == order);
-    let dead: u64 = dead.map(|dead| dead.length + RECORD_OVERHEAD).sum();
-    messages.max(held.extent.fragment_bytes) + dead + 4 * BLOCK as u64
+    sources.into_values().sum::<u64>() + dead.map(|dead| dead.length + RECORD_OVERHEAD).sum::<u64>()
 }
 
 /// Writes what is live of a segment to the reserve and puts that in its place; the old file becomes the reserve.
-fn compact(log: &Log, order: u64, live: u64) -> io::Result<bool> {
+fn compact(log: &Log, order: u64) -> io::Result<bool> {
     let source = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     let Some((source, end)) = source else { return Ok(false) };
     let wanted = wanted_records(log, order)?;
@@ -274,8 +279,10 @@ fn compact(log: &Log, order: u64, live: u64) -> io::Result<bool> {
         log.state().reserve = Some(FreeFile { name, file });
     })?;
     let gained = source.bytes.saturating_sub(held.segment.bytes);
-    held.tried_live = live;
-    log.state().segments.insert(order, held);
+    let mut state = log.state();
+    held.estimate = Some(live_bytes(&state, order, &held));
+    state.segments.insert(order, held);
+    drop(state);
     // Its key must be gone before the file can be taken for anything again: a start would else find an old generation.
     Segment::wipe(&*source.file).and_then(|()| source.file.sync())?;
     if source.bytes == log.limits().segment_bytes {
@@ -314,40 +321,79 @@ pub fn take_reserve(log: &Log) -> Option<FreeFile> {
     log.state().reserve.take()
 }
 
-/// Numbers of the records in segment `order` that something live, there or in a later segment, points to: pieces of
+/// Numbers of the records in segment `order` that something live, there or in another segment, points to: pieces of
 /// messages, and originals that are to be sent again.
 fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
-    let holders: Vec<(Arc<Segment>, u64)> = {
-        let state = log.state();
-        let done = state.done();
-        let holders = state
-            .segments
-            .iter()
-            .filter(|(at, held)| !done.contains(at) && (**at == order || held.extent.refers.contains(&order)));
-        holders.map(|(_, held)| (Arc::clone(&held.segment), held.end)).collect()
-    };
-    let mut wanted = BTreeSet::new();
-    for (segment, end) in holders {
-        let mut walker = Walker::new(segment);
-        loop {
-            match walker.next(end, &|header| header.kind == Kind::Data as u8 || header.kind == Kind::Replay as u8)? {
-                Step::End => break,
-                Step::Damaged { .. } | Step::Skipped { .. } => {}
-                Step::Frame(found) => wanted.extend(pointed_at(&found, order)),
+    let near = pointing_to(log, &BTreeSet::from([order]));
+    let far = pointing_to(log, &near.keys().copied().collect());
+    // Originals first: one that is only there to be sent again needs its pieces too.
+    let mut originals = BTreeSet::new();
+    for held in far.into_values() {
+        each_record(held, Kind::Replay, &mut |identity, found| originals.extend(original(log, identity, &found)))?;
+    }
+    let mut wanted: BTreeSet<u32> =
+        originals.iter().filter(|at| at.segment == order).map(|original| original.ordinal).collect();
+    for held in near.into_values() {
+        each_record(held, Kind::Data, &mut |identity, found| {
+            let Some((data, _)) = record::decode_data(&found.plaintext) else { return };
+            let at = Place { segment: identity.order, ordinal: found.header.ordinal };
+            if originals.contains(&at) || is_live(&log.state(), identity, at, &data) {
+                wanted.extend(data.pieces.iter().filter(|piece| piece.segment == order).map(|piece| piece.ordinal));
             }
-        }
+        })?;
     }
     Ok(wanted)
 }
 
-/// Numbers of the records in segment `order` that a record points to.
-fn pointed_at(found: &Found, order: u64) -> Vec<u32> {
-    if found.header.kind == Kind::Replay as u8 {
-        let replay = record::decode::<Replay>(&found.plaintext).filter(|replay| replay.at.segment == order);
-        return replay.map(|replay| replay.at.ordinal).into_iter().collect();
+/// These segments and those that point to one of them, with where each ends; without those that nothing needs.
+fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>, u64)> {
+    let state = log.state();
+    let done = state.done();
+    let points = |(at, held): &(&u64, &Held)| {
+        !done.contains(at) && (orders.contains(at) || held.extent.refers.iter().any(|to| orders.contains(to)))
+    };
+    let pointing = state.segments.iter().filter(points);
+    pointing.map(|(at, held)| (*at, (Arc::clone(&held.segment), held.end))).collect()
+}
+
+/// Shows every record of a kind in a segment that ends at the given offset.
+fn each_record(
+    (segment, end): (Arc<Segment>, u64),
+    kind: Kind,
+    see: &mut dyn FnMut(&Identity, Found),
+) -> io::Result<()> {
+    let identity = segment.identity;
+    let mut walker = Walker::new(segment);
+    loop {
+        match walker.next(end, &|header| header.kind == kind as u8)? {
+            Step::End => return Ok(()),
+            Step::Damaged { .. } | Step::Skipped { .. } => {}
+            Step::Frame(found) => see(&identity, found),
+        }
     }
-    let Some((data, _)) = record::decode_data(&found.plaintext) else { return Vec::new() };
-    data.pieces.iter().filter(|piece| piece.segment == order).map(|piece| piece.ordinal).collect()
+}
+
+/// The place of the original that a REPLAY record needs, while it is live.
+fn original(log: &Log, identity: &Identity, found: &Found) -> Option<Place> {
+    let replay = record::decode::<Replay>(&found.plaintext)?;
+    let at = Place { segment: identity.order, ordinal: found.header.ordinal };
+    is_live_replay(&log.state(), at, &replay).then_some(replay.at)
+}
+
+/// Whether a lane or a dead letter needs a message for itself.
+fn is_live(state: &State, identity: &Identity, at: Place, data: &Data) -> bool {
+    let id = recovery::id_of(identity, at.ordinal, data);
+    let needs = |upstream: &Name| {
+        waits(state, &data.meta.source, upstream, at) || state.dead.contains_key(&(id, upstream.clone()))
+    };
+    // A dead letter of a replay may be for an upstream that the message was not meant for; that replay keeps it.
+    data.meta.targets.iter().any(needs)
+}
+
+/// Whether a lane or a dead letter needs a REPLAY record. Refused again, its own place is what its dead letter knows.
+fn is_live_replay(state: &State, at: Place, replay: &Replay) -> bool {
+    let dead = || state.dead.get(&(replay.id, replay.upstream.clone())).is_some_and(|dead| dead.at == at);
+    waits(state, &replay.source, &replay.upstream, at) || dead()
 }
 
 /// A compacted segment that is being written.
@@ -413,11 +459,9 @@ impl Copy {
 
     fn message(&mut self, log: &Log, at: Place, data: &Data, wanted: bool) -> bool {
         let state = log.state();
-        let id = recovery::id_of(&self.segment.identity, at.ordinal, data);
         let source = &data.meta.source;
         let waiting: Vec<_> = data.meta.targets.iter().filter(|upstream| waits(&state, source, upstream, at)).collect();
-        let dead = data.meta.targets.iter().any(|upstream| state.dead.contains_key(&(id, upstream.clone())));
-        let keep = !waiting.is_empty() || dead || wanted;
+        let keep = wanted || is_live(&state, &self.segment.identity, at, data);
         if keep {
             for upstream in waiting {
                 let key = (source.clone(), upstream.clone());
@@ -431,17 +475,15 @@ impl Copy {
 
     fn replay(&mut self, log: &Log, at: Place, replay: &Replay) -> bool {
         let state = log.state();
-        let waits = waits(&state, &replay.source, &replay.upstream, at);
-        // Refused again, the replay's own place is what its dead letter knows.
-        let dead = state.dead.get(&(replay.id, replay.upstream.clone())).is_some_and(|dead| dead.at == at);
-        if waits {
+        if waits(&state, &replay.source, &replay.upstream, at) {
             let key = (replay.source.clone(), replay.upstream.clone());
             self.extent.enqueue(at.ordinal, &key, replay.length, replay.stamp.uptime_ms);
         }
-        if waits || dead {
+        let keep = is_live_replay(&state, at, replay);
+        if keep {
             self.extent.refer(at.segment, vec![replay.at.segment]);
         }
-        waits || dead
+        keep
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -476,14 +518,7 @@ impl Copy {
         self.segment.file.sync()?;
         log.counters.written.add(self.segment.bytes);
         log.counters.syncs.one();
-        Ok(Held {
-            segment: Arc::new(self.segment),
-            end,
-            groups,
-            extent: self.extent,
-            sealed: true,
-            tried_live: u64::MAX,
-        })
+        Ok(Held { segment: Arc::new(self.segment), end, groups, extent: self.extent, sealed: true, estimate: None })
     }
 }
 

@@ -116,8 +116,8 @@ pub struct Held {
     pub extent: Footer,
     /// Whether it has a footer on disk.
     pub sealed: bool,
-    /// How much of it was live when it was compacted last: it is not tried again before that is much less.
-    pub tried_live: u64,
+    /// Bytes that were thought to be live in it just after it was compacted; `None`: it was not, in this run.
+    pub estimate: Option<u64>,
 }
 
 /// A file of full size without a life.

@@ -338,7 +338,8 @@ fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<(Replay, i64)>> {
                 Step::Frame(frame) => {
                     let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
                     let received = data.meta.received.wall_us;
-                    if data.meta.source == order.source && (order.from_us..order.to_us).contains(&received) {
+                    let chosen = data.meta.source == order.source && (order.from_us..order.to_us).contains(&received);
+                    if chosen && is_whole(log, &data) {
                         let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
                         found.push((replay, received));
                     }
@@ -347,6 +348,16 @@ fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<(Replay, i64)>> {
         }
     }
     Ok(found)
+}
+
+/// Whether all pieces of a message are there: those of one that was delivered may have gone before its record.
+fn is_whole(log: &Log, data: &Data) -> bool {
+    data.pieces.iter().all(|piece| {
+        let generation = log.state().segments.get(&piece.segment).map(|held| held.segment.identity.generation);
+        let at = Place { segment: piece.segment, ordinal: piece.ordinal };
+        // Only compaction takes single records out of a segment.
+        generation.is_some_and(|generation| generation == 0 || log.record(at, Some(piece.group_offset)).is_ok())
+    })
 }
 
 fn replay_to(log: &Log, identity: &Identity, ordinal: u32, data: &Data, upstream: &Name) -> Replay {

@@ -209,7 +209,7 @@ fn hold(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered)
             && let Some(extent) = record::decode::<Footer>(&footer.plaintext)
         {
             let groups = walker.group_boundary().1.saturating_sub(1);
-            return Ok(Held { segment, end: offset, groups, extent, sealed: true, tried_live: u64::MAX });
+            return Ok(Held { segment, end: offset, groups, extent, sealed: true, estimate: None });
         }
     }
     scan(segment, groups_known, found)
@@ -224,14 +224,8 @@ fn scan(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered)
         tracing::error!(segment = order, file = %segment.name, "damage: groups that were synced can't be read; the segment is quarantined");
     }
     let mut state = State::default();
-    let held = Held {
-        segment: Arc::clone(&segment),
-        end,
-        groups,
-        extent: Footer::default(),
-        sealed: false,
-        tried_live: u64::MAX,
-    };
+    let held =
+        Held { segment: Arc::clone(&segment), end, groups, extent: Footer::default(), sealed: false, estimate: None };
     state.segments.insert(order, held);
     let mut walker = Walker::new(Arc::clone(&segment));
     loop {

@@ -41,6 +41,8 @@ struct World {
     operations: u64,
     read_bytes: u64,
     fault: Option<Fault>,
+    /// Reads until one fails.
+    read_fault: Option<u64>,
     off: bool,
 }
 
@@ -114,6 +116,11 @@ impl SimDisk {
     /// Changing operations so far.
     pub fn operations(&self) -> u64 {
         self.lock().operations
+    }
+
+    /// Makes the nth read from now fail, once.
+    pub fn fail_read(&self, nth: u64) {
+        self.lock().read_fault = Some(nth);
     }
 
     /// Bytes that were read so far.
@@ -267,6 +274,11 @@ impl File for SimFile {
         let mut world = self.disk.lock();
         world.alive()?;
         world.read_bytes += buffer.len() as u64;
+        world.read_fault = world.read_fault.and_then(|nth| nth.checked_sub(1));
+        if world.read_fault == Some(0) {
+            world.read_fault = None;
+            return Err(io::Error::other("simulated"));
+        }
         let from = usize::try_from(offset).unwrap();
         let live = &world.files[self.index].live;
         let bytes = live.get(from..from + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -323,7 +323,7 @@ impl Writer {
             groups: 1,
             extent: Default::default(),
             sealed: false,
-            tried_live: u64::MAX,
+            estimate: None,
         };
         let mut state = log.state();
         state.segments.insert(self.next_order, held);
