@@ -214,6 +214,7 @@ impl Gateway {
             upstreams: parts.upstreams(),
             lanes: self.spool.lanes(),
             logs: self.spool.logs(),
+            index_written: self.spool.index_written(),
             alarms: self.spool.alarms(),
         };
         status.alarms.extend(parts.alarms());

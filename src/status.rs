@@ -300,6 +300,9 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Logs.
     pub logs: Vec<LogStatus>,
+    /// Bytes written to the index since the start; what the logs wrote is told by each of them.
+    #[serde(default)]
+    pub index_written: u64,
     /// What a person must see.
     pub alarms: Vec<Alarm>,
 }

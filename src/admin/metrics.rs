@@ -18,6 +18,8 @@ pub fn render(status: &Status) -> String {
     upstreams(&mut page, status);
     lanes(&mut page, &status.lanes);
     logs(&mut page, &status.logs);
+    page.family(COUNTER, INDEX_WRITTEN, "Bytes written to the index, beside those of the logs.");
+    page.sample(INDEX_WRITTEN, &[], status.index_written);
     page.0
 }
 
@@ -41,6 +43,7 @@ fn about(page: &mut Page, status: &Status) {
 /// What is read from one part of the snapshot for one family of samples.
 type Reading<T> = (&'static str, &'static str, &'static str, fn(&T) -> Option<u64>);
 
+const INDEX_WRITTEN: &str = "wardgate_index_written_bytes_total";
 const COUNTER: &str = "counter";
 const GAUGE: &str = "gauge";
 
@@ -87,7 +90,9 @@ const LOG: [Reading<LogStatus>; 8] = [
     (GAUGE, "wardgate_log_used_bytes", "Bytes that must stay.", |l| Some(l.used)),
     (GAUGE, "wardgate_log_segments", "Segments on disk.", |l| Some(l.segments)),
     (GAUGE, "wardgate_log_refusing", "1 when new messages are refused.", |l| Some(l.refusing.is_some().into())),
-    (COUNTER, "wardgate_log_written_bytes_total", "Bytes written to the disk, all files.", |l| Some(l.written)),
+    (COUNTER, "wardgate_log_written_bytes_total", "Bytes written to the disk, all files of the log.", |l| {
+        Some(l.written)
+    }),
     (COUNTER, "wardgate_log_syncs_total", "Syncs.", |l| Some(l.syncs)),
     (COUNTER, "wardgate_log_groups_total", "Groups of records that were written together.", |l| Some(l.groups)),
     (GAUGE, "wardgate_log_quarantined_segments", "Segments in which damage was found.", |l| Some(l.quarantined)),
@@ -194,6 +199,7 @@ mod tests {
         assert_eq!(value("wardgate_upstream_up{upstream=\"engine\",protocol=\"mllp\"}"), 0.0);
         assert_eq!(value("wardgate_lane_oldest_seconds{source=\"monitors\",upstream=\"engine\"}"), 1_800.0);
         assert_eq!(value("wardgate_log_used_bytes{log=\"clinical\"}"), 7_516_192_768.0);
+        assert_eq!(value("wardgate_index_written_bytes_total"), 5_242_880.0);
         assert!(!samples.keys().any(|series| series.starts_with("wardgate_source_silent_seconds{source=\"lab\"")));
     }
 

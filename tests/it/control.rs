@@ -78,6 +78,7 @@ impl Operator for SmallBox {
             upstreams: [].into(),
             lanes: vec![],
             logs: vec![],
+            index_written: 0,
             alarms: vec![],
         }
     }
