@@ -34,6 +34,8 @@ pub struct Draft {
     length: u64,
     digest: digest::Context,
     committed: bool,
+    /// A piece was given to the writer.
+    streamed: bool,
     /// Gone as soon as the draft is: what the writer still holds of it then pins nothing.
     alive: Option<Arc<()>>,
 }
@@ -59,6 +61,7 @@ impl Draft {
             length: 0,
             digest: digest::Context::new(&digest::SHA256),
             committed: false,
+            streamed: false,
             alive: Some(Arc::new(())),
         }
     }
@@ -166,6 +169,7 @@ impl Draft {
         let records = vec![Prepared { kind: Kind::Fragment, tag, plaintext, effect, id: None }];
         let (reply, told) = oneshot::channel();
         self.requests.send(Request::Append { records, control: false, reply });
+        self.streamed = true;
         self.underway = Some((told, u32::try_from(length).unwrap_or(u32::MAX)));
         Ok(())
     }
@@ -185,7 +189,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.committed && (!self.pieces.is_empty() || self.underway.is_some()) {
+        if !self.committed && self.streamed {
             // Its pieces are litter from now on: they go with their segment. In this order, so that a piece which the writer
             // publishes at the same time is either not noted or taken away here.
             self.alive = None;

@@ -91,6 +91,8 @@ mod segment;
 #[cfg(test)]
 mod sim;
 mod storage;
+#[cfg(test)]
+mod strain_tests;
 mod survey;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,66 @@
+//! The spool under strain: reads that fail, logs that are full and restarted, quotas that everybody shares.
+
+use super::sim::SimDisk;
+use super::tests::{SEGMENT, body, commit, commit_of, name, open, waiting};
+use super::{Class, CommitError};
+
+/// A read that fails once once made a lane pass over what it had read before.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_fails_once_loses_nothing_of_a_lane() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    let mut sent = Vec::new();
+    for number in 0..40 {
+        sent.push((
+            commit(&spool, Class::Clinical, &["engine"], &body(number, 30_000)).await.unwrap(),
+            body(number, 30_000),
+        ));
+    }
+    spool.close();
+    for nth in 1..60 {
+        let disk = disk.after_kill();
+        let spool = open(&disk, 8);
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+        disk.fail_read(nth);
+        assert!(waiting(&spool, &mut lane).await == sent, "read {nth} failed");
+        assert_eq!(spool.logs()[0].quarantined, 0, "read {nth} failed");
+        spool.close();
+    }
+}
+
+/// After a restart a full log had no place for a dead letter: its lane stood still for ever.
+#[tokio::test]
+async fn a_full_log_that_was_restarted_can_still_set_a_message_aside_and_drain() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 5);
+    let mut stored = 0;
+    while commit(&spool, Class::Clinical, &["engine"], &body(stored, 60_000)).await.is_ok() {
+        stored += 1;
+    }
+    spool.close();
+    let spool = open(&disk.after_kill(), 5);
+    assert_eq!(commit(&spool, Class::Clinical, &["engine"], b"more").await, Err(CommitError::Full));
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    let first = lane.next().await;
+    lane.bury(first.place, "AR", 1).await.expect("there is room for a dead letter");
+    lane.advance(first.place);
+    for _ in 1..stored {
+        let entry = lane.next().await;
+        lane.advance(entry.place);
+    }
+    commit(&spool, Class::Clinical, &["engine"], b"again").await.expect("it takes messages again");
+}
+
+/// Two sources that fill a log were taken for one half of it: full segments were rewritten again and again for nothing.
+#[tokio::test]
+async fn a_log_that_is_full_of_undelivered_messages_is_not_rewritten_for_nothing() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 6);
+    for number in 0..400 {
+        let source = if number % 2 == 0 { "icu" } else { "er" };
+        commit_of(&spool, source, Class::Clinical, &["engine"], &body(number, 30_000)).await.ok();
+    }
+    let written = spool.logs()[0].written;
+    // Each file is written through once and then filled.
+    assert!(written < 14 * SEGMENT, "{written} bytes for a quota of {}", 6 * SEGMENT);
+}
