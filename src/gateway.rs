@@ -223,7 +223,8 @@ impl Gateway {
         status.alarms.extend(refused.map(|text| Alarm {
             code: "config-refused".into(),
             about: "configuration".into(),
-            text,
+            // Without the lines of the file that the full report shows; they are in the log and in `wardgate check`.
+            text: text.lines().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>().join(" "),
         }));
         let derived = alarms::derive(&status);
         let new = derived

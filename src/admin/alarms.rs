@@ -6,7 +6,7 @@
 use crate::status::{Alarm, LaneStatus, Link, LogStatus, Status};
 
 /// A lane whose oldest message waits for longer, in seconds, raises an alarm.
-const BACKLOG_AGE_S: u64 = 15 * 60;
+const BACKLOG_AGE_S: u64 = 5 * 60;
 /// A log that is fuller than this, in percent of its quota, raises an alarm.
 const QUOTA_PERCENT: u64 = 80;
 

@@ -267,6 +267,10 @@ impl SelectArgs {
 /// A new file that only its owner can read; an existing one is never written over.
 pub(super) fn new_private_file(path: &Path) -> Result<File, Failure> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    if opened.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::AlreadyExists) {
+        let text = format!("{} is there already and was not touched: give another name", path.display());
+        return Err(Failure::new(Exit::CannotCreate, text));
+    }
     opened.or_exit(Exit::CannotCreate, format!("can't make {}", path.display()))
 }
 

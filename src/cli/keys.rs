@@ -19,8 +19,8 @@ Examples:
   wardgate keys rotate
   wardgate keys destroy --gateway icu-3-east      erases the box: nothing in its spool can ever be read again
 
-Safe: rotate, at any time. Destroy can't be undone, not by the vendor either; only a recovery key that the configuration named
-before (spool.recovery) can still open the disk.")]
+Safe: rotate, at any time. Destroy can't be undone, not by the vendor and not by the recovery recipients: their file and the
+keyring go, too. Export first what is still wanted.")]
 pub struct KeysArgs {
     #[command(subcommand)]
     command: KeysCommand,

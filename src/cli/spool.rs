@@ -206,11 +206,16 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
         recipients: args.recipients,
     };
     let mut client = args.socket.connect().await?;
-    let outcome = export_into(&mut client, request, &args.file).await;
-    if outcome.is_err() && args.file.exists() {
-        note(&format!("{} is not whole: delete it", args.file.display()));
+    let file = new_private_file(&args.file)?;
+    let outcome = export_into(&mut client, request, file, &args.file).await;
+    // Made by us a moment ago, and either not whole or without any message in it.
+    if outcome.as_ref().map_or(true, |report| report.messages == 0) {
+        std::fs::remove_file(&args.file).or_exit(Exit::Io, format!("can't remove {}", args.file.display()))?;
     }
     let report = outcome?;
+    if report.messages == 0 && report.unknown.is_empty() && report.damaged == 0 {
+        return Err(Failure::new(Exit::Data, "no message that is kept here matches: no file was made"));
+    }
     match args.json {
         true => say_json(&report)?,
         false => say(&format!(
@@ -237,9 +242,9 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
 async fn export_into(
     client: &mut crate::admin::client::ControlClient,
     request: ExportRequest,
+    mut file: std::fs::File,
     path: &Path,
 ) -> Result<ExportReport, Failure> {
-    let mut file = new_private_file(path)?;
     let write = |saying| match saying {
         Saying::Data(bytes) => std::io::Write::write_all(&mut file, &bytes)
             .map_err(|error| format!("can't write {}: {error}", path.display())),

@@ -339,8 +339,8 @@ fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<(Replay, i64)>> {
                     let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
                     let received = data.meta.received.wall_us;
                     let chosen = data.meta.source == order.source && (order.from_us..order.to_us).contains(&received);
-                    if chosen && is_whole(log, &data) {
-                        let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
+                    let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
+                    if chosen && !is_owed(&log.state(), &data, &replay) && is_whole(log, &data) {
                         found.push((replay, received));
                     }
                 }
@@ -348,6 +348,15 @@ fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<(Replay, i64)>> {
         }
     }
     Ok(found)
+}
+
+/// Whether a message still waits for the upstream, or is dead for it: it is not sent twice.
+fn is_owed(state: &State, data: &Data, replay: &Replay) -> bool {
+    let waits = data.meta.targets.contains(&replay.upstream) && {
+        let lane = state.lanes.get(&(replay.source.clone(), replay.upstream.clone()));
+        lane.is_none_or(|lane| lane.cursor < replay.at)
+    };
+    waits || state.dead.contains_key(&(replay.id, replay.upstream.clone()))
 }
 
 /// Whether all pieces of a message are there: those of one that was delivered may have gone before its record.
