@@ -275,8 +275,11 @@ fn compact(log: &Log, order: u64) -> io::Result<bool> {
     let Some(target) = take_reserve(log) else { return Ok(false) };
     let (name, file) = (target.name.clone(), Arc::clone(&target.file));
     let copied = copy_live(log, &source, end, target, &wanted);
-    let mut held = copied.inspect_err(|_| {
-        log.state().reserve = Some(FreeFile { name, file });
+    let mut held = copied.inspect_err(|error| match error.kind() {
+        // The source can't be copied; nothing was wrong with the file, and it was not synced.
+        io::ErrorKind::InvalidData => log.state().reserve = Some(FreeFile { name, file }),
+        // It may be cut already, and a file whose sync failed is not used again: another one is made in its place.
+        _ => drop(log.storage.remove(&name)),
     })?;
     let gained = source.bytes.saturating_sub(held.segment.bytes);
     let mut state = log.state();

@@ -291,7 +291,10 @@ impl Writer {
     /// Begins a segment in `file` with its checkpoint: all cursors and all dead letters.
     fn begin(&mut self, file: FreeFile) -> io::Result<()> {
         let log = Arc::clone(&self.log);
-        let identity = Identity { class: log.class, order: self.next_order, generation: 0, id: seal::random() };
+        // Spent even when this fails: what a failed attempt left in its file must never be taken for the segment that follows.
+        let order = self.next_order;
+        self.next_order += 1;
+        let identity = Identity { class: log.class, order, generation: 0, id: seal::random() };
         let segment = Segment::create(file.file, file.name, identity, &log.keys())?;
         let segment = Arc::new(segment);
         let opening = Opening {
@@ -326,14 +329,13 @@ impl Writer {
             estimate: None,
         };
         let mut state = log.state();
-        state.segments.insert(self.next_order, held);
-        state.active = Some(self.next_order);
+        state.segments.insert(order, held);
+        state.active = Some(order);
         for cursor in cursors {
             state.apply(Place::default(), Effect::Cursor(cursor));
         }
         drop(state);
         self.active = Some(Active { segment, offset: end, group: 1, ordinal });
-        self.next_order += 1;
         Ok(())
     }
 
