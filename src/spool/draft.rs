@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 use super::duplicates::{Claim, Duplicates, Verdict};
 use super::log::{Effect, Log};
 use super::record::{self, Data, Kind, Piece};
+use super::requests::Requests;
 use super::writer::{Prepared, Request, Written};
-use super::{CommitError, Committed, Requests, recovery, source_tag};
+use super::{CommitError, Committed, recovery, source_tag};
 use crate::envelope::{MessageId, Meta};
 use crate::values::Name;
 
@@ -144,7 +145,7 @@ impl Draft {
         let plaintext = record::encode_data(&data, &self.buffer);
         let records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
         let (reply, told) = oneshot::channel();
-        self.requests.send(Request::Append { records, control: false, reply });
+        self.requests.send_and_wait(Request::Append { records, control: false, reply });
         let written = told.await.unwrap_or(Err(CommitError::Failed))?;
         self.committed = true;
         let id = written.first().map(|written| written.id).ok_or(CommitError::Failed)?;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use super::compact;
 use super::index::Index;
 use super::log::Log;
+use super::requests::Requests;
 use super::writer::Request;
-use super::{Requests, compact};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(1);

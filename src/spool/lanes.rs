@@ -15,9 +15,10 @@ use tokio::task::JoinHandle;
 use super::log::{DEAD_LETTERS_MAX, Effect, LaneKey, Log};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Dead, Kind, Piece, Replay};
+use super::requests::Requests;
 use super::segment::Identity;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Entry, Place, Requests, recovery};
+use super::{CommitError, Entry, Place, recovery};
 use crate::envelope::{Body, BodyError, Envelope, MessageId, Pieces};
 use crate::values::Name;
 
@@ -25,6 +26,9 @@ use crate::values::Name;
 const BATCH_ENTRIES: usize = 64;
 /// Bytes of bodies that are read at once.
 const BATCH_BYTES: usize = 256 << 10;
+/// How long a lane that has sent all lets what arrives gather: forwarding takes no time from the answers to the devices then, and
+/// reads several messages at once.
+const GATHER_TIME: Duration = Duration::from_millis(1);
 /// Pause after the disk failed to give a segment back.
 const READ_RETRY: Duration = Duration::from_secs(5);
 /// Longest reason in a dead letter, in bytes.
@@ -91,7 +95,10 @@ impl Lane {
             match self.fill().await {
                 Ok(true) => {}
                 // Unwrap safety: the sender lives in the log, which this lane holds.
-                Ok(false) => drop(self.synced.changed().await),
+                Ok(false) => {
+                    drop(self.synced.changed().await);
+                    tokio::time::sleep(GATHER_TIME).await;
+                }
                 Err(error) => {
                     let (source, upstream) = (self.source(), self.upstream());
                     tracing::error!(%source, %upstream, %error, "the spool can't be read");

@@ -61,8 +61,8 @@
 //!
 //! # The rooms within
 //!
-//! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `recovery`,
-//! `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
+//! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
+//! (the way to it), `recovery`, `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
@@ -85,6 +85,7 @@ mod operations;
 mod reader;
 mod record;
 mod recovery;
+mod requests;
 mod rescue;
 mod seal;
 mod segment;
@@ -132,6 +133,7 @@ use index::Index;
 use index_file::Owner;
 use keys::Keyring;
 use log::{Limits, Log, Parts};
+use requests::Requests;
 use uptime::Uptime;
 use writer::{Request, Writer};
 
@@ -321,17 +323,6 @@ struct Opened {
     spool_id: [u8; 16],
 }
 
-/// A log's writer, to be asked.
-#[derive(Clone)]
-struct Requests(mpsc::Sender<Request>);
-
-impl Requests {
-    /// Asks; when the writer is gone the reply is dropped, which the asker takes for a failure.
-    fn send(&self, request: Request) {
-        drop(self.0.send(request));
-    }
-}
-
 impl Spool {
     /// Opens a spool, or makes one when the folder holds none. Reads what the logs hold; writes nothing to them yet.
     ///
@@ -487,10 +478,9 @@ fn open_log(parts: Parts, threads: &mut Vec<JoinHandle<()>>) -> Result<Opened, O
     };
     parts.uptime.at_least(recovered.uptime_ms);
     let log = Arc::new(Log::new(parts, recovered.state));
-    let (sender, requests) = mpsc::channel();
-    let writer = Writer::new(Arc::clone(&log), requests, recovered.next_order);
-    threads.push(thread(class.as_str(), move || writer.run())?);
-    Ok(Opened { log, requests: Requests(sender), spool_id })
+    let (requests, queue) = requests::open(Writer::new(Arc::clone(&log), recovered.next_order));
+    threads.push(thread(class.as_str(), move || queue.serve())?);
+    Ok(Opened { log, requests, spool_id })
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

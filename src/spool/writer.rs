@@ -7,7 +7,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -74,10 +73,9 @@ pub enum Request {
     Stop,
 }
 
-/// The writer of one log. Runs on a thread of its own.
+/// The writer of one log, asked by way of [`super::requests`].
 pub struct Writer {
     log: Arc<Log>,
-    requests: Receiver<Request>,
     active: Option<Active>,
     /// The order of the next segment.
     next_order: u64,
@@ -85,6 +83,10 @@ pub struct Writer {
     previous: Option<(u64, u32)>,
     buffer: Vec<u8>,
     cursors_at: Instant,
+    /// Several asked for the last group.
+    shared: bool,
+    /// What comes now is refused.
+    stopped: bool,
 }
 
 struct Active {
@@ -109,39 +111,29 @@ struct Batch {
 
 impl Writer {
     /// A writer that has no segment yet: it takes one with the first record, always a new one.
-    pub fn new(log: Arc<Log>, requests: Receiver<Request>, next_order: u64) -> Self {
+    pub fn new(log: Arc<Log>, next_order: u64) -> Self {
         let previous = log.state().segments.last_key_value().map(|(order, held)| (*order, held.groups));
-        Self { log, requests, active: None, next_order, previous, buffer: Vec::new(), cursors_at: Instant::now() }
-    }
-
-    /// Writes until it is told to stop or nobody can ask any more.
-    pub fn run(mut self) {
-        loop {
-            let wait = CURSOR_INTERVAL.saturating_sub(self.cursors_at.elapsed());
-            match self.requests.recv_timeout(wait) {
-                Ok(Request::Append { records, control, reply }) => {
-                    if self.gather(records, control, reply) {
-                        break;
-                    }
-                }
-                Ok(Request::Roll) => self.retire(),
-                Err(RecvTimeoutError::Timeout) => self.write_cursors(),
-                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            }
+        Self {
+            log,
+            active: None,
+            next_order,
+            previous,
+            buffer: Vec::new(),
+            cursors_at: Instant::now(),
+            shared: false,
+            stopped: false,
         }
-        self.write_cursors();
-        self.retire();
     }
 
-    /// Adds what else is waiting, and writes; true when the writer must stop.
-    fn gather(
-        &mut self,
-        records: Vec<Prepared>,
-        control: bool,
-        reply: oneshot::Sender<Result<Vec<Written>, CommitError>>,
-    ) -> bool {
+    /// Writes one request, now, on the thread that asks.
+    pub fn serve(&mut self, request: Request) {
+        self.gather(request, || None);
+    }
+
+    /// Writes `first` and what `more` has waiting in one group.
+    pub fn gather(&mut self, first: Request, mut more: impl FnMut() -> Option<Request>) {
         let (mut messages, mut controls) = (Batch::default(), Batch::default());
-        let mut next = Some(Request::Append { records, control, reply });
+        let mut next = Some(first);
         let (mut stop, mut roll) = (false, false);
         while let Some(request) = next.take() {
             match request {
@@ -155,18 +147,43 @@ impl Writer {
             let count = messages.waiters.len() + controls.waiters.len();
             let full = messages.bytes + controls.bytes >= GROUP_BYTES_MAX || count >= GROUP_REQUESTS_MAX;
             if !full && !stop && !roll {
-                next = self.requests.try_recv().ok();
+                next = more();
             }
         }
+        self.shared = messages.waiters.len() > 1;
         self.write_batches(messages, controls);
+        if stop {
+            self.stop();
+        }
         if roll {
             self.retire();
         }
-        stop
+    }
+
+    /// Writes the cursors and the footer; what comes later is refused.
+    pub fn stop(&mut self) {
+        self.write_cursors();
+        self.retire();
+        self.stopped = true;
+    }
+
+    /// Whether several asked for the last group: then they soon will again, and a queue brings them together.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether it was told to stop.
+    pub fn has_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// When cursors that changed must be written if nothing else is.
+    pub fn cursors_due_in(&self) -> Duration {
+        CURSOR_INTERVAL.saturating_sub(self.cursors_at.elapsed())
     }
 
     fn write_batches(&mut self, mut messages: Batch, controls: Batch) {
-        if self.log.has_failed() {
+        if self.stopped || self.log.has_failed() {
             messages.join(controls).refuse(CommitError::Failed);
             return;
         }
@@ -390,7 +407,8 @@ impl Writer {
         }
     }
 
-    fn write_cursors(&mut self) {
+    /// Writes the cursors that changed, with nothing else.
+    pub fn write_cursors(&mut self) {
         self.cursors_at = Instant::now();
         let changed = self.changed_cursors();
         if changed.is_empty() || self.log.has_failed() {
