@@ -81,6 +81,18 @@ impl Duplicates {
         context.finish().as_ref().first_chunk().copied()
     }
 
+    /// The hash of a device's own id, whatever the body is.
+    pub fn name_key(&self, source: &Name, control_id: &[u8]) -> Key {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(self.secret.bytes());
+        // No source's name is empty, so no key of a message is the same.
+        context.update(&[0]);
+        context.update(source.as_str().as_bytes());
+        context.update(&[0]);
+        context.update(control_id);
+        context.finish().as_ref().first_chunk().copied().unwrap_or_default()
+    }
+
     /// Asks for a key at uptime `now_ms`.
     pub fn claim(&self, key: Key, now_ms: u64) -> Verdict<'_> {
         let mut inner = self.lock();

@@ -1,4 +1,5 @@
-//! The index over the logs: how far it has read each of them, the duplicate window, and where the dead letters are.
+//! The index over the logs: how far it has read each of them, the duplicate window, where the dead letters are, and what became
+//! of the messages that devices ask about (`fates`).
 //!
 //! It makes a start fast and lets the duplicate window outlive it; nothing else. The logs are the authority: the index
 //! reads them behind what was synced, may lag and never leads, and is made again from them when it is missing, damaged,
@@ -17,16 +18,20 @@ use std::time::{Duration, Instant};
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
+use super::Place;
 use super::duplicates::{Duplicates, Key, REMEMBERED_MAX};
+use super::fates::{self, Sightings, Trace};
+use super::frame::FrameHeader;
 use super::index_file::{IndexFile, Outcome, Owner};
 use super::log::{Held, Log};
 use super::reader::{Step, Walker};
-use super::record::{self, Kind};
+use super::record::{self, Data, Kind};
 use super::recovery::id_of;
-use super::segment::{FIRST_GROUP, class_code};
+use super::segment::{FIRST_GROUP, Identity, class_code};
 use super::storage::Storage;
 use crate::envelope::MessageId;
 use crate::status::{Alarm, Counter};
+use crate::values::Name;
 
 /// Least time between two changes.
 const APPLY_INTERVAL: Duration = Duration::from_secs(60);
@@ -55,6 +60,13 @@ struct Position {
 /// A message of the window: when it was received and its hash; its id and the id of the segment that it is in.
 type Rows = BTreeMap<(u64, Key), (MessageId, [u8; 12])>;
 type Positions = BTreeMap<u8, Position>;
+
+/// What a stretch of the logs holds for the index.
+#[derive(Default)]
+struct Found {
+    rows: Rows,
+    sightings: Sightings,
+}
 type DeadPlaces = BTreeMap<[u8; 24], [u8; 13]>;
 
 /// See the module.
@@ -81,17 +93,18 @@ impl Index {
         let applied = Mutex::new(Applied { positions: Positions::new(), at: Instant::now() });
         let index = Self { storage, owner, window, written: Arc::default(), applied, off: Mutex::default() };
         let since = logs.first().map_or(0, |log| index.since(log));
-        let (mut rows, positions) = index.load(since, logs).unwrap_or_else(|error| {
+        let (rows, positions) = index.load(since, logs).unwrap_or_else(|error| {
             tracing::warn!(%error, "the index can't be read and is made again from the log");
             Default::default()
         });
+        let mut found = Found { rows, ..Found::default() };
         for log in logs {
             let from = positions.get(&class_code(log.class));
-            if let Err(error) = settle(log).and_then(|()| index.scan(log, from, since, &mut rows)) {
+            if let Err(error) = settle(log).and_then(|()| index.scan(log, from, since, &mut found)) {
                 tracing::warn!(log = %log.class, %error, "second copies of some messages will not be recognised");
             }
         }
-        for ((at_ms, key), (id, _)) in rows {
+        for ((at_ms, key), (id, _)) in found.rows {
             index.window.remember(key, id, at_ms);
         }
         index.applied().positions = positions;
@@ -199,15 +212,15 @@ impl Index {
         };
         let mut ahead = if file.is_some() { positions.clone() } else { Positions::new() };
         let since = logs.first().map_or(0, |log| self.since(log));
-        let (mut rows, mut dead) = (Rows::new(), DeadPlaces::new());
+        let (mut found, mut dead) = (Found::default(), DeadPlaces::new());
         for log in logs {
             let class = class_code(log.class);
-            if let Some(position) = self.scan(log, ahead.get(&class), since, &mut rows)? {
+            if let Some(position) = self.scan(log, ahead.get(&class), since, &mut found)? {
                 ahead.insert(class, position);
             }
             dead.extend(self.dead_places(log));
         }
-        let write = |change: &WriteTransaction| write(change, &ahead, &rows, &dead, since);
+        let write = |change: &WriteTransaction| write(change, &ahead, &found, &dead, since);
         match file {
             Some(file) => file.change(write)?,
             None => IndexFile::make(&*self.storage, &self.owner, &self.written, write)?,
@@ -230,7 +243,7 @@ impl Index {
     }
 
     /// Adds the messages of a log behind `from` that were received since then; tells how far it has read.
-    fn scan(&self, log: &Log, from: Option<&Position>, since: u64, rows: &mut Rows) -> io::Result<Option<Position>> {
+    fn scan(&self, log: &Log, from: Option<&Position>, since: u64, found: &mut Found) -> io::Result<Option<Position>> {
         let segments: Vec<_> = {
             let state = log.state();
             let newer = state.segments.range(from.map_or(0, |from| from.order)..);
@@ -246,32 +259,76 @@ impl Index {
                 continue;
             }
             let walker = Walker::at(segment, read.map_or(FIRST_GROUP, |read| read.end), 0);
-            self.walk(walker, end, (since, now), rows)?;
+            self.walk(walker, end, (since, now), found)?;
         }
         Ok(last)
     }
 
-    /// Adds the messages of a segment, up to `end`, that were received in the time given.
-    fn walk(&self, mut walker: Walker, end: u64, (since, now): (u64, u64), rows: &mut Rows) -> io::Result<()> {
+    /// Adds what a segment says, up to `end`; messages that were received in the time given belong to the window.
+    fn walk(&self, mut walker: Walker, end: u64, (since, now): (u64, u64), into: &mut Found) -> io::Result<()> {
         let identity = walker.segment().identity;
+        let asked = identity.class == fates::CLASS;
+        let wanted = move |header: &FrameHeader| {
+            let told = header.kind == Kind::Replay as u8 || header.kind == Kind::Discard as u8;
+            header.kind == Kind::Data as u8 || asked && told
+        };
         loop {
-            let found = match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
+            let frame = match walker.next(end, &wanted)? {
                 Step::End => return Ok(()),
                 // Damage is found, shown and kept by others; here it only means that a second copy is stored as well.
                 Step::Damaged { .. } | Step::Skipped { .. } => continue,
-                Step::Frame(found) => found,
+                Step::Frame(frame) => frame,
             };
-            let Some((data, _)) = record::decode_data(&found.plaintext) else { continue };
-            // An imported message has the uptime of another box, which may be in the future.
-            let at_ms = data.meta.received.uptime_ms.min(now);
-            let key = self.window.key(&data.meta.source, &data.meta.control_id, &data.sha256);
-            if let Some(key) = key.filter(|_| at_ms >= since) {
-                rows.insert((at_ms, key), (id_of(&identity, found.header.ordinal, &data), identity.id));
-            }
-            if rows.len() > REMEMBERED_MAX {
-                rows.pop_first();
+            let at = Place { segment: identity.order, ordinal: frame.header.ordinal };
+            if frame.header.kind == Kind::Data as u8 {
+                let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
+                self.message(&identity, at, &data, (since, now), into);
+            } else if frame.header.kind == Kind::Replay as u8 {
+                record::decode(&frame.plaintext).inspect(|replay| into.sightings.again(&self.owner, replay, at));
+            } else {
+                record::decode(&frame.plaintext).inspect(|discard| into.sightings.ended(&self.owner, discard));
             }
         }
+    }
+
+    fn message(&self, identity: &Identity, at: Place, data: &Data, (since, now): (u64, u64), into: &mut Found) {
+        let (meta, id) = (&data.meta, id_of(identity, at.ordinal, data));
+        // An imported message has the uptime of another box, which may be in the future.
+        let at_ms = meta.received.uptime_ms.min(now);
+        let key = self.window.key(&meta.source, &meta.control_id, &data.sha256);
+        if let Some(key) = key.filter(|_| at_ms >= since) {
+            into.rows.insert((at_ms, key), (id, identity.id));
+        }
+        if into.rows.len() > REMEMBERED_MAX {
+            into.rows.pop_first();
+        }
+        if identity.class == fates::CLASS && !meta.control_id.is_empty() {
+            let key = self.window.name_key(&meta.source, &meta.control_id);
+            into.sightings.message(&self.owner, key, (id, at), at_ms, data);
+        }
+    }
+
+    /// The keyed hash of an upstream's name in the index.
+    pub fn tag(&self, name: &Name) -> [u8; 8] {
+        self.owner.tag(name.as_str())
+    }
+
+    /// What became of messages, by the hashes of their devices' ids; brings itself up to date first.
+    ///
+    /// # Errors
+    /// In words, when the index is off or can't be read.
+    pub fn traces(&self, logs: &[Arc<Log>], keys: &[Key]) -> Result<Vec<Option<Trace>>, String> {
+        self.apply(logs);
+        if let Some(why) = self.off().clone() {
+            return Err(format!("the index is off ({why})"));
+        }
+        // Nothing changes it while it is read.
+        let _applied = self.applied();
+        let read = || match IndexFile::read(&*self.storage, &self.owner, &self.written)? {
+            Some(database) => fates::find(&database.begin_read()?, keys),
+            None => Ok(vec![None; keys.len()]),
+        };
+        read().map_err(|error| format!("the index can't be read: {error}"))
     }
 
     /// How many messages of the window and how many dead letters are in the file; `None` when it does not authenticate.
@@ -330,13 +387,19 @@ fn waiting(applied: &Applied, logs: &[Arc<Log>]) -> u64 {
     logs.sum()
 }
 
-fn write(change: &WriteTransaction, positions: &Positions, rows: &Rows, dead: &DeadPlaces, since: u64) -> Outcome<()> {
+fn write(
+    change: &WriteTransaction,
+    positions: &Positions,
+    found: &Found,
+    dead: &DeadPlaces,
+    since: u64,
+) -> Outcome<()> {
     let mut table = change.open_table(POSITIONS)?;
     for (class, position) in positions {
         table.insert(class, record::encode(position).as_slice())?;
     }
     let mut table = change.open_table(WINDOW)?;
-    for ((at_ms, key), (id, segment)) in rows {
+    for ((at_ms, key), (id, segment)) in &found.rows {
         let mut value = [0; 28];
         join(&mut value, &[&id.0, segment]);
         table.insert(&window_key(*at_ms, key), &value)?;
@@ -346,6 +409,7 @@ fn write(change: &WriteTransaction, positions: &Positions, rows: &Rows, dead: &D
     while table.len()? > REMEMBERED_MAX as u64 {
         table.pop_first()?;
     }
+    found.sightings.write(change)?;
     let mut table = change.open_table(DEAD)?;
     table.retain(|key, place| dead.get(key) == Some(place))?;
     for (key, place) in dead {

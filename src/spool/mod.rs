@@ -62,13 +62,16 @@
 //! # The rooms within
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
-//! (the way to it), `recovery`, `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
+//! (the way to it), `recovery`, `compact`, `keeper` · `index`, `index_file`, `fates` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
 mod draft;
 mod duplicates;
 mod escrow;
+mod fates;
+#[cfg(test)]
+mod fates_tests;
 mod frame;
 mod import;
 mod index;
@@ -115,6 +118,7 @@ use tokio::sync::Semaphore;
 
 pub use draft::Draft;
 pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
+pub use fates::{Fate, Trace};
 pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
