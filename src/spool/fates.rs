@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::duplicates::Key;
 use super::index_file::{Outcome, Owner};
-use super::record::{self, Data, Discard, Replay};
+use super::record::{self, Discard, Replay};
 use super::{Place, Spool, logs_of};
 use crate::envelope::{Class, MessageId};
 use crate::values::Name;
@@ -54,6 +54,14 @@ pub struct Known {
     upstreams: Vec<[u8; 8]>,
 }
 
+impl Known {
+    /// A message that was written at a place.
+    pub fn new(owner: &Owner, (id, at): (MessageId, Place), received_ms: u64, targets: &[Name]) -> Self {
+        let upstreams = targets.iter().map(|name| owner.tag(name.as_str())).collect();
+        Self { id, at, received_ms, upstreams }
+    }
+}
+
 /// What a person did with a dead letter, or with an original that was asked for again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Decided {
@@ -78,9 +86,8 @@ pub struct Sightings {
 
 impl Sightings {
     /// A message, under the hash of its device's id.
-    pub fn message(&mut self, owner: &Owner, key: Key, (id, at): (MessageId, Place), received_ms: u64, data: &Data) {
-        let upstreams = data.meta.targets.iter().map(|name| owner.tag(name.as_str())).collect();
-        self.known.insert(key, Known { id, at, received_ms, upstreams });
+    pub fn message(&mut self, key: Key, known: Known) {
+        self.known.insert(key, known);
     }
 
     /// A message that was put into a lane again.

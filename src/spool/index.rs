@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Place;
 use super::duplicates::{Duplicates, Key, REMEMBERED_MAX};
-use super::fates::{self, Sightings, Trace};
+use super::fates::{self, Known, Sightings, Trace};
 use super::frame::FrameHeader;
 use super::index_file::{IndexFile, Outcome, Owner};
 use super::log::{Held, Log};
@@ -64,6 +64,8 @@ type Positions = BTreeMap<u8, Position>;
 /// What a stretch of the logs holds for the index.
 #[derive(Default)]
 struct Found {
+    /// Uptime before which nothing is a second copy.
+    since: u64,
     rows: Rows,
     sightings: Sightings,
 }
@@ -97,10 +99,10 @@ impl Index {
             tracing::warn!(%error, "the index can't be read and is made again from the log");
             Default::default()
         });
-        let mut found = Found { rows, ..Found::default() };
+        let mut found = Found { since, rows, ..Found::default() };
         for log in logs {
             let from = positions.get(&class_code(log.class));
-            if let Err(error) = settle(log).and_then(|()| index.scan(log, from, since, &mut found)) {
+            if let Err(error) = settle(log).and_then(|()| index.scan(log, from, &mut found)) {
                 tracing::warn!(log = %log.class, %error, "second copies of some messages will not be recognised");
             }
         }
@@ -212,10 +214,10 @@ impl Index {
         };
         let mut ahead = if file.is_some() { positions.clone() } else { Positions::new() };
         let since = logs.first().map_or(0, |log| self.since(log));
-        let (mut found, mut dead) = (Found::default(), DeadPlaces::new());
+        let (mut found, mut dead) = (Found { since, ..Found::default() }, DeadPlaces::new());
         for log in logs {
             let class = class_code(log.class);
-            if let Some(position) = self.scan(log, ahead.get(&class), since, &mut found)? {
+            if let Some(position) = self.scan(log, ahead.get(&class), &mut found)? {
                 ahead.insert(class, position);
             }
             dead.extend(self.dead_places(log));
@@ -243,11 +245,11 @@ impl Index {
     }
 
     /// Adds the messages of a log behind `from` that were received since then; tells how far it has read.
-    fn scan(&self, log: &Log, from: Option<&Position>, since: u64, found: &mut Found) -> io::Result<Option<Position>> {
+    fn scan(&self, log: &Log, from: Option<&Position>, found: &mut Found) -> io::Result<Option<Position>> {
         let segments: Vec<_> = {
             let state = log.state();
             let newer = state.segments.range(from.map_or(0, |from| from.order)..);
-            newer.map(|(_, held)| (Arc::clone(&held.segment), held.end, outdated(held, since))).collect()
+            newer.map(|(_, held)| (Arc::clone(&held.segment), held.end, outdated(held, found.since))).collect()
         };
         let now = log.uptime.ms();
         let mut last = from.cloned();
@@ -259,13 +261,13 @@ impl Index {
                 continue;
             }
             let walker = Walker::at(segment, read.map_or(FIRST_GROUP, |read| read.end), 0);
-            self.walk(walker, end, (since, now), found)?;
+            self.walk(walker, end, now, found)?;
         }
         Ok(last)
     }
 
-    /// Adds what a segment says, up to `end`; messages that were received in the time given belong to the window.
-    fn walk(&self, mut walker: Walker, end: u64, (since, now): (u64, u64), into: &mut Found) -> io::Result<()> {
+    /// Adds what a segment says, up to `end`.
+    fn walk(&self, mut walker: Walker, end: u64, now: u64, into: &mut Found) -> io::Result<()> {
         let identity = walker.segment().identity;
         let asked = identity.class == fates::CLASS;
         let wanted = move |header: &FrameHeader| {
@@ -282,7 +284,9 @@ impl Index {
             let at = Place { segment: identity.order, ordinal: frame.header.ordinal };
             if frame.header.kind == Kind::Data as u8 {
                 let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
-                self.message(&identity, at, &data, (since, now), into);
+                // An imported message has the uptime of another box, which may be in the future.
+                let at_ms = data.meta.received.uptime_ms.min(now);
+                self.message((id_of(&identity, at.ordinal, &data), identity), at, (at_ms, &data), into);
             } else if frame.header.kind == Kind::Replay as u8 {
                 record::decode(&frame.plaintext).inspect(|replay| into.sightings.again(&self.owner, replay, at));
             } else {
@@ -291,20 +295,18 @@ impl Index {
         }
     }
 
-    fn message(&self, identity: &Identity, at: Place, data: &Data, (since, now): (u64, u64), into: &mut Found) {
-        let (meta, id) = (&data.meta, id_of(identity, at.ordinal, data));
-        // An imported message has the uptime of another box, which may be in the future.
-        let at_ms = meta.received.uptime_ms.min(now);
+    fn message(&self, (id, held): (MessageId, Identity), at: Place, (at_ms, data): (u64, &Data), into: &mut Found) {
+        let meta = &data.meta;
         let key = self.window.key(&meta.source, &meta.control_id, &data.sha256);
-        if let Some(key) = key.filter(|_| at_ms >= since) {
-            into.rows.insert((at_ms, key), (id, identity.id));
+        if let Some(key) = key.filter(|_| at_ms >= into.since) {
+            into.rows.insert((at_ms, key), (id, held.id));
         }
         if into.rows.len() > REMEMBERED_MAX {
             into.rows.pop_first();
         }
-        if identity.class == fates::CLASS && !meta.control_id.is_empty() {
+        if held.class == fates::CLASS && !meta.control_id.is_empty() {
             let key = self.window.name_key(&meta.source, &meta.control_id);
-            into.sightings.message(&self.owner, key, (id, at), at_ms, data);
+            into.sightings.message(key, Known::new(&self.owner, (id, at), at_ms, &meta.targets));
         }
     }
 
