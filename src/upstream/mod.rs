@@ -15,6 +15,10 @@ use crate::values::{Problems, SecretRef, Section};
 use forwarder::{Forwarding, forward};
 
 mod answers;
+pub mod dicom;
+pub mod dicom_association;
+pub mod dicom_pool;
+pub mod dicom_store;
 pub mod directory;
 #[cfg(test)]
 mod fixtures;
@@ -48,6 +52,8 @@ pub enum UpstreamConfig {
     Https(https::HttpsConfig),
     /// Files in a folder.
     Directory(directory::DirectoryConfig),
+    /// C-STORE to an archive.
+    Dicom(dicom::DicomConfig),
 }
 
 impl UpstreamConfig {
@@ -58,6 +64,7 @@ impl UpstreamConfig {
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Https(_) => https::Https::PROTOCOL,
             Self::Directory(_) => directory::Directory::PROTOCOL,
+            Self::Dicom(_) => dicom::Dicom::PROTOCOL,
         }
     }
 
@@ -68,6 +75,7 @@ impl UpstreamConfig {
             Self::Mqtt(config) => config.address.to_string(),
             Self::Https(config) => config.url.to_string(),
             Self::Directory(config) => config.path.display().to_string(),
+            Self::Dicom(config) => config.address.to_string(),
         }
     }
 
@@ -78,6 +86,7 @@ impl UpstreamConfig {
             Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
             Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
             Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
+            Self::Dicom(config) => forward::<dicom::Dicom>(config, forwarding, stop).await,
         }
     }
 }
@@ -89,6 +98,7 @@ impl Section for UpstreamConfig {
             Self::Mqtt(config) => config.check(problems),
             Self::Https(config) => config.check(problems),
             Self::Directory(config) => config.check(problems),
+            Self::Dicom(config) => config.check(problems),
         }
     }
 
@@ -98,6 +108,7 @@ impl Section for UpstreamConfig {
             Self::Mqtt(config) => config.files(visit),
             Self::Https(config) => config.files(visit),
             Self::Directory(config) => config.files(visit),
+            Self::Dicom(config) => config.files(visit),
         }
     }
 }
@@ -265,6 +276,10 @@ mod tests {
             ("[https]\nurl = 'https://a/in'\nplain = true", Some("https:// goes with tls")),
             ("[directory]\npath = '/mnt/usb'\nunsealed = true\nmarker = 'WARDGATE'", None),
             ("[directory]\npath = '/mnt/usb'", Some("seal-to")),
+            ("[dicom]\naddress = 'pacs:104'\ncalled = 'PACS'\nplain = true", None),
+            ("[dicom]\naddress = 'pacs:104'\ncalled = 'PACS'", Some("unencrypted")),
+            ("[dicom]\naddress = 'pacs:104'\ncalled = 'PACS'\nplain = true\nassociations = 17", Some("1 to 16")),
+            ("[dicom]\naddress = 'pacs:104'\ncalled = 'PACS'\nplain = true\nmax-pdu = '1MiB'", Some("128KiB")),
         ] {
             let found = problems(text);
             assert_eq!(found.len(), usize::from(told.is_some()), "{text}: {found:?}");

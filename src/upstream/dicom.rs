@@ -1,0 +1,255 @@
+//! The DICOM upstream: each instance goes to an archive by C-STORE, its status is the receipt (DICOM PS3.4 annex B).
+//!
+//! Instances need no order between them, so as many are on their way as there are associations; the lane's cursor still moves in
+//! order, and a second copy is harmless because the SOP instance UID is the same. The data set's bytes are those that the device sent: nothing is
+//! converted, and a refused transfer syntax is a dead letter that says so.
+//!
+//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Other statuses: refused.
+//! * A context that the archive does not accept: rejected, with the names of class and syntax.
+//! * A rejected association, an abort, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::dicom_association::{Archive, Association, AssociationError, Pair};
+use super::dicom_pool::{NoContext, Pool, Slot, Unasked};
+use super::dicom_store::{Instance, StoreError, store, verdict};
+use super::link;
+use super::{Delivery, Identity, SendError, Upstream, WhenRefused};
+use crate::envelope::{Body, Envelope};
+use crate::system::tls::ClientTls;
+use crate::values::{ByteSize, HostPort, Problems, SecretRef, Section, Span};
+use crate::wire::dicom_values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
+use crate::wire::pdu;
+use crate::wire::pdu_associate::ContextResult;
+
+/// Most associations side by side.
+pub const ASSOCIATIONS_MAX: usize = 16;
+/// Least `max-pdu`: what the oldest archives speak.
+pub const MAX_PDU_MIN: u64 = 4 << 10;
+
+/// `[upstream.<name>.dicom]`.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DicomConfig {
+    /// Where the archive listens.
+    pub address: HostPort,
+    /// The archive's AE title.
+    pub called: Title,
+    /// Ours; default `WARDGATE`.
+    #[serde(default)]
+    pub calling: Title,
+    /// Whom to trust, and who we are.
+    #[serde(default)]
+    pub tls: Option<ClientTls>,
+    /// Says aloud that the connection is not encrypted.
+    #[serde(default)]
+    pub plain: bool,
+    /// How many instances are sent side by side, each over its own association: 1 to [`ASSOCIATIONS_MAX`]; default 2.
+    #[serde(default = "associations")]
+    pub associations: usize,
+    /// The longest P-DATA that we take, announced to the archive: 4 KiB to 128 KiB; default 64 KiB. What we send is bounded by what the
+    /// archive announces.
+    #[serde(default = "max_pdu")]
+    pub max_pdu: ByteSize,
+    /// For name, TCP and TLS, and once more for the association; default 10 s.
+    #[serde(default = "connect_timeout")]
+    pub connect_timeout: Span,
+    /// For the archive to take the next piece of an instance; default 30 s.
+    #[serde(default = "write_timeout")]
+    pub write_timeout: Span,
+    /// From the last byte of an instance to its status; default 60 s.
+    #[serde(default = "response_timeout")]
+    pub response_timeout: Span,
+    /// What becomes of an instance that the archive refuses for good.
+    #[serde(default)]
+    pub when_refused: WhenRefused,
+}
+
+/// An AE title in a configuration: archives may look at upper and lower case, so another case is another configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct Title(pub AeTitle);
+
+impl Default for Title {
+    fn default() -> Self {
+        Self(AeTitle::read(b"WARDGATE"))
+    }
+}
+
+impl PartialEq for Title {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+fn associations() -> usize {
+    2
+}
+
+fn max_pdu() -> ByteSize {
+    ByteSize(64 << 10)
+}
+
+fn connect_timeout() -> Span {
+    Span(Duration::from_secs(10))
+}
+
+fn write_timeout() -> Span {
+    Span(Duration::from_secs(30))
+}
+
+fn response_timeout() -> Span {
+    Span(Duration::from_secs(60))
+}
+
+impl Section for DicomConfig {
+    fn check(&self, problems: &mut Problems) {
+        link::check(problems, self.tls.as_ref(), self.plain);
+        if !(1..=ASSOCIATIONS_MAX).contains(&self.associations) {
+            problems.error("associations", format!("there can be 1 to {ASSOCIATIONS_MAX}"));
+        }
+        if !(MAX_PDU_MIN..=u64::from(pdu::DATA_BYTES_MAX)).contains(&self.max_pdu.0) {
+            problems.error("max-pdu", "it can be \"4KiB\" to \"128KiB\"");
+        }
+    }
+
+    fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
+        link::files(self.tls.as_mut(), visit);
+    }
+}
+
+impl DicomConfig {
+    /// Whom to call, and how.
+    pub fn archive(&self) -> Archive {
+        Archive {
+            address: self.address.clone(),
+            tls: self.tls.clone(),
+            called: self.called.0.clone(),
+            calling: self.calling.0.clone(),
+            max_pdu: u32::try_from(self.max_pdu.0).unwrap_or(pdu::DATA_BYTES_MAX),
+            connect_timeout: self.connect_timeout.0,
+            write_timeout: self.write_timeout.0,
+            response_timeout: self.response_timeout.0,
+        }
+    }
+}
+
+/// An archive, with the associations to it.
+pub struct Dicom {
+    associations: usize,
+    pool: Arc<Pool>,
+    unasked: Unasked,
+}
+
+impl Upstream for Dicom {
+    type Config = DicomConfig;
+    const PROTOCOL: &'static str = "dicom";
+
+    fn when_refused(config: &DicomConfig) -> WhenRefused {
+        config.when_refused
+    }
+
+    /// Asks for an association and releases it: whether the archive knows us is then known before the first instance comes.
+    async fn connect(config: &DicomConfig, _about: &Identity) -> Result<Self, SendError> {
+        let archive = config.archive();
+        let verification = Pair { abstract_syntax: VERIFICATION, transfer_syntax: IMPLICIT_LITTLE_ENDIAN };
+        Association::open(&archive, &[verification]).await?.release().await;
+        let unasked: Unasked = Arc::new(|_| None);
+        let pool = Arc::new(Pool::new(archive, config.associations, Vec::new(), Arc::clone(&unasked)));
+        Ok(Self { associations: config.associations, pool, unasked })
+    }
+
+    /// Waits for an association to be free; the instance is then sent in a task of its own.
+    async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
+        let instance = Instance::open(&envelope.body).await?;
+        let slot = self.pool.slot().await;
+        let job = Job { pool: Arc::clone(&self.pool), unasked: Arc::clone(&self.unasked), body: envelope.body.clone() };
+        let (mut done, receiver) = oneshot::channel();
+        self.pool.tasks().spawn(async move {
+            let outcome = tokio::select! {
+                biased;
+                // Nobody waits for it any more: it comes again, and two copies at once might confuse the archive.
+                () = done.closed() => return,
+                outcome = job.run(instance, slot) => outcome,
+            };
+            // Unless it was given up in this very moment.
+            done.send(outcome).ok();
+        });
+        Ok(Delivery::waiting(receiver))
+    }
+
+    fn window(&self) -> usize {
+        self.associations
+    }
+
+    async fn close(self) {
+        self.pool.close().await;
+    }
+}
+
+/// An instance on its way.
+struct Job {
+    pool: Arc<Pool>,
+    unasked: Unasked,
+    body: Body,
+}
+
+impl Job {
+    async fn run(self, instance: Instance, mut slot: Slot) -> Result<super::Receipt, SendError> {
+        let pair = instance.pair.clone();
+        let mut instance = Some(instance);
+        loop {
+            let taken = self.pool.take(&pair, &mut slot).await;
+            let mut member = taken.map_err(|none| no_context(none, &pair))?;
+            let opened = match instance.take() {
+                Some(opened) => opened,
+                None => Instance::open(&self.body).await?,
+            };
+            let outcome = store(&mut member.association, member.context, opened, self.unasked.as_ref()).await;
+            match outcome {
+                Ok(status) => {
+                    self.pool.park(member);
+                    return verdict(status).map(|code| super::Receipt { code });
+                }
+                // The archive may have ended it in the moment in which we took it: no fault, and a new one tells.
+                Err(StoreError::Association(error)) if member.reused && has_ended(&error) => {}
+                Err(StoreError::Association(error)) => return Err(error.into()),
+                Err(StoreError::Body(error)) => return Err(SendError::Rejected { reason: error.to_string() }),
+            }
+        }
+    }
+}
+
+fn has_ended(error: &AssociationError) -> bool {
+    matches!(error, AssociationError::Closed(_) | AssociationError::Aborted(_) | AssociationError::Released)
+}
+
+fn no_context(none: NoContext, pair: &Pair) -> SendError {
+    match none {
+        NoContext::Association(error) => error.into(),
+        NoContext::Refused(result) => SendError::Rejected { reason: refused(result, pair) },
+    }
+}
+
+/// Why there is no context for an instance, so that a person knows what to change where.
+fn refused(result: ContextResult, pair: &Pair) -> String {
+    let named = |uid: &crate::wire::dicom_values::Uid| match uid.name() {
+        name if name == uid.to_string() => name.into_owned(),
+        name => format!("{name} ({uid})"),
+    };
+    let (class, syntax) = (named(&pair.abstract_syntax), named(&pair.transfer_syntax));
+    match result {
+        ContextResult::AbstractSyntax => {
+            format!("the archive does not take {class}: its owner can allow this SOP class")
+        }
+        ContextResult::TransferSyntaxes => format!(
+            "the archive does not take {class} in the encoding that the device sent, {syntax}: let the device send another, \
+             or the archive's owner allow it"
+        ),
+        other => format!("the archive does not take {class} in {syntax}: {other}"),
+    }
+}

@@ -1,0 +1,577 @@
+//! One association that we ask for (DICOM PS3.8): dialling, contexts, messages out and in, release, abort.
+//!
+//! It knows no service: who uses it says what a message means (storing, echo, commitment). A frame is judged by its first
+//! six bytes before its body is read, a message is bounded, and a data set goes out piece by piece and is never held whole.
+//! Commands and data go in PDUs of their own, since some archives choke on both in one. Nothing here tries again, and after an
+//! error the association must not be used any more: a late answer could be taken for another message's.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::SendError;
+use super::link;
+use crate::system::fault;
+use crate::system::stream::Stream;
+use crate::system::tls::ClientTls;
+use crate::values::HostPort;
+use crate::wire::dicom_values::{APPLICATION_CONTEXT, AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid};
+use crate::wire::dimse::{Command, CommandAssembler};
+use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, PDV_HEADER_BYTES, PduError, Pdv, Pdvs, Reject};
+use crate::wire::pdu_associate::{
+    AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, UserInformation,
+};
+
+/// Longest data set that is taken from a peer: reports of storage commitment, which may name thousands of instances.
+const DATA_BYTES_MAX: usize = 4 << 20;
+/// Whole PDUs are handed to the network when there are so many bytes of them.
+const FLUSH_BYTES: usize = 64 << 10;
+/// What is written at once: `write-timeout` is about this much.
+const WRITE_BYTES: usize = 64 << 10;
+/// Bytes of one read.
+const READ_BYTES: usize = 8 << 10;
+/// How long a release may take.
+const RELEASE_MAX: Duration = Duration::from_secs(5);
+/// After a failed write: how long the peer's reason is looked for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Before a data PDU's data.
+const BEFORE_DATA: usize = HEADER_BYTES + PDV_HEADER_BYTES;
+
+/// Whom to call, and how.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Archive {
+    /// Where it listens.
+    pub address: HostPort,
+    /// Whom to trust; `None` is plain TCP.
+    pub tls: Option<ClientTls>,
+    /// Its AE title.
+    pub called: AeTitle,
+    /// Ours.
+    pub calling: AeTitle,
+    /// The longest P-DATA body that we take, in bytes; announced.
+    pub max_pdu: u32,
+    /// For name, TCP and TLS; and once more for the answer to the association's request.
+    pub connect_timeout: Duration,
+    /// For the peer to take the next 64 KiB.
+    pub write_timeout: Duration,
+    /// From the last byte sent to the answer.
+    pub response_timeout: Duration,
+}
+
+/// Why an association did not come about or ended. Nobody is blamed but the connection and the two configurations.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssociationError {
+    /// No connection.
+    #[error("{0}")]
+    Dial(String),
+    /// A-ASSOCIATE-RJ.
+    #[error("the archive answered the association: {reject}{}", advice(*.reject, .calling, .called))]
+    Rejected {
+        /// Its three numbers.
+        reject: Reject,
+        /// As whom we called.
+        calling: AeTitle,
+        /// Whom we called.
+        called: AeTitle,
+    },
+    /// A-ABORT.
+    #[error("the archive ended the association: {0}")]
+    Aborted(Abort),
+    /// It released the association by itself.
+    #[error("the archive released the association")]
+    Released,
+    /// TCP or TLS ended.
+    #[error("the connection to the archive ended: {0}")]
+    Closed(String),
+    /// It takes or says nothing more.
+    #[error("the archive {what} within {} s", .limit.as_secs().max(1))]
+    Silent {
+        /// What it did not do.
+        what: &'static str,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// It does not keep to the protocol.
+    #[error("the archive does not speak as DICOM wants: {0}")]
+    Broken(String),
+}
+
+fn advice(reject: Reject, calling: &AeTitle, called: &AeTitle) -> String {
+    match (reject.source, reject.reason) {
+        (1, 3) => format!("; let its owner enter \"{calling}\" with the address of this box"),
+        (1, 7) => format!("; check called = \"{called}\": it must be written as the archive knows itself"),
+        _ if reject.is_transient() => String::new(),
+        _ => format!("; ask its owner whether \"{calling}\" may store to \"{called}\""),
+    }
+}
+
+impl From<AssociationError> for SendError {
+    fn from(error: AssociationError) -> Self {
+        Self::Disconnected { cause: error.to_string() }
+    }
+}
+
+impl From<PduError> for AssociationError {
+    fn from(error: PduError) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// A context to propose: one transfer syntax each, so that the archive can't choose another one than the instance has.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Pair {
+    /// The SOP class.
+    pub abstract_syntax: Uid,
+    /// How its data sets are encoded.
+    pub transfer_syntax: Uid,
+}
+
+/// What became of a proposed context.
+#[derive(Clone, Debug)]
+pub struct Negotiated {
+    /// What was proposed.
+    pub pair: Pair,
+    /// The context's id, or why it was refused.
+    pub outcome: Result<u8, ContextResult>,
+}
+
+/// A whole DIMSE message from the peer.
+#[derive(Debug)]
+pub struct Message {
+    /// The context that it came in.
+    pub context: u8,
+    /// Its command set.
+    pub command: Command,
+    /// Its data set; empty when it has none.
+    pub data: Vec<u8>,
+}
+
+/// An association that the archive accepted.
+pub struct Association {
+    stream: Stream,
+    archive: Archive,
+    contexts: Vec<Negotiated>,
+    fragment_bytes: usize,
+    outgoing: Outgoing,
+    received: BytesMut,
+    assembly: Assembly,
+    message_id: u16,
+    /// A message came before ours had ended.
+    pub early: bool,
+    /// Whether an A-ABORT may be written: we are between two PDUs.
+    whole: bool,
+}
+
+impl Association {
+    /// Dials, asks for an association with these contexts (at most [`CONTEXTS_MAX`], no two alike), and has the answer.
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn open(archive: &Archive, pairs: &[Pair]) -> Result<Self, AssociationError> {
+        let limit = archive.connect_timeout;
+        let dialled = link::dial(&archive.address, archive.tls.as_ref(), &[], limit).await;
+        let stream = dialled.map_err(|error| AssociationError::Dial(error.to_string()))?;
+        let mut association = Self {
+            stream,
+            archive: archive.clone(),
+            contexts: Vec::new(),
+            fragment_bytes: 0,
+            outgoing: Outgoing::default(),
+            received: BytesMut::new(),
+            assembly: Assembly::default(),
+            message_id: 0,
+            early: false,
+            whole: true,
+        };
+        let pairs = pairs.get(..CONTEXTS_MAX).unwrap_or(pairs);
+        association.outgoing.bytes = request(archive, pairs).bytes();
+        association.flush().await?;
+        let what = "did not answer the request for an association";
+        let answered = timeout(limit, association.answer(pairs)).await;
+        answered.map_err(|_| AssociationError::Silent { what, limit })??;
+        Ok(association)
+    }
+
+    async fn answer(&mut self, pairs: &[Pair]) -> Result<(), AssociationError> {
+        let (kind, body) = self.pdu().await?;
+        let accept = match kind {
+            Kind::AssociateAccept => AssociateAccept::read(&body)?,
+            Kind::AssociateReject => return Err(self.rejected(&body)),
+            _ => return Err(self.unexpected(kind, &body)),
+        };
+        self.contexts = pairs.iter().enumerate().map(|(nth, pair)| negotiated(&accept, nth, pair)).collect();
+        self.fragment_bytes = pdu::fragment_bytes_max(accept.user.max_length)?;
+        Ok(())
+    }
+
+    /// What became of the context of this pair; `None`: it was not proposed.
+    pub fn context(&self, pair: &Pair) -> Option<Result<u8, ContextResult>> {
+        self.contexts.iter().find(|negotiated| negotiated.pair == *pair).map(|negotiated| negotiated.outcome)
+    }
+
+    /// All contexts that were proposed.
+    pub fn contexts(&self) -> &[Negotiated] {
+        &self.contexts
+    }
+
+    /// The id of the next message of ours.
+    pub fn next_message_id(&mut self) -> u16 {
+        self.message_id = self.message_id.wrapping_add(1).max(1);
+        self.message_id
+    }
+
+    /// Sends a message whose data set, if it has one, is short.
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn send(&mut self, context: u8, command: &[u8], data: Option<&[u8]>) -> Result<(), AssociationError> {
+        self.command(context, command).await?;
+        if let Some(data) = data {
+            self.data(context, data).await?;
+            self.end_of_data(context).await?;
+        }
+        self.flush().await
+    }
+
+    /// Puts a command set on its way. A data set that follows goes with [`Self::data`] and [`Self::end_of_data`].
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn command(&mut self, context: u8, command: &[u8]) -> Result<(), AssociationError> {
+        self.early = false;
+        self.put(context, true, command).await?;
+        self.outgoing.seal(context, true, true);
+        Ok(())
+    }
+
+    /// The next piece of a data set, of any length.
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn data(&mut self, context: u8, piece: &[u8]) -> Result<(), AssociationError> {
+        self.put(context, false, piece).await
+    }
+
+    /// The data set is complete.
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn end_of_data(&mut self, context: u8) -> Result<(), AssociationError> {
+        self.outgoing.seal(context, false, true);
+        self.flush().await
+    }
+
+    async fn put(&mut self, context: u8, is_command: bool, mut bytes: &[u8]) -> Result<(), AssociationError> {
+        while !bytes.is_empty() {
+            // The last piece is sealed by whoever knows that it is the last.
+            if self.outgoing.room(self.fragment_bytes) == 0 {
+                self.outgoing.seal(context, is_command, false);
+                if self.outgoing.bytes.len() >= FLUSH_BYTES {
+                    self.flush().await?;
+                    self.notice().await?;
+                }
+            }
+            let (piece, rest) = bytes.split_at(bytes.len().min(self.outgoing.room(self.fragment_bytes)));
+            self.outgoing.add(piece);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Hands whole PDUs to the network.
+    async fn flush(&mut self) -> Result<(), AssociationError> {
+        self.whole = false;
+        let limit = self.archive.write_timeout;
+        let stream = &mut self.stream;
+        let write = async {
+            for piece in self.outgoing.bytes.chunks(WRITE_BYTES) {
+                timeout(limit, stream.write_all(piece)).await??;
+            }
+            timeout(limit, stream.flush()).await?
+        };
+        let written: io::Result<()> = write.await;
+        self.outgoing.bytes.clear();
+        match written {
+            Ok(()) => {
+                self.whole = true;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(AssociationError::Silent { what: "took nothing more (write-timeout)", limit })
+            }
+            Err(error) => Err(self.last_words().await.unwrap_or_else(|| closed(&error))),
+        }
+    }
+
+    /// Why the peer takes nothing more: an A-ABORT may have come before the connection broke.
+    async fn last_words(&mut self) -> Option<AssociationError> {
+        let words = async {
+            loop {
+                match self.pdu().await {
+                    Ok((Kind::Data, _)) => {}
+                    Ok((kind, body)) => return Some(self.unexpected(kind, &body)),
+                    Err(_) => return None,
+                }
+            }
+        };
+        timeout(LAST_WORDS, words).await.ok()?
+    }
+
+    /// Looks, without waiting, whether the peer speaks before our message has ended: an abort is then known at once.
+    async fn notice(&mut self) -> Result<(), AssociationError> {
+        if self.early {
+            return Ok(());
+        }
+        // Without time to wait in: only what has come already.
+        match timeout(Duration::ZERO, self.fill(HEADER_BYTES)).await {
+            Ok(filled) => filled?,
+            Err(_) => return Ok(()),
+        }
+        match self.header()?.kind {
+            Kind::Data => self.early = true,
+            _ => {
+                let (kind, body) = self.pdu().await?;
+                return Err(self.unexpected(kind, &body));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message of the peer, within `response-timeout`.
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn receive(&mut self) -> Result<Message, AssociationError> {
+        let limit = self.archive.response_timeout;
+        let received = timeout(limit, self.receive_unlimited()).await;
+        received.map_err(|_| AssociationError::Silent { what: "did not answer", limit })?
+    }
+
+    /// The next message of the peer, whenever it comes. Cancelling loses nothing.
+    ///
+    /// # Errors
+    /// [`AssociationError`]; [`AssociationError::Released`] after the peer's release was answered.
+    pub async fn receive_unlimited(&mut self) -> Result<Message, AssociationError> {
+        loop {
+            let (kind, body) = self.pdu().await?;
+            if kind != Kind::Data {
+                if kind == Kind::ReleaseRequest {
+                    self.outgoing.bytes.extend_from_slice(&pdu::RELEASE_RESPONSE);
+                    self.flush().await.ok();
+                }
+                return Err(self.unexpected(kind, &body));
+            }
+            for pdv in Pdvs::new(&body) {
+                if let Some(message) = self.assembly.take(&pdv?)? {
+                    return Ok(message);
+                }
+            }
+        }
+    }
+
+    /// Says goodbye: A-RELEASE, also when the peer says it at the same time.
+    pub async fn release(mut self) {
+        let goodbye = async {
+            self.outgoing.bytes.extend_from_slice(&pdu::RELEASE_REQUEST);
+            self.flush().await?;
+            loop {
+                match self.pdu().await?.0 {
+                    Kind::ReleaseRequest => {
+                        self.outgoing.bytes.extend_from_slice(&pdu::RELEASE_RESPONSE);
+                        self.flush().await?;
+                    }
+                    Kind::Data => {}
+                    _ => return Ok::<(), AssociationError>(()),
+                }
+            }
+        };
+        // A peer that does not answer is left all the same.
+        drop(timeout(RELEASE_MAX, goodbye).await);
+        self.whole = false;
+        drop(timeout(RELEASE_MAX, self.stream.shutdown()).await);
+    }
+
+    /// The next PDU, its body bounded before it is read. Cancelling loses nothing.
+    async fn pdu(&mut self) -> Result<(Kind, BytesMut), AssociationError> {
+        self.fill(HEADER_BYTES).await?;
+        let header = self.header()?;
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+        self.fill(HEADER_BYTES.saturating_add(length)).await?;
+        self.received.advance(HEADER_BYTES);
+        Ok((header.kind, self.received.split_to(length)))
+    }
+
+    fn header(&self) -> Result<Header, AssociationError> {
+        let bytes = self.received.first_chunk().copied().unwrap_or_default();
+        Ok(Header::read(bytes, self.archive.max_pdu)?)
+    }
+
+    /// Reads until there are so many bytes.
+    async fn fill(&mut self, bytes: usize) -> Result<(), AssociationError> {
+        while self.received.len() < bytes {
+            // Linux forgets it: without it, a sender with Nagle's algorithm waits 40 ms for each answer.
+            self.stream.tcp().set_quickack(true).ok();
+            self.received.reserve((bytes - self.received.len()).clamp(1, READ_BYTES));
+            let read = self.stream.read_buf(&mut self.received).await.map_err(|error| closed(&error))?;
+            if read == 0 {
+                return Err(AssociationError::Closed("the archive closed it".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn rejected(&self, body: &[u8]) -> AssociationError {
+        let (calling, called) = (self.archive.calling.clone(), self.archive.called.clone());
+        let reject = Reject::read(body).unwrap_or(Reject::NO_REASON);
+        AssociationError::Rejected { reject, calling, called }
+    }
+
+    /// The end of the association, by a PDU that is none of what is waited for.
+    fn unexpected(&mut self, kind: Kind, body: &[u8]) -> AssociationError {
+        match kind {
+            Kind::Abort => {
+                self.whole = false;
+                AssociationError::Aborted(Abort::read(body).unwrap_or(Abort::NO_REASON))
+            }
+            Kind::ReleaseRequest => AssociationError::Released,
+            _ => AssociationError::Broken(format!("{kind} came when it can't")),
+        }
+    }
+}
+
+/// Whoever gives an association up says so when it can be said at once; over TLS the end of the connection must do.
+impl Drop for Association {
+    fn drop(&mut self) {
+        if self.whole && !self.stream.is_tls() {
+            self.stream.tcp().try_write(&Abort::BY_USER.bytes()).ok();
+        }
+    }
+}
+
+fn closed(error: &io::Error) -> AssociationError {
+    AssociationError::Closed(fault::in_words(error))
+}
+
+fn request(archive: &Archive, pairs: &[Pair]) -> AssociateRequest {
+    let context = |(nth, pair): (usize, &Pair)| ProposedContext {
+        id: context_id(nth),
+        abstract_syntax: pair.abstract_syntax.clone(),
+        transfer_syntaxes: vec![pair.transfer_syntax.clone()],
+    };
+    AssociateRequest {
+        protocol_version: 1,
+        called: archive.called.clone(),
+        calling: archive.calling.clone(),
+        application_context: APPLICATION_CONTEXT,
+        contexts: pairs.iter().enumerate().map(context).collect(),
+        // No asynchronous window: one message at a time is what everybody understands.
+        user: UserInformation {
+            max_length: archive.max_pdu,
+            implementation_class: Some(IMPLEMENTATION_CLASS),
+            implementation_version: Some(IMPLEMENTATION_VERSION.to_owned()),
+            ..UserInformation::default()
+        },
+    }
+}
+
+fn context_id(nth: usize) -> u8 {
+    u8::try_from(2 * nth + 1).unwrap_or(u8::MAX)
+}
+
+fn negotiated(accept: &AssociateAccept, nth: usize, pair: &Pair) -> Negotiated {
+    let id = context_id(nth);
+    let answer = accept.contexts.iter().find(|context| context.id == id);
+    let outcome = match answer.map_or(ContextResult::NoReason, |context| context.result) {
+        // Some leave the syntax out, since there was one to choose from; another one was never proposed.
+        ContextResult::Accepted => {
+            let chosen = answer.and_then(|context| context.transfer_syntax.as_ref()).filter(|uid| !uid.is_empty());
+            let same = chosen.is_none_or(|chosen| *chosen == pair.transfer_syntax);
+            if same { Ok(id) } else { Err(ContextResult::TransferSyntaxes) }
+        }
+        refused => Err(refused),
+    };
+    Negotiated { pair: pair.clone(), outcome }
+}
+
+/// PDUs that wait to be written; the last one may still be open.
+#[derive(Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    /// Where the PDU that is being filled begins.
+    open: Option<usize>,
+}
+
+impl Outgoing {
+    /// How many bytes the open PDU still takes.
+    fn room(&self, fragment_bytes: usize) -> usize {
+        fragment_bytes - self.filled()
+    }
+
+    fn filled(&self) -> usize {
+        self.open.map_or(0, |open| self.bytes.len() - open - BEFORE_DATA)
+    }
+
+    fn add(&mut self, piece: &[u8]) {
+        self.begin();
+        self.bytes.extend_from_slice(piece);
+    }
+
+    fn begin(&mut self) -> usize {
+        let at = self.bytes.len();
+        *self.open.get_or_insert_with(|| {
+            self.bytes.resize(at + BEFORE_DATA, 0);
+            at
+        })
+    }
+
+    /// Ends the open PDU; an empty one when there is none.
+    fn seal(&mut self, context: u8, is_command: bool, is_last: bool) {
+        let open = self.begin();
+        self.open = None;
+        let data = self.bytes.get(open + BEFORE_DATA..).unwrap_or_default();
+        let header = pdu::data_header(&Pdv { context, is_command, is_last, data });
+        if let Some(place) = self.bytes.get_mut(open..open + BEFORE_DATA) {
+            place.copy_from_slice(&header);
+        }
+    }
+}
+
+/// A message as its pieces come.
+#[derive(Default)]
+struct Assembly {
+    command: CommandAssembler,
+    /// A command that has come, whose data set comes.
+    data: Option<(u8, Command, Vec<u8>)>,
+}
+
+impl Assembly {
+    /// Takes a piece; the message when that was its last.
+    fn take(&mut self, pdv: &Pdv<'_>) -> Result<Option<Message>, AssociationError> {
+        let mixed = match &self.data {
+            Some((context, ..)) => pdv.is_command || pdv.context != *context,
+            None => !pdv.is_command,
+        };
+        if mixed {
+            return Err(AssociationError::Broken("the pieces of two messages are mixed".into()));
+        }
+        let context = pdv.context;
+        let Some((_, _, data)) = &mut self.data else {
+            let command = self.command.push(pdv).map_err(|error| AssociationError::Broken(error.to_string()))?;
+            let Some(command) = command else { return Ok(None) };
+            if command.has_data_set {
+                self.data = Some((context, command, Vec::new()));
+                return Ok(None);
+            }
+            return Ok(Some(Message { context, command, data: Vec::new() }));
+        };
+        if data.len() + pdv.data.len() > DATA_BYTES_MAX {
+            return Err(AssociationError::Broken(format!("a data set of more than {DATA_BYTES_MAX} bytes")));
+        }
+        data.extend_from_slice(pdv.data);
+        let whole = if pdv.is_last { self.data.take() } else { None };
+        Ok(whole.map(|(context, command, data)| Message { context, command, data }))
+    }
+}

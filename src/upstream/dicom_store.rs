@@ -1,0 +1,164 @@
+//! C-STORE of one stored instance (DICOM PS3.4 annex B, PS3.7 section 9.1.1), and what the archive's status means for it.
+//!
+//! The data set's bytes are those in the spool, read piece by piece as the archive takes them: a long instance uses no more
+//! memory than a short one. The error comment of an answer is never told: it may quote the patient.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::SendError;
+use super::dicom_association::{Association, AssociationError, Message, Pair};
+use crate::envelope::{Body, BodyError, BodyReader};
+use crate::wire::dicom_file::{FileError, FileMeta};
+use crate::wire::dicom_values::Uid;
+use crate::wire::dimse::{Command, CommandField, Status, StatusClass};
+
+/// Longest head of a file: preamble and group 2. Ours has less than 512 bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// A stored instance, opened at its data set.
+pub struct Instance {
+    /// SOP class and transfer syntax.
+    pub pair: Pair,
+    /// SOP instance UID.
+    pub uid: Uid,
+    /// What of the data set came with the head.
+    first: Bytes,
+    rest: BodyReader,
+}
+
+/// Why an instance was not stored.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The association's fault.
+    Association(AssociationError),
+    /// The spool's fault.
+    Body(BodyError),
+}
+
+impl From<AssociationError> for StoreError {
+    fn from(error: AssociationError) -> Self {
+        Self::Association(error)
+    }
+}
+
+impl Instance {
+    /// Reads the head of a DICOM file (PS3.10 section 7).
+    ///
+    /// # Errors
+    /// [`SendError::Rejected`] when it is none, or can't be read back.
+    pub async fn open(body: &Body) -> Result<Self, SendError> {
+        let rejected = |reason: String| SendError::Rejected { reason };
+        let (mut rest, mut head) = (body.reader(), BytesMut::new());
+        loop {
+            let piece = rest.next().await.map_err(|error| rejected(error.to_string()))?;
+            let ended = piece.is_none();
+            head.extend_from_slice(&piece.unwrap_or_default());
+            match FileMeta::read(&head) {
+                Err(FileError::Truncated | FileError::NotDicom) if !ended && head.len() < HEAD_BYTES_MAX => {}
+                Err(error) => return Err(rejected(error.to_string())),
+                Ok((meta, length)) => {
+                    head.advance(length);
+                    let pair = Pair { abstract_syntax: meta.sop_class, transfer_syntax: meta.transfer_syntax };
+                    return Ok(Self { pair, uid: meta.sop_instance, first: head.freeze(), rest });
+                }
+            }
+        }
+    }
+}
+
+/// Sends the instance in `context` and has the archive's status for it. Messages that came between go to `unasked`.
+///
+/// # Errors
+/// [`StoreError`]; the association can't be used any more.
+pub async fn store(
+    association: &mut Association,
+    context: u8,
+    instance: Instance,
+    unasked: &(dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync),
+) -> Result<Status, StoreError> {
+    let Instance { pair, uid, first, mut rest } = instance;
+    let id = association.next_message_id();
+    let command = Command::store_request(id, pair.abstract_syntax, uid);
+    association.command(context, &command.bytes()).await?;
+    association.data(context, &first).await?;
+    while let Some(piece) = rest.next().await.map_err(StoreError::Body)? {
+        association.data(context, &piece).await?;
+    }
+    association.end_of_data(context).await?;
+    let early = association.early;
+    let answer = answer(association, id, unasked).await?;
+    let status = match (answer.field, answer.status) {
+        (CommandField::StoreResponse, Some(status)) => status,
+        _ => return Err(broken("it answered C-STORE with something else").into()),
+    };
+    if early && status.is_receipt() {
+        return Err(broken("it said that it has an instance before it had all of it").into());
+    }
+    Ok(status)
+}
+
+/// The response to our message `id`.
+///
+/// # Errors
+/// [`AssociationError`].
+pub async fn answer(
+    association: &mut Association,
+    id: u16,
+    unasked: &(dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync),
+) -> Result<Command, AssociationError> {
+    loop {
+        let message = association.receive().await?;
+        if message.command.responded_to == Some(id) && message.command.field.is_response() {
+            return Ok(message.command);
+        }
+        unexpected(association, &message, unasked).await?;
+    }
+}
+
+/// A message that nobody asked for: answered when somebody knows what to answer, else the end of the association.
+///
+/// # Errors
+/// [`AssociationError`].
+pub async fn unexpected(
+    association: &mut Association,
+    message: &Message,
+    unasked: &(dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync),
+) -> Result<(), AssociationError> {
+    match unasked(message) {
+        Some(response) => association.send(message.context, &response, None).await,
+        None => Err(broken("it sent a message that answers none of ours")),
+    }
+}
+
+fn broken(what: &str) -> AssociationError {
+    AssociationError::Broken(what.to_owned())
+}
+
+/// What a status means for the message: its receipt, or what becomes of it.
+///
+/// # Errors
+/// [`SendError::Busy`] and [`SendError::Refused`] with the status in words.
+pub fn verdict(status: Status) -> Result<String, SendError> {
+    let said = |what: &str| format!("the archive answered {status}: {what}");
+    match status.class() {
+        StatusClass::Success | StatusClass::Warning => Ok(format!("{:04X}", status.0)),
+        StatusClass::OutOfResources => Err(SendError::Busy { cause: said("it has no room for it now"), after: None }),
+        // It has the instance, which is what we want of it; our second copy of one whose answer was lost is answered so.
+        _ if status == Status::DUPLICATE_INSTANCE => Ok(format!("{:04X}", status.0)),
+        StatusClass::Failure | StatusClass::Pending | StatusClass::Cancel => {
+            Err(SendError::Refused { reason: said(advice(status)) })
+        }
+    }
+}
+
+/// What may help.
+fn advice(status: Status) -> &'static str {
+    match status.0 {
+        0x0122 => "it does not store this SOP class",
+        0x0124 => "this box may not store there",
+        0x0117 => "it takes the instance's UID for invalid",
+        0xa900..=0xa9ff => "what is inside the instance is not what it is said to be",
+        0xc000..=0xcfff => "it can't make sense of the instance",
+        _ => "it could not process the instance",
+    }
+}
