@@ -4,10 +4,20 @@
 
 pub mod ack;
 pub mod answer;
+pub mod commitment;
+pub mod dicom_element;
+pub mod dicom_file;
+pub mod dicom_header;
+pub mod dicom_sample;
+pub mod dicom_values;
+pub mod dimse;
+mod dimse_status;
 pub mod hl7;
 pub mod mllp;
 pub mod mqtt;
 pub mod mqtt_label;
+pub mod pdu;
+pub mod pdu_associate;
 
 #[cfg(test)]
 mod corpus;
