@@ -36,6 +36,12 @@ impl Class {
             Self::Telemetry => "telemetry",
         }
     }
+
+    /// Whether a control id stands for one message all over the world (SOP instance UIDs), so that two with the same one and
+    /// different bytes are worth a person's look. MSH-10 is a counter that begins anew whenever a monitor is switched on.
+    pub fn has_unique_ids(self) -> bool {
+        self == Self::Imaging
+    }
 }
 
 impl fmt::Display for Class {
@@ -111,13 +117,16 @@ impl Flags {
     pub const REJECTED: Self = Self(1 << 3);
     /// A batch (HL7: FHS or BHS).
     pub const BATCH: Self = Self(1 << 4);
+    /// Another message with the same id and different bytes came shortly before (DICOM: SOP instance UID). Both are kept.
+    pub const DUPLICATE: Self = Self(1 << 5);
 
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 6] = [
         (Self::UNREADABLE, "unreadable"),
         (Self::NO_CONTROL_ID, "no-control-id"),
         (Self::DISCARDED_BYTES, "discarded-bytes"),
         (Self::REJECTED, "rejected"),
         (Self::BATCH, "batch"),
+        (Self::DUPLICATE, "duplicate"),
     ];
 
     /// Both together.

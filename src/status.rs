@@ -9,6 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::values::Name;
+use imaging::{Imaging, ImagingStatus};
+
+pub mod imaging;
 
 /// A number that only grows.
 #[derive(Default, Debug)]
@@ -79,6 +82,8 @@ pub struct SourceCounters {
     pub last_seen_ms: Gauge,
     /// Why the source is not running, if it is not.
     pub trouble: Mutex<Option<String>>,
+    /// Peers and studies of a DICOM source.
+    pub imaging: Imaging,
 }
 
 impl SourceCounters {
@@ -104,6 +109,7 @@ impl SourceCounters {
             turned_away: self.turned_away.value(),
             last_seen_s: seconds_since(&self.last_seen_ms, now_ms),
             trouble: whole(&self.trouble).clone(),
+            imaging: self.imaging.snapshot(now_ms),
         }
     }
 }
@@ -196,6 +202,9 @@ pub struct SourceStatus {
     pub last_seen_s: Option<u64>,
     /// Why it is not running.
     pub trouble: Option<String>,
+    /// Peers and studies; only of a DICOM source that was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imaging: Option<ImagingStatus>,
 }
 
 /// An upstream in the snapshot.

@@ -371,7 +371,12 @@ mod tests {
     async fn who_speaks_no_tls_is_turned_away_and_the_others_are_served() {
         let pki = Pki::new();
         let (certificate, key) = pki.leaf("server", &["localhost"]);
-        let running = Running::echo(&[], 4, Some(&ServerTls { certificate, key, client_ca: None })).await;
+        let running = Running::echo(
+            &[],
+            4,
+            Some(&ServerTls { certificate, key, client_ca: None, client_certificate: Default::default() }),
+        )
+        .await;
         let silent = running.dial().await;
         assert!(!echoes(&mut running.dial().await).await);
         let tls = ClientTls { ca: pki.ca(), certificate: None, key: None, server_name: None }.connector().unwrap();

@@ -129,11 +129,11 @@ impl Incoming {
         counters.last_seen_ms.set(i64::try_from(self.received.uptime_ms).unwrap_or(i64::MAX));
         let outcome = self.draft.commit(meta).await;
         match &outcome {
-            Ok(Committed::Stored(_)) => counters.stored.one(),
+            Ok(Committed::Stored(_) | Committed::Differing(_)) => counters.stored.one(),
             Ok(Committed::Repeat(_)) => counters.repeats.one(),
             Err(_) => counters.refused.one(),
         }
-        if flagged && outcome.is_ok() {
+        if outcome.is_ok_and(|how| flagged || matches!(how, Committed::Differing(_))) {
             counters.flagged.one();
         }
         outcome

@@ -11,7 +11,7 @@ use super::record::{self, Data, Kind, Piece};
 use super::requests::Requests;
 use super::writer::{Prepared, Request, Written};
 use super::{CommitError, Committed, recovery, source_tag};
-use crate::envelope::{MessageId, Meta};
+use crate::envelope::{Flags, MessageId, Meta};
 use crate::values::Name;
 
 /// Bytes of a piece of a body.
@@ -98,7 +98,7 @@ impl Draft {
     ///
     /// # Errors
     /// [`CommitError`]; nothing is stored then.
-    pub async fn commit(mut self, meta: Meta) -> Result<Committed, CommitError> {
+    pub async fn commit(mut self, mut meta: Meta) -> Result<Committed, CommitError> {
         self.settle_piece().await?;
         let finished = self.digest.clone().finish();
         let mut sha256 = [0; 32];
@@ -115,7 +115,12 @@ impl Draft {
                 }
             },
         };
-        self.store(meta, sha256, None, claim).await.map(Committed::Stored)
+        let differs = self.log.class.has_unique_ids() && claim.as_ref().is_some_and(|claim| claim.differs);
+        if differs {
+            meta.flags = meta.flags.with(Flags::DUPLICATE);
+        }
+        let id = self.store(meta, sha256, None, claim).await?;
+        Ok(if differs { Committed::Differing(id) } else { Committed::Stored(id) })
     }
 
     /// As [`Draft::commit`], for a message that comes from another box under the id that it has there.

@@ -1,9 +1,11 @@
 //! Second copies: the same source, control id and body within a window are acknowledged again and not stored again.
 //!
+//! The first half of a key is that of source and control id alone: so it is known, too, that the same id came with another body.
 //! Keys are short keyed hashes; no content is kept. The window counts uptime and is bounded in number: the oldest go first.
 //! A copy that arrives while the first is being committed waits for that commit. What is in memory is all that counts;
 //! `index` fills it at a start, so that a message which was acknowledged just before a power cut is known after it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,8 +19,10 @@ use crate::values::Name;
 /// Messages that the window remembers at most.
 pub const REMEMBERED_MAX: usize = 65_536;
 
-/// A keyed hash of source, control id and body.
+/// A keyed hash of source and control id, and one of both and the body.
 pub type Key = [u8; 16];
+/// The first half of a [`Key`].
+type IdHash = [u8; 8];
 
 /// The window.
 pub struct Duplicates {
@@ -30,6 +34,8 @@ pub struct Duplicates {
 #[derive(Default)]
 struct Inner {
     known: HashMap<Key, Known>,
+    /// How many of `known` have an id in common.
+    ids: HashMap<IdHash, u32>,
     oldest: VecDeque<(u64, Key)>,
 }
 
@@ -50,6 +56,8 @@ pub enum Verdict<'a> {
 
 /// The right to store a message; others with the same key wait. Dropped unsettled, the next one may try.
 pub struct Claim<'a> {
+    /// A message with the same id and another body is in the window.
+    pub differs: bool,
     window: &'a Duplicates,
     key: Key,
     settled: bool,
@@ -77,8 +85,13 @@ impl Duplicates {
         context.update(source.as_str().as_bytes());
         context.update(&[0]);
         context.update(control_id);
+        let id: IdHash = context.clone().finish().as_ref().first_chunk().copied()?;
         context.update(sha256);
-        context.finish().as_ref().first_chunk().copied()
+        let whole: IdHash = context.finish().as_ref().first_chunk().copied()?;
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&id);
+        key[8..].copy_from_slice(&whole);
+        Some(key)
     }
 
     /// The hash of a device's own id, whatever the body is.
@@ -102,8 +115,9 @@ impl Duplicates {
             Some(Known::Underway(told)) => Verdict::Wait(told.clone()),
             None => {
                 let (tell, told) = watch::channel(None);
-                inner.known.insert(key, Known::Underway(told));
-                Verdict::New(Claim { window: self, key, settled: false, tell })
+                let differs = inner.ids.contains_key(&id_of(&key));
+                inner.insert(key, Known::Underway(told));
+                Verdict::New(Claim { differs, window: self, key, settled: false, tell })
             }
         }
     }
@@ -131,14 +145,14 @@ impl Claim<'_> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         if !self.settled {
-            self.window.lock().known.remove(&self.key);
+            self.window.lock().remove(&self.key);
         }
     }
 }
 
 impl Inner {
     fn store(&mut self, key: Key, id: MessageId, at_ms: u64) {
-        self.known.insert(key, Known::Stored(id, at_ms));
+        self.insert(key, Known::Stored(id, at_ms));
         self.oldest.push_back((at_ms, key));
         if self.oldest.len() > REMEMBERED_MAX {
             self.drop_oldest();
@@ -155,9 +169,32 @@ impl Inner {
         if let Some((at_ms, key)) = self.oldest.pop_front()
             && matches!(self.known.get(&key), Some(Known::Stored(_, stored)) if *stored == at_ms)
         {
-            self.known.remove(&key);
+            self.remove(&key);
         }
     }
+
+    fn insert(&mut self, key: Key, known: Known) {
+        if self.known.insert(key, known).is_none() {
+            *self.ids.entry(id_of(&key)).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if self.known.remove(key).is_some()
+            && let Entry::Occupied(mut count) = self.ids.entry(id_of(key))
+        {
+            match count.get() {
+                0 | 1 => drop(count.remove()),
+                more => drop(count.insert(more - 1)),
+            }
+        }
+    }
+}
+
+fn id_of(key: &Key) -> IdHash {
+    let mut id = [0; 8];
+    id.copy_from_slice(&key[..8]);
+    id
 }
 
 #[cfg(test)]
@@ -203,6 +240,30 @@ mod tests {
     }
 
     #[test]
+    fn the_same_id_with_another_body_is_noticed_while_the_first_is_in_the_window() {
+        let window = window();
+        let source = "ct".parse().unwrap();
+        let key = |id: &[u8], body| window.key(&source, id, &[body; 32]).unwrap();
+        let Verdict::New(first) = window.claim(key(b"1.2.3", 1), 0) else { panic!("new") };
+        assert!(!first.differs);
+        // Also while the first is still being stored.
+        let Verdict::New(second) = window.claim(key(b"1.2.3", 2), 0) else { panic!("new") };
+        assert!(second.differs);
+        drop(second);
+        first.settle(MessageId([1; 16]), 0);
+        let Verdict::New(other) = window.claim(key(b"1.2.4", 1), 10) else { panic!("new") };
+        assert!(!other.differs);
+        drop(other);
+        let Verdict::New(third) = window.claim(key(b"1.2.3", 3), 10) else { panic!("new") };
+        assert!(third.differs);
+        drop(third);
+        let Verdict::New(late) = window.claim(key(b"1.2.3", 3), 600_001) else { panic!("new") };
+        assert!(!late.differs, "the first has left the window");
+        drop(late);
+        assert!(window.lock().ids.is_empty() && window.lock().known.is_empty());
+    }
+
+    #[test]
     fn the_window_is_bounded() {
         let window = window();
         for number in 0..REMEMBERED_MAX as u64 + 10 {
@@ -211,5 +272,6 @@ mod tests {
             window.remember(key, MessageId([0; 16]), 0);
         }
         assert_eq!(window.lock().known.len(), REMEMBERED_MAX);
+        assert!(window.lock().ids.len() <= REMEMBERED_MAX);
     }
 }

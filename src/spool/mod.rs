@@ -269,6 +269,8 @@ pub enum CommitError {
 pub enum Committed {
     /// On stable storage under this id.
     Stored(MessageId),
+    /// The same, and flagged: another message with its worldwide unique id and different bytes is in the duplicate window.
+    Differing(MessageId),
     /// A second copy of a message that is on stable storage under this id; not stored again.
     Repeat(MessageId),
 }

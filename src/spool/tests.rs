@@ -78,7 +78,7 @@ pub(super) async fn commit_of(
         received: spool.now(),
     };
     match draft.commit(meta).await? {
-        Committed::Stored(id) => Ok(id),
+        Committed::Stored(id) | Committed::Differing(id) => Ok(id),
         Committed::Repeat(_) => panic!("a message without control id is never a repeat"),
     }
 }

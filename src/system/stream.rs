@@ -365,7 +365,10 @@ mod tests {
     async fn a_device_that_sends_plain_bytes_to_a_tls_port_is_told_apart() {
         let pki = Pki::new();
         let (certificate, key) = pki.leaf("server", &["localhost"]);
-        let acceptor = crate::system::tls::ServerTls { certificate, key, client_ca: None }.acceptor().unwrap();
+        let acceptor =
+            crate::system::tls::ServerTls { certificate, key, client_ca: None, client_certificate: Default::default() }
+                .acceptor()
+                .unwrap();
         let (listener, address) = listener().await;
         let mut device = dial(&address, None, LIMIT).await.unwrap();
         device.write_all(b"\x0bMSH|^~\\&|\r\x1c\r").await.unwrap();

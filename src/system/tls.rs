@@ -52,6 +52,20 @@ pub struct ServerTls {
     pub key: SecretRef,
     /// When given, a client must show a certificate of one of these CAs.
     pub client_ca: Option<SecretRef>,
+    /// Whether it must, or may.
+    #[serde(default)]
+    pub client_certificate: ClientCertificate,
+}
+
+/// What is asked of clients when there is a `client-ca`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientCertificate {
+    /// Who shows none is turned away.
+    #[default]
+    Required,
+    /// Who shows none is let in; one that is shown must be good.
+    Optional,
 }
 
 /// What dials TLS: made from a [`ClientTls`], used for any number of connections.
@@ -122,7 +136,8 @@ impl ClientTls {
 }
 
 impl ServerTls {
-    /// Reads the files and makes the acceptor. With `client-ca`, clients without a certificate of it are turned away.
+    /// Reads the files and makes the acceptor. With `client-ca`, clients without a certificate of it are turned away, unless it
+    /// is optional; those with a bad one always.
     ///
     /// # Errors
     /// [`TlsError`] with the file, what is wrong with it and what to do.
@@ -140,7 +155,7 @@ impl ServerTls {
 
     /// Whether clients must show a certificate.
     pub fn is_mutual(&self) -> bool {
-        self.client_ca.is_some()
+        self.client_ca.is_some() && self.client_certificate == ClientCertificate::Required
     }
 
     /// When our certificate expires; `None` when it can't be read.
@@ -156,7 +171,11 @@ impl ServerTls {
             None => builder.with_no_client_auth(),
             Some(ca) => {
                 let roots = Arc::new(certificate::roots(ca)?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+                let verifier = match self.client_certificate {
+                    ClientCertificate::Required => verifier.build(),
+                    ClientCertificate::Optional => verifier.allow_unauthenticated().build(),
+                };
                 builder.with_client_cert_verifier(verifier.map_err(|error| TlsError::Setup(error.to_string()))?)
             }
         };
@@ -197,6 +216,8 @@ impl Section for ServerTls {
         check_identity(problems, &self.certificate, &self.key);
         if let Some(ca) = &self.client_ca {
             note(problems, "client-ca", certificate::roots(ca));
+        } else if self.client_certificate == ClientCertificate::Optional {
+            problems.warn("client-certificate", "has no effect without a client-ca");
         }
     }
 

@@ -34,7 +34,7 @@ fn client(pki: &Pki) -> ClientTls {
 
 fn server(pki: &Pki, hosts: &[&str], years: (i32, i32)) -> ServerTls {
     let (certificate, key) = pki.leaf_valid("server", hosts, years);
-    ServerTls { certificate, key, client_ca: None }
+    ServerTls { certificate, key, client_ca: None, client_certificate: Default::default() }
 }
 
 /// Accepts one connection and echoes one word; returns whom the client's certificate named, or why it was turned away.
@@ -99,6 +99,27 @@ async fn a_client_without_a_certificate_is_turned_away_and_both_are_told_why() {
     assert_eq!(words, "the peer wants a certificate of this box: set certificate and key (mutual TLS)");
     let words = task.await.unwrap().unwrap_err();
     assert_eq!(words, "the peer showed no certificate: give it one of the configured CA");
+}
+
+#[tokio::test]
+async fn an_optional_certificate_may_be_left_out_but_a_bad_one_is_turned_away() {
+    let (pki, stranger) = (Pki::new(), Pki::new());
+    let mut server = server(&pki, &["localhost"], (2000, 4000));
+    (server.client_ca, server.client_certificate) = (Some(pki.ca()), ClientCertificate::Optional);
+    assert!(!server.is_mutual());
+    meet(&server, &client(&pki).connector().unwrap()).await.unwrap();
+    let (certificate, key) = pki.leaf("ct-1", &["ct-1"]);
+    let known = ClientTls { certificate: Some(certificate), key: Some(key), ..client(&pki) };
+    let (address, task) = echo(server.acceptor().unwrap()).await;
+    say_hello(dial(&address, Some(&known.connector().unwrap()), LIMIT).await.unwrap()).await.unwrap();
+    assert_eq!(task.await.unwrap().unwrap().as_deref(), Some("CN=ct-1"));
+    let (certificate, key) = stranger.leaf("stranger", &["stranger"]);
+    let unknown = ClientTls { certificate: Some(certificate), key: Some(key), ..client(&pki) };
+    let (address, task) = echo(server.acceptor().unwrap()).await;
+    if let Ok(stream) = dial(&address, Some(&unknown.connector().unwrap()), LIMIT).await {
+        say_hello(stream).await.unwrap_err();
+    }
+    assert!(task.await.unwrap().unwrap_err().contains("is not from a CA that is trusted here"));
 }
 
 #[tokio::test]
@@ -205,7 +226,12 @@ fn a_check_names_each_bad_file_under_its_key() {
     let pki = Pki::new();
     let (certificate, _) = pki.leaf("box", &["localhost"]);
     let (_, other_key) = pki.leaf("other", &["localhost"]);
-    let server = ServerTls { certificate: certificate.clone(), key: other_key, client_ca: Some(pki.file("gone.pem")) };
+    let server = ServerTls {
+        certificate: certificate.clone(),
+        key: other_key,
+        client_ca: Some(pki.file("gone.pem")),
+        client_certificate: Default::default(),
+    };
     let found = problems(&server);
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].0.starts_with("certificate: the key in") && !found[0].1);
@@ -233,7 +259,12 @@ fn every_file_is_visited() {
     let mut seen = Vec::new();
     let mut full = ClientTls { certificate: Some(pki.file("a")), key: Some(pki.file("b")), ..client(&pki) };
     full.files(&mut |file| seen.push(file.to_string()));
-    let mut full = ServerTls { certificate: pki.file("c"), key: pki.file("d"), client_ca: Some(pki.file("e")) };
+    let mut full = ServerTls {
+        certificate: pki.file("c"),
+        key: pki.file("d"),
+        client_ca: Some(pki.file("e")),
+        client_certificate: Default::default(),
+    };
     full.files(&mut |file| seen.push(file.to_string()));
     assert_eq!(seen.len(), 6);
 }
