@@ -107,6 +107,29 @@ impl Incoming {
         self.len() == 0
     }
 
+    /// Makes a request durable that this box itself must answer later (a DICOM storage commitment): it waits for `upstream`, whatever the
+    /// routes say, and does not count as a message of the device.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed; nothing is stored then.
+    pub async fn commit_for(self, upstream: Name, about: About) -> Result<Committed, CommitError> {
+        let meta = self.meta(vec![upstream], about);
+        self.draft.commit(meta).await
+    }
+
+    fn meta(&self, targets: Vec<Name>, about: About) -> Meta {
+        let inner = &self.intake.inner;
+        Meta {
+            source: inner.source.clone(),
+            protocol: inner.protocol.to_owned(),
+            content_type: about.content_type,
+            control_id: about.control_id,
+            targets,
+            flags: about.flags,
+            received: self.received,
+        }
+    }
+
     /// Makes the message durable. Ok means: on stable storage, encrypted, with its targets; it may be acknowledged.
     ///
     /// # Errors
@@ -115,15 +138,8 @@ impl Incoming {
         let inner = &self.intake.inner;
         let counters = &inner.counters;
         let (length, flagged) = (self.draft.len(), about.flags != Flags::default());
-        let meta = Meta {
-            source: inner.source.clone(),
-            protocol: inner.protocol.to_owned(),
-            content_type: about.content_type,
-            control_id: about.control_id,
-            targets: inner.targets.borrow().to_vec(),
-            flags: about.flags,
-            received: self.received,
-        };
+        let targets = inner.targets.borrow().to_vec();
+        let meta = self.meta(targets, about);
         counters.received.one();
         counters.received_bytes.add(length);
         counters.last_seen_ms.set(i64::try_from(self.received.uptime_ms).unwrap_or(i64::MAX));

@@ -22,7 +22,7 @@ use crate::wire::dicom_values::{APPLICATION_CONTEXT, AeTitle, IMPLEMENTATION_CLA
 use crate::wire::dimse::{Command, CommandAssembler};
 use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, PDV_HEADER_BYTES, PduError, Pdv, Pdvs, Reject};
 use crate::wire::pdu_associate::{
-    AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, UserInformation,
+    AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, Role, UserInformation,
 };
 
 /// Longest data set that is taken from a peer: reports of storage commitment, which may name thousands of instances.
@@ -171,6 +171,25 @@ impl Association {
     /// # Errors
     /// [`AssociationError`].
     pub async fn open(archive: &Archive, pairs: &[Pair]) -> Result<Self, AssociationError> {
+        Self::open_with(archive, pairs, request(archive, pairs)).await
+    }
+
+    /// As [`Association::open`], for a service that we provide and the peer uses: events are reported by the side that provides, and
+    /// says so by role selection (PS3.7 D.3.3.4).
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn open_as_provider(archive: &Archive, pairs: &[Pair]) -> Result<Self, AssociationError> {
+        let mut request = request(archive, pairs);
+        for pair in pairs {
+            if !request.user.roles.iter().any(|role| role.sop_class == pair.abstract_syntax) {
+                request.user.roles.push(Role { sop_class: pair.abstract_syntax.clone(), scu: false, scp: true });
+            }
+        }
+        Self::open_with(archive, pairs, request).await
+    }
+
+    async fn open_with(archive: &Archive, pairs: &[Pair], request: AssociateRequest) -> Result<Self, AssociationError> {
         let limit = archive.connect_timeout;
         let dialled = link::dial(&archive.address, archive.tls.as_ref(), &[], limit).await;
         let stream = dialled.map_err(|error| AssociationError::Dial(error.to_string()))?;
@@ -187,7 +206,7 @@ impl Association {
             whole: true,
         };
         let pairs = pairs.get(..CONTEXTS_MAX).unwrap_or(pairs);
-        association.outgoing.bytes = request(archive, pairs).bytes();
+        association.outgoing.bytes = request.bytes();
         association.flush().await?;
         let what = "did not answer the request for an association";
         let answered = timeout(limit, association.answer(pairs)).await;

@@ -15,6 +15,7 @@ use crate::values::{Problems, SecretRef, Section};
 use forwarder::{Forwarding, forward};
 
 mod answers;
+pub mod commitment;
 pub mod dicom;
 pub mod dicom_association;
 pub mod dicom_pool;
@@ -52,6 +53,9 @@ pub enum UpstreamConfig {
     Https(https::HttpsConfig),
     /// Files in a folder.
     Directory(directory::DirectoryConfig),
+    /// Reports of storage commitment to devices; made by the gateway, never read from a file.
+    #[serde(skip)]
+    Commitment(commitment::Config),
     /// C-STORE to an archive.
     Dicom(dicom::DicomConfig),
 }
@@ -64,6 +68,7 @@ impl UpstreamConfig {
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Https(_) => https::Https::PROTOCOL,
             Self::Directory(_) => directory::Directory::PROTOCOL,
+            Self::Commitment(_) => commitment::Commitment::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
         }
     }
@@ -75,6 +80,7 @@ impl UpstreamConfig {
             Self::Mqtt(config) => config.address.to_string(),
             Self::Https(config) => config.url.to_string(),
             Self::Directory(config) => config.path.display().to_string(),
+            Self::Commitment(_) => "the devices that asked".to_owned(),
             Self::Dicom(config) => config.address.to_string(),
         }
     }
@@ -86,6 +92,10 @@ impl UpstreamConfig {
             Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
             Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
             Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
+            Self::Commitment(config) => {
+                let served = commitment::Served { config, spool: forwarding.spool.clone() };
+                forward::<commitment::Commitment>(served, forwarding, stop).await;
+            }
             Self::Dicom(config) => forward::<dicom::Dicom>(config, forwarding, stop).await,
         }
     }
@@ -98,6 +108,7 @@ impl Section for UpstreamConfig {
             Self::Mqtt(config) => config.check(problems),
             Self::Https(config) => config.check(problems),
             Self::Directory(config) => config.check(problems),
+            Self::Commitment(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
         }
     }
@@ -108,6 +119,7 @@ impl Section for UpstreamConfig {
             Self::Mqtt(config) => config.files(visit),
             Self::Https(config) => config.files(visit),
             Self::Directory(config) => config.files(visit),
+            Self::Commitment(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
         }
     }

@@ -22,6 +22,7 @@ const TRANSFER_SYNTAX: Tag = Tag(0x0002_0010);
 const IMPLEMENTATION_CLASS_UID: Tag = Tag(0x0002_0012);
 const IMPLEMENTATION_VERSION_NAME: Tag = Tag(0x0002_0013);
 const SOURCE_AE_TITLE: Tag = Tag(0x0002_0016);
+const RECEIVING_AE_TITLE: Tag = Tag(0x0002_0018);
 
 /// Why some bytes are not the head of a DICOM file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +52,8 @@ pub struct FileMeta {
     pub transfer_syntax: Uid,
     /// (0002,0016): who sent it; empty when that is not known.
     pub source_ae: AeTitle,
+    /// (0002,0018): whom they called; empty when that does not matter.
+    pub receiving_ae: AeTitle,
 }
 
 impl FileMeta {
@@ -64,8 +67,10 @@ impl FileMeta {
         add(TRANSFER_SYNTAX, b"UI", &self.transfer_syntax.to_bytes());
         add(IMPLEMENTATION_CLASS_UID, b"UI", &IMPLEMENTATION_CLASS.to_bytes());
         add(IMPLEMENTATION_VERSION_NAME, b"SH", IMPLEMENTATION_VERSION.as_bytes());
-        if !self.source_ae.is_empty() {
-            add(SOURCE_AE_TITLE, b"AE", &to_latin1(self.source_ae.as_str()).collect::<Vec<u8>>());
+        for (tag, title) in [(SOURCE_AE_TITLE, &self.source_ae), (RECEIVING_AE_TITLE, &self.receiving_ae)] {
+            if !title.is_empty() {
+                add(tag, b"AE", &to_latin1(title.as_str()).collect::<Vec<u8>>());
+            }
         }
         let mut head = Vec::with_capacity(HEAD_BYTES_MAX);
         head.resize(PREAMBLE_BYTES, 0);
@@ -86,7 +91,8 @@ impl FileMeta {
         if head.get(PREAMBLE_BYTES..at) != Some(&MAGIC[..]) {
             return Err(FileError::NotDicom);
         }
-        let (mut class, mut instance, mut syntax, mut source_ae) = (None, None, None, AeTitle::default());
+        let (mut class, mut instance, mut syntax) = (None, None, None);
+        let (mut source_ae, mut receiving_ae) = (AeTitle::default(), AeTitle::default());
         let mut end = None;
         for count in 0.. {
             let rest = head.get(at..).unwrap_or_default();
@@ -107,13 +113,14 @@ impl FileMeta {
                 SOP_INSTANCE => instance = uid(value),
                 TRANSFER_SYNTAX => syntax = uid(value),
                 SOURCE_AE_TITLE => source_ae = AeTitle::read(value),
+                RECEIVING_AE_TITLE => receiving_ae = AeTitle::read(value),
                 _ => {}
             }
         }
         let sop_class = class.ok_or(FileError::Missing(SOP_CLASS))?;
         let sop_instance = instance.ok_or(FileError::Missing(SOP_INSTANCE))?;
         let transfer_syntax = syntax.ok_or(FileError::Missing(TRANSFER_SYNTAX))?;
-        Ok((Self { sop_class, sop_instance, transfer_syntax, source_ae }, at))
+        Ok((Self { sop_class, sop_instance, transfer_syntax, source_ae, receiving_ae }, at))
     }
 }
 
