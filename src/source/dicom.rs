@@ -124,7 +124,10 @@ fn default_write() -> Span {
 
 impl DicomConfig {
     fn rules(&self) -> Rules {
-        Rules { allow: self.allow.clone(), connections: self.max_associations.min(ASSOCIATIONS_MAX) + SPARE_CONNECTIONS }
+        Rules {
+            allow: self.allow.clone(),
+            connections: self.max_associations.min(ASSOCIATIONS_MAX) + SPARE_CONNECTIONS,
+        }
     }
 
     fn check_limits(&self, problems: &mut Problems) {
@@ -135,10 +138,9 @@ impl DicomConfig {
                 problems.error(key, format!("must be from {least} to {most}"));
             }
         }
-        for (key, count) in [
-            ("max-associations", self.max_associations),
-            ("max-associations-per-peer", self.max_associations_per_peer),
-        ] {
+        for (key, count) in
+            [("max-associations", self.max_associations), ("max-associations-per-peer", self.max_associations_per_peer)]
+        {
             if !(1..=ASSOCIATIONS_MAX).contains(&count) {
                 problems.error(key, format!("must be from 1 to {ASSOCIATIONS_MAX}"));
             }
@@ -161,7 +163,10 @@ impl Section for DicomConfig {
         self.rules().check(self.listen, self.tls.as_ref(), problems);
         self.check_limits(problems);
         if self.ae_title.0.is_empty() {
-            problems.error("ae-title", "needs one title at least: what the modality calls this box, for example \"WARDGATE\"");
+            problems.error(
+                "ae-title",
+                "needs one title at least: what the modality calls this box, for example \"WARDGATE\"",
+            );
         }
         for (key, listed) in [("ae-title", self.ae_title.0.len()), ("calling", self.calling.len())] {
             if listed > LISTED_MAX {
@@ -307,7 +312,9 @@ mod tests {
         assert_eq!(files.len(), 3);
         assert!(parsed("listen = \"127.0.0.1:1\"\nae-title = \"A\"\ncaling = []").is_err());
         assert_eq!(
-            parsed("listen = \"127.0.0.1:1\"\nae-title = \"A\"\ntransfer-syntaxes = \"first\"").unwrap().transfer_syntaxes,
+            parsed("listen = \"127.0.0.1:1\"\nae-title = \"A\"\ntransfer-syntaxes = \"first\"")
+                .unwrap()
+                .transfer_syntaxes,
             Preference::First
         );
     }
@@ -333,7 +340,14 @@ mod tests {
                 "listen = \"127.0.0.1:1\"\nae-title = []\nmax-pdu = \"1MiB\"\nmax-instance-size = \"1KiB\"\nmax-associations = 0\n\
                  max-associations-per-peer = 5000\nidle-timeout = \"0s\""
             ),
-            ["max-pdu", "max-instance-size", "max-associations", "max-associations-per-peer", "idle-timeout", "ae-title"]
+            [
+                "max-pdu",
+                "max-instance-size",
+                "max-associations",
+                "max-associations-per-peer",
+                "idle-timeout",
+                "ae-title"
+            ]
         );
         assert_eq!(problems("listen = \"127.0.0.1:1\"\nae-title = [\"A\", \"a \"]"), ["ae-title"]);
     }

@@ -62,6 +62,11 @@ impl Intake {
         &self.inner.counters
     }
 
+    /// The present uptime, milliseconds.
+    pub fn uptime_ms(&self) -> u64 {
+        self.inner.spool.now().uptime_ms
+    }
+
     /// Waits until `bytes` more may be held in memory; they are given back when the permit is dropped.
     pub async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
         let count = u32::try_from(bytes.min(IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);

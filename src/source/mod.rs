@@ -20,6 +20,11 @@ use crate::values::{Problems, SecretRef, Section, Span};
 use intake::Intake;
 
 pub mod accept;
+pub mod dicom;
+mod dicom_association;
+mod dicom_connection;
+mod dicom_link;
+mod dicom_store;
 pub mod intake;
 pub mod mllp;
 mod mllp_connection;
@@ -70,6 +75,8 @@ pub enum SourceError {
 pub enum SourceConfig {
     /// HL7 v2 over MLLP.
     Mllp(mllp::MllpConfig),
+    /// DICOM: C-STORE and C-ECHO.
+    Dicom(dicom::DicomConfig),
 }
 
 impl SourceConfig {
@@ -77,6 +84,7 @@ impl SourceConfig {
     pub fn protocol(&self) -> &'static str {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
+            Self::Dicom(_) => dicom::Dicom::PROTOCOL,
         }
     }
 
@@ -84,6 +92,7 @@ impl SourceConfig {
     pub fn class(&self) -> Class {
         match self {
             Self::Mllp(_) => Class::Clinical,
+            Self::Dicom(_) => Class::Imaging,
         }
     }
 
@@ -91,6 +100,7 @@ impl SourceConfig {
     pub fn silent_after(&self) -> Option<Span> {
         match self {
             Self::Mllp(config) => config.silent_after,
+            Self::Dicom(config) => config.silent_after,
         }
     }
 
@@ -98,6 +108,7 @@ impl SourceConfig {
     pub async fn start(&self, intake: Intake, stop: Stop) -> Started {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
+            Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -106,12 +117,14 @@ impl Section for SourceConfig {
     fn check(&self, problems: &mut Problems) {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
+            Self::Dicom(config) => config.check(problems),
         });
     }
 
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         match self {
             Self::Mllp(config) => config.files(visit),
+            Self::Dicom(config) => config.files(visit),
         }
     }
 }

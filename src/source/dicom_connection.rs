@@ -1,0 +1,343 @@
+//! The loop of one DICOM connection: associate, then read, store, answer, in this order and never another.
+//!
+//! Commands and data may be mixed in one PDU and cut anywhere (PS3.8 annex E.2). Nothing of a body is ever logged, nor an
+//! instance's or a study's identifier: AE titles, addresses, codes and counts only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::dicom::DicomConfig;
+use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
+use super::dicom_link::{Closing, Frame, Link};
+use super::dicom_store::{Refusal, STREAMS_MAX, Store};
+use crate::source::Stop;
+use crate::source::intake::Intake;
+use crate::source::seldom::Seldom;
+use crate::status::SourceCounters;
+use crate::status::imaging::PeerStatus;
+use crate::system::stream::Stream;
+use crate::wire::dicom_values::Uid;
+use crate::wire::dimse::{Command, CommandAssembler, CommandField, Status};
+use crate::wire::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
+use crate::wire::pdu_associate::AssociateRequest;
+
+/// What all connections of a source share.
+pub(super) struct Settings {
+    policy: Policy,
+    seats: Arc<Seats>,
+    instance_bytes_max: u64,
+    artim: Duration,
+    idle: Duration,
+    write: Duration,
+    streams: Arc<Semaphore>,
+    rejections: Seldom,
+    faults: Seldom,
+    endings: Seldom,
+}
+
+impl Settings {
+    pub(super) fn new(config: &DicomConfig) -> Self {
+        Self {
+            policy: Policy::new(config),
+            seats: Seats::new(config.max_associations, config.max_associations_per_peer),
+            instance_bytes_max: config.max_instance_size.0,
+            artim: config.artim_timeout.0,
+            idle: config.idle_timeout.0,
+            write: config.write_timeout.0,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            rejections: Seldom::default(),
+            faults: Seldom::default(),
+            endings: Seldom::default(),
+        }
+    }
+}
+
+/// Serves a connection until it ends or `stop`: then no new message is begun, and one that has begun may end.
+pub(super) async fn serve(stream: Stream, settings: Arc<Settings>, intake: Intake, stop: Stop) {
+    let mut link = Link::new(stream, settings.policy.max_pdu(), settings.write);
+    let peer = link.peer();
+    let closing = match associate(&mut link, &settings, &intake, &stop).await {
+        Err(closing) => closing,
+        Ok(session) => Connection { link: &mut link, session }.run(&stop).await,
+    };
+    let source = intake.source();
+    match &closing {
+        Closing::Rejected(_) => {}
+        ordinary if ordinary.is_ordinary() => tracing::debug!(%source, %peer, "connection closed: {closing}"),
+        _ => {
+            if let Some(unsaid) = settings.endings.speak() {
+                tracing::warn!(%source, %peer, unsaid, "connection closed: {closing}");
+            }
+        }
+    }
+    link.close(&closing).await;
+}
+
+/// The request, within the ARTIM timeout as a whole, and its answer.
+async fn associate(
+    link: &mut Link,
+    settings: &Arc<Settings>,
+    intake: &Intake,
+    stop: &Stop,
+) -> Result<Session, Closing> {
+    let deadline = Instant::now() + settings.artim;
+    let frame = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err(Closing::Stopped),
+        frame = timeout_at(deadline, link.next()) => frame.map_err(|_| Closing::Artim)??,
+    };
+    if frame.kind == Kind::Abort {
+        return Err(aborted(link, &frame));
+    }
+    let request = AssociateRequest::read(link.body(&frame))?;
+    let seat = match admit(&request, link, settings) {
+        Ok(seat) => Admitted::take(seat, intake.counters()),
+        Err(reject) => {
+            intake.counters().turned_away.one();
+            if let Some(unsaid) = settings.rejections.speak() {
+                let (source, peer, calling, called) = (intake.source(), link.peer(), &request.calling, &request.called);
+                tracing::warn!(%source, %peer, %calling, %called, unsaid, "association {reject}");
+            }
+            return Err(Closing::Rejected(reject));
+        }
+    };
+    let (accept, association) = settings.policy.agree(&request)?;
+    intake.counters().imaging.met(peer_status(&request, link), intake.uptime_ms());
+    link.establish();
+    link.send(&accept.bytes()).await?;
+    Ok(Session {
+        association,
+        settings: Arc::clone(settings),
+        intake: intake.clone(),
+        assembler: CommandAssembler::default(),
+        arrival: None,
+        out: Vec::new(),
+        _seat: seat,
+    })
+}
+
+fn admit(request: &AssociateRequest, link: &Link, settings: &Settings) -> Result<Seat, Reject> {
+    settings.policy.admit(request)?;
+    if settings.seats.is_congested() && wants_storage(request) {
+        return Err(Reject::CONGESTION);
+    }
+    settings.seats.take(link.peer().ip().to_canonical())
+}
+
+fn peer_status(request: &AssociateRequest, link: &Link) -> PeerStatus {
+    let class = request.user.implementation_class.as_ref().map(Uid::to_string);
+    let printable = |text: &str| text.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
+    PeerStatus {
+        calling: request.calling.to_string(),
+        address: link.peer().ip().to_canonical().to_string(),
+        called: request.called.to_string(),
+        implementation_class: class.unwrap_or_default(),
+        implementation_version: request.user.implementation_version.as_deref().map(printable).unwrap_or_default(),
+        certificate: link.certificate(),
+        last_s: 0,
+    }
+}
+
+fn aborted(link: &Link, frame: &Frame) -> Closing {
+    Closing::Aborted(Abort::read(link.body(frame)).unwrap_or(Abort::NO_REASON))
+}
+
+/// An association's place, counted while it is open.
+struct Admitted {
+    counters: Arc<SourceCounters>,
+    _seat: Seat,
+}
+
+impl Admitted {
+    fn take(seat: Seat, counters: &Arc<SourceCounters>) -> Self {
+        counters.imaging.associations.add(1);
+        Self { counters: Arc::clone(counters), _seat: seat }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.counters.imaging.associations.add(-1);
+    }
+}
+
+struct Connection<'a> {
+    link: &'a mut Link,
+    session: Session,
+}
+
+impl Connection<'_> {
+    async fn run(mut self, stop: &Stop) -> Closing {
+        loop {
+            if let Err(closing) = self.step(stop).await {
+                return closing;
+            }
+        }
+    }
+
+    async fn step(&mut self, stop: &Stop) -> Result<(), Closing> {
+        let is_quiet = self.session.is_quiet();
+        let frame = tokio::select! {
+            biased;
+            () = stop.cancelled(), if is_quiet => return Err(Closing::Stopped),
+            frame = timeout(self.session.settings.idle, self.link.next()) => frame.map_err(|_| Closing::Idle)??,
+        };
+        match frame.kind {
+            Kind::Data => {
+                for pdv in Pdvs::new(self.link.body(&frame)) {
+                    self.session.take(&pdv?).await?;
+                }
+                self.answer().await
+            }
+            Kind::ReleaseRequest => {
+                self.link.send(&RELEASE_RESPONSE).await?;
+                Err(Closing::Released)
+            }
+            Kind::Abort => Err(aborted(self.link, &frame)),
+            kind => Err(Closing::Unexpected(kind)),
+        }
+    }
+
+    /// Sends what was composed, in one write.
+    async fn answer(&mut self) -> Result<(), Closing> {
+        if self.session.out.is_empty() {
+            return Ok(());
+        }
+        let sent = self.link.send(&self.session.out).await;
+        self.session.out.clear();
+        sent
+    }
+}
+
+/// An association and the message that is arriving on it.
+struct Session {
+    association: Association,
+    settings: Arc<Settings>,
+    intake: Intake,
+    assembler: CommandAssembler,
+    arrival: Option<Arrival>,
+    /// Answers that are not sent yet.
+    out: Vec<u8>,
+    _seat: Admitted,
+}
+
+/// A command whose data set is arriving, on this presentation context.
+struct Arrival {
+    context: u8,
+    command: Command,
+    data: Data,
+}
+
+/// Where the data set goes.
+enum Data {
+    Store(Box<Store>),
+    /// Nowhere; this is what is answered at its end.
+    Scrap(Option<Answer>),
+}
+
+/// A status and what is said beside it.
+#[derive(Clone, Copy)]
+struct Answer {
+    status: Status,
+    words: &'static str,
+}
+
+impl Session {
+    /// Whether no message is under way.
+    fn is_quiet(&self) -> bool {
+        self.arrival.is_none() && !self.assembler.is_in_command()
+    }
+
+    async fn take(&mut self, pdv: &Pdv<'_>) -> Result<(), Closing> {
+        if pdv.is_command {
+            if self.arrival.is_some() {
+                return Err(Closing::Order("a command before the end of the data set before it"));
+            }
+            let Some(context) = self.association.context(pdv.context) else {
+                return Err(Closing::Order("a message in a presentation context that was not accepted"));
+            };
+            let context = context.clone();
+            match self.assembler.push(pdv)? {
+                Some(command) => self.begin(&context, command).await,
+                None => Ok(()),
+            }
+        } else {
+            let Some(arrival) = self.arrival.as_mut().filter(|arrival| arrival.context == pdv.context) else {
+                return Err(Closing::Order("a data set that no command announced"));
+            };
+            if let Data::Store(store) = &mut arrival.data {
+                store.write(pdv.data, &self.intake).await;
+            }
+            match pdv.is_last {
+                true => self.finish().await,
+                false => Ok(()),
+            }
+        }
+    }
+
+    /// A command is whole.
+    async fn begin(&mut self, context: &Context, command: Command) -> Result<(), Closing> {
+        let data = match command.field {
+            CommandField::EchoRequest => Data::Scrap(Some(Answer { status: Status::SUCCESS, words: "" })),
+            CommandField::StoreRequest => {
+                let settings = &self.settings;
+                let way = (&self.intake, &settings.streams, settings.instance_bytes_max);
+                match Store::begin(&command, context, &self.association, way).await {
+                    Ok(store) => Data::Store(Box::new(store)),
+                    Err(refusal) => Data::Scrap(Some(self.refused(refusal))),
+                }
+            }
+            // Storage commitment is not negotiated, so there is no class here that has actions.
+            CommandField::ActionRequest => {
+                Data::Scrap(Some(Answer { status: Status::CLASS_NOT_SUPPORTED, words: "no storage commitment here" }))
+            }
+            // What was to be cancelled is answered already, and to a response nothing is said.
+            CommandField::CancelRequest => Data::Scrap(None),
+            field if field.is_response() => Data::Scrap(None),
+            _ => Data::Scrap(Some(Answer { status: Status::UNRECOGNISED_OPERATION, words: "" })),
+        };
+        let (has_data_set, context) = (command.has_data_set, context.id);
+        self.arrival = Some(Arrival { context, command, data });
+        match has_data_set {
+            true => Ok(()),
+            false => self.finish().await,
+        }
+    }
+
+    /// The message is whole: it is stored, then its answer is composed.
+    async fn finish(&mut self) -> Result<(), Closing> {
+        let Some(Arrival { context, command, data }) = self.arrival.take() else { return Ok(()) };
+        let answer = match data {
+            Data::Scrap(None) => return Ok(()),
+            Data::Scrap(Some(answer)) => answer,
+            Data::Store(store) => match store.finish(&self.intake).await {
+                Ok(()) => {
+                    self.settings.seats.relieve();
+                    Answer { status: Status::SUCCESS, words: "" }
+                }
+                Err(refusal) => self.refused(refusal),
+            },
+        };
+        let response = command.response(answer.status);
+        let response = if answer.words.is_empty() { response } else { response.with_comment(answer.words) };
+        let whole = Pdv { context, is_command: true, is_last: true, data: &response.bytes() };
+        write_message(&whole, self.association.fragment_bytes, &mut self.out);
+        Ok(())
+    }
+
+    fn refused(&self, refusal: Refusal) -> Answer {
+        match refusal.is_ours() {
+            true => self.settings.seats.congest(),
+            false => self.intake.counters().rejected.one(),
+        }
+        let (status, words) = (refusal.status(), refusal.words());
+        if let Some(unsaid) = self.settings.faults.speak() {
+            let (source, calling) = (self.intake.source(), &self.association.calling);
+            tracing::warn!(%source, %calling, %status, reason = words, unsaid, "an instance was not accepted");
+        }
+        Answer { status, words }
+    }
+}

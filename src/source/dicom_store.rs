@@ -1,0 +1,229 @@
+//! One instance on its way into the imaging log: C-STORE (PS3.4 annex B, PS3.7 section 9.1.1).
+//!
+//! Its file head is ours, its data set is written as it comes, byte for byte, and looked at only in passing. It answers a status
+//! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::dicom_association::{Association, Context};
+use super::intake::{About, Incoming, Intake};
+use crate::envelope::Flags;
+use crate::spool::{CommitError, Committed, IN_FLIGHT_BYTES_MAX};
+use crate::status::imaging::Instance;
+use crate::wire::dicom_file::FileMeta;
+use crate::wire::dicom_header::{Facts, Scanner};
+use crate::wire::dicom_values::Uid;
+use crate::wire::dimse::{Command, Status};
+
+/// What an instance holds in memory at most: one fragment of the spool.
+const FRAGMENT_BYTES: usize = 256 << 10;
+/// Instances of one source that arrive at once: half of the budget, so that stalled ones leave room for short messages.
+pub(super) const STREAMS_MAX: usize = IN_FLIGHT_BYTES_MAX / FRAGMENT_BYTES / 2;
+/// Longest text of a modality that is shown: a code string (PS3.5 section 6.2, CS).
+const MODALITY_CHARACTERS_MAX: usize = 16;
+
+/// Why an instance was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The log has no room.
+    Full,
+    /// The disk failed.
+    Failed,
+    /// It is longer than is taken.
+    TooLarge,
+    /// No class, no instance or no data set in the request, or a UID of characters that none has.
+    BadRequest,
+    /// The class in the request is not that of its presentation context.
+    OtherClass,
+    /// Class or instance in the data set are not those of the request. It is stored all the same.
+    Mismatch,
+}
+
+impl Refusal {
+    pub(super) fn status(self) -> Status {
+        match self {
+            Self::Full | Self::Failed | Self::TooLarge => Status::OUT_OF_RESOURCES,
+            Self::BadRequest => Status::CANNOT_UNDERSTAND,
+            Self::OtherClass => Status::CLASS_NOT_SUPPORTED,
+            Self::Mismatch => Status::CLASS_MISMATCH,
+        }
+    }
+
+    /// For the error comment, which has at most 64 characters, and for the log.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Full => "no room now; try again later",
+            Self::Failed => "the disk failed; a person must look at the box",
+            Self::TooLarge => "larger than the configured max-instance-size",
+            Self::BadRequest => "SOP class, SOP instance or data set missing, or a bad UID",
+            Self::OtherClass => "SOP class is not that of the presentation context",
+            Self::Mismatch => "SOP class or instance of command and data set differ",
+        }
+    }
+
+    /// Whether it lies with this box.
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::Full | Self::Failed)
+    }
+}
+
+impl From<CommitError> for Refusal {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Full => Self::Full,
+            CommitError::Failed => Self::Failed,
+        }
+    }
+}
+
+/// What arrives of an instance.
+pub(super) struct Store {
+    request: Request,
+    calling: String,
+    scanner: Scanner,
+    length: u64,
+    bytes_max: u64,
+    fate: Fate,
+}
+
+/// The class and the instance that the request names; both can be UIDs.
+struct Request {
+    class: Uid,
+    instance: Uid,
+}
+
+enum Fate {
+    /// Into the log.
+    Arriving(Incoming, Share),
+    /// Nowhere: what is left of it is read and dropped.
+    Lost(Refusal),
+}
+
+/// What an instance may hold in memory, given back when it is dropped.
+struct Share {
+    _bytes: OwnedSemaphorePermit,
+    _stream: OwnedSemaphorePermit,
+}
+
+impl Store {
+    /// Begins an instance: waits for its share of memory and writes the head of the file.
+    ///
+    /// # Errors
+    /// The refusal, known from the request alone: its data set is not for the log.
+    pub(super) async fn begin(
+        command: &Command,
+        context: &Context,
+        association: &Association,
+        (intake, streams, bytes_max): (&Intake, &Arc<Semaphore>, u64),
+    ) -> Result<Self, Refusal> {
+        let usable = |uid: &Option<Uid>| uid.clone().filter(Uid::is_valid).ok_or(Refusal::BadRequest);
+        let request =
+            Request { class: usable(&command.affected_class)?, instance: usable(&command.affected_instance)? };
+        if !command.has_data_set {
+            return Err(Refusal::BadRequest);
+        }
+        if request.class != context.abstract_syntax {
+            return Err(Refusal::OtherClass);
+        }
+        let head = FileMeta {
+            sop_class: request.class.clone(),
+            sop_instance: request.instance.clone(),
+            transfer_syntax: context.transfer_syntax.clone(),
+            source_ae: association.calling.clone(),
+        };
+        // Unwrap safety: the semaphore is the source's own and never closed.
+        #[allow(clippy::unwrap_used)]
+        let stream = Arc::clone(streams).acquire_owned().await.unwrap();
+        let share = Share { _bytes: intake.reserve(FRAGMENT_BYTES).await, _stream: stream };
+        let mut incoming = intake.begin();
+        let fate = match incoming.write(&head.bytes()).await {
+            Ok(()) => Fate::Arriving(incoming, share),
+            Err(error) => Fate::lost(error.into(), intake),
+        };
+        let scanner = Scanner::new(&context.transfer_syntax);
+        Ok(Self { request, calling: association.calling.to_string(), scanner, length: 0, bytes_max, fate })
+    }
+
+    /// The next bytes of the data set.
+    pub(super) async fn write(&mut self, bytes: &[u8], intake: &Intake) {
+        let Fate::Arriving(incoming, _share) = &mut self.fate else { return };
+        self.length += bytes.len() as u64;
+        if self.length > self.bytes_max {
+            self.fate = Fate::lost(Refusal::TooLarge, intake);
+            return;
+        }
+        if !self.scanner.is_done() {
+            self.scanner.push(bytes);
+        }
+        if let Err(error) = incoming.write(bytes).await {
+            self.fate = Fate::lost(error.into(), intake);
+        }
+    }
+
+    /// The data set has ended: makes the instance durable. Ok is said after the sync.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(super) async fn finish(self, intake: &Intake) -> Result<(), Refusal> {
+        let Fate::Arriving(incoming, share) = self.fate else {
+            let Fate::Lost(refusal) = self.fate else { return Err(Refusal::Failed) };
+            return Err(refusal);
+        };
+        let facts = self.scanner.finish();
+        let differs = self.request.differs_from(&facts);
+        let about = About {
+            content_type: "application/dicom".to_owned(),
+            control_id: self.request.instance.to_bytes(),
+            flags: flags(&facts, differs),
+        };
+        let bytes = incoming.len();
+        let committed = incoming.commit(about).await?;
+        drop(share);
+        if !matches!(committed, Committed::Repeat(_)) {
+            note(intake, &facts, &self.calling, bytes);
+        }
+        if differs { Err(Refusal::Mismatch) } else { Ok(()) }
+    }
+}
+
+impl Fate {
+    /// The incoming message is dropped: it never existed.
+    fn lost(refusal: Refusal, intake: &Intake) -> Self {
+        if refusal.is_ours() {
+            intake.counters().refused.one();
+        }
+        Self::Lost(refusal)
+    }
+}
+
+impl Request {
+    /// Whether the data set says that it is something else. One that says nothing does not differ.
+    fn differs_from(&self, facts: &Facts) -> bool {
+        let other = |said: &Option<Uid>, asked: &Uid| said.as_ref().is_some_and(|said| said != asked);
+        other(&facts.sop_class, &self.class) || other(&facts.sop_instance, &self.instance)
+    }
+}
+
+fn flags(facts: &Facts, differs: bool) -> Flags {
+    let nameless = facts.sop_instance.is_none() || facts.sop_class.is_none();
+    let mut flags = Flags::default();
+    for (flag, set) in [(Flags::UNREADABLE, facts.unreadable || nameless), (Flags::REJECTED, differs)] {
+        if set {
+            flags = flags.with(flag);
+        }
+    }
+    flags
+}
+
+/// For the study view. An instance whose study is not known is of none.
+fn note(intake: &Intake, facts: &Facts, calling: &str, bytes: u64) {
+    let Some(study) = &facts.study else { return };
+    let code = |c: &char| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_';
+    let said = facts.modality.as_deref().unwrap_or_default();
+    let modality: String = said.chars().filter(code).take(MODALITY_CHARACTERS_MAX).collect();
+    let modality = if modality.is_empty() { "?" } else { &modality };
+    let instance = Instance { study: study.as_str().as_bytes(), modality, calling, bytes };
+    intake.counters().imaging.stored(&instance, intake.uptime_ms());
+}
