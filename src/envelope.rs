@@ -12,10 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::{Name, ValueError};
 
-/// The upstream that devices' requests for storage commitment are kept for (DICOM PS3.4 annex J). The gateway makes it by itself; no
-/// configured upstream may have this name.
-pub const STORAGE_COMMITMENT: &str = "storage-commitment";
-
 /// Which of the three logs a message lives in. Each has its own directory, quota, writer and policy when full.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

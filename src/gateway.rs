@@ -8,6 +8,7 @@ mod burials;
 mod carry;
 mod keyfile;
 mod parts;
+mod reports;
 mod verbs;
 
 use std::path::{Path, PathBuf};

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+/// The name that [`Name::storage_commitment`] has.
+pub const STORAGE_COMMITMENT: &str = "storage-commitment";
 /// Longest [`Name`], in bytes: it becomes part of topics, file names and certificates.
 pub const NAME_BYTES_MAX: usize = 48;
 
@@ -28,6 +30,12 @@ pub struct ValueError(pub String);
 pub struct Name(Arc<str>);
 
 impl Name {
+    /// The upstream that devices' requests for storage commitment are kept for (DICOM PS3.4 annex J). The gateway makes it by
+    /// itself; no configured upstream may have this name.
+    pub fn storage_commitment() -> Self {
+        Self(STORAGE_COMMITMENT.into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

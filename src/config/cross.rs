@@ -13,7 +13,7 @@ use super::report::nearest;
 use crate::route::RouteConfig;
 use crate::spool::SpoolConfig;
 use crate::system::{credentials, disk};
-use crate::values::{ByteSize, Listen, Problems};
+use crate::values::{ByteSize, Listen, Problems, STORAGE_COMMITMENT};
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
 pub fn check(
@@ -23,6 +23,14 @@ pub fn check(
     problems: &mut Problems,
 ) {
     let (sources, upstreams) = (names(document, "source"), names(document, "upstream"));
+    if upstreams.iter().any(|name| name == STORAGE_COMMITMENT) {
+        problems.under("upstream", |problems| {
+            problems.error(
+                STORAGE_COMMITMENT,
+                "is the name of an upstream that the gateway makes by itself: choose another",
+            )
+        });
+    }
     if let Some(routes) = routes {
         check_names(routes, "from", "source", &sources, problems);
         check_names(routes, "to", "upstream", &upstreams, problems);

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use super::burials::Burials;
+use super::reports;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
 use crate::route;
@@ -77,6 +78,7 @@ impl Parts {
         if self.spool.is_destroyed() {
             return Err("the keys of the spool were destroyed: nothing can be stored any more".into());
         }
+        let new = reports::with_reports(new, &self.spool);
         let (old, new_spool) = (&self.config.spool, &new.spool);
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
@@ -98,7 +100,7 @@ impl Parts {
         self.spool.set_limits(&config.spool);
         let identity_changed =
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
-        self.config = config.clone();
+        self.config = reports::with_reports(config, &self.spool);
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
         let mut troubles = self.start_sources().await;
@@ -293,7 +295,8 @@ impl Parts {
         let known = self.spool.lane_classes().into_iter().filter(|(_, _, to)| to == upstream);
         let mut lanes: Vec<(Class, Name)> = known.map(|(class, source, _)| (class, source)).collect();
         for (source, part) in &self.config.sources {
-            if route::targets(&self.config.routes, source).contains(upstream) {
+            let asks = *upstream == Name::storage_commitment() && reports::offers(&part.config);
+            if asks || route::targets(&self.config.routes, source).contains(upstream) {
                 lanes.push((part.config.class(), source.clone()));
             }
         }

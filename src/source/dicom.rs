@@ -4,7 +4,7 @@
 //! syntax are taken as they are proposed, data sets are never parsed beyond their head nor changed. Who may associate and how is
 //! in `dicom_association`, the loop of one connection in `dicom_connection`, an instance on its way in `dicom_store`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::accept::{Listener, Rules};
+use super::dicom_commitment::{self, Commit, Reporting};
 use super::dicom_connection::{self, Settings};
 use super::intake::Intake;
 use super::{Source, SourceError, Stop};
-use crate::system::tls::ServerTls;
-use crate::values::{ByteSize, Listen, Problems, SecretRef, Section, Span};
+use crate::system::tls::{ClientTls, ServerTls};
+use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::dicom_values::{AeTitle, Uid};
 use crate::wire::pdu::DATA_BYTES_MAX;
 
@@ -78,6 +79,14 @@ pub struct DicomConfig {
     pub write_timeout: Span,
     /// An alarm is raised when no instance came for so long.
     pub silent_after: Option<Span>,
+    /// From when on an instance counts as safe for a device that asks for storage commitment.
+    #[serde(default)]
+    pub commit: Commit,
+    /// Where each calling AE title takes the reports of storage commitment; without any, commitment is not offered.
+    #[serde(default)]
+    pub report_to: BTreeMap<String, HostPort>,
+    /// Reports go over TLS.
+    pub report_tls: Option<ClientTls>,
 }
 
 /// One AE title or a list of them.
@@ -130,6 +139,13 @@ impl DicomConfig {
         }
     }
 
+    /// How storage commitment is answered; `None`: it is not offered.
+    pub fn reporting(&self) -> Option<Reporting> {
+        let to = self.report_to.iter().filter_map(|(title, address)| Some((title.parse().ok()?, address.clone())));
+        let to: Vec<(AeTitle, HostPort)> = to.collect();
+        (!to.is_empty()).then(|| Reporting { commit: self.commit, to, tls: self.report_tls.clone() })
+    }
+
     fn check_limits(&self, problems: &mut Problems) {
         for (key, size, (least, most)) in
             [("max-pdu", self.max_pdu, PDU_SIZES), ("max-instance-size", self.max_instance_size, INSTANCE_SIZES)]
@@ -177,6 +193,7 @@ impl Section for DicomConfig {
         if titles.len() < self.ae_title.0.len() {
             problems.warn("ae-title", "names a title twice: case and blanks around it do not count");
         }
+        dicom_commitment::check(self.commit, &self.report_to, self.report_tls.as_ref(), problems);
         if let Some(tls) = &self.tls {
             problems.under("tls", |problems| tls.check(problems));
         }
@@ -184,6 +201,9 @@ impl Section for DicomConfig {
 
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         if let Some(tls) = &mut self.tls {
+            tls.files(visit);
+        }
+        if let Some(tls) = &mut self.report_tls {
             tls.files(visit);
         }
     }

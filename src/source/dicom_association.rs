@@ -26,6 +26,8 @@ pub(super) struct Policy {
     calling: Vec<AeTitle>,
     preference: Preference,
     max_pdu: u32,
+    /// Storage commitment is offered.
+    commits: bool,
 }
 
 /// An accepted presentation context.
@@ -39,6 +41,7 @@ pub(super) struct Context {
 /// What was agreed.
 pub(super) struct Association {
     pub(super) calling: AeTitle,
+    pub(super) called: AeTitle,
     pub(super) contexts: Vec<Context>,
     /// Bytes of a message that one PDU to the peer may carry.
     pub(super) fragment_bytes: usize,
@@ -51,6 +54,7 @@ impl Policy {
             calling: config.calling.clone(),
             preference: config.transfer_syntaxes.clone(),
             max_pdu: u32::try_from(config.max_pdu.0).unwrap_or(u32::MAX),
+            commits: config.reporting().is_some(),
         }
     }
 
@@ -96,7 +100,10 @@ impl Policy {
         });
         let answers = answers.collect();
         let accept = request.accept(answers, self.user(&request.user));
-        Ok((accept, Association { calling: request.calling.clone(), contexts, fragment_bytes }))
+        Ok((
+            accept,
+            Association { calling: request.calling.clone(), called: request.called.clone(), contexts, fragment_bytes },
+        ))
     }
 
     /// The transfer syntax of a rejected context is not significant, but some peers want one to be there.
@@ -109,9 +116,8 @@ impl Policy {
         };
         let chosen = preferred.or_else(first).cloned();
         let result = match &chosen {
-            _ if proposed.abstract_syntax.is_empty() || proposed.abstract_syntax == STORAGE_COMMITMENT => {
-                ContextResult::AbstractSyntax
-            }
+            _ if proposed.abstract_syntax.is_empty() => ContextResult::AbstractSyntax,
+            _ if proposed.abstract_syntax == STORAGE_COMMITMENT && !self.commits => ContextResult::AbstractSyntax,
             None => ContextResult::TransferSyntaxes,
             Some(_) => ContextResult::Accepted,
         };

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dicom::DicomConfig;
 use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
+use super::dicom_commitment::{Asked, REQUESTS_MAX, Reporting};
 use super::dicom_link::{Closing, Frame, Link};
 use super::dicom_store::{Refusal, STREAMS_MAX, Store};
 use crate::source::Stop;
@@ -33,6 +34,10 @@ pub(super) struct Settings {
     idle: Duration,
     write: Duration,
     streams: Arc<Semaphore>,
+    /// How storage commitment is answered, if it is offered.
+    reporting: Option<Reporting>,
+    /// Requests for it that arrive at once: each is held whole.
+    requests: Arc<Semaphore>,
     rejections: Seldom,
     faults: Seldom,
     endings: Seldom,
@@ -48,6 +53,8 @@ impl Settings {
             idle: config.idle_timeout.0,
             write: config.write_timeout.0,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            reporting: config.reporting(),
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             rejections: Seldom::default(),
             faults: Seldom::default(),
             endings: Seldom::default(),
@@ -234,6 +241,8 @@ struct Arrival {
 /// Where the data set goes.
 enum Data {
     Store(Box<Store>),
+    /// Action information.
+    Ask(Box<Asked>),
     /// Nowhere; this is what is answered at its end.
     Scrap(Option<Answer>),
 }
@@ -268,8 +277,10 @@ impl Session {
             let Some(arrival) = self.arrival.as_mut().filter(|arrival| arrival.context == pdv.context) else {
                 return Err(Closing::Order("a data set that no command announced"));
             };
-            if let Data::Store(store) = &mut arrival.data {
-                store.write(pdv.data, &self.intake).await;
+            match &mut arrival.data {
+                Data::Store(store) => store.write(pdv.data, &self.intake).await,
+                Data::Ask(asked) => asked.write(pdv.data),
+                Data::Scrap(_) => {}
             }
             match pdv.is_last {
                 true => self.finish().await,
@@ -290,10 +301,10 @@ impl Session {
                     Err(refusal) => Data::Scrap(Some(self.refused(refusal))),
                 }
             }
-            // Storage commitment is not negotiated, so there is no class here that has actions.
-            CommandField::ActionRequest => {
-                Data::Scrap(Some(Answer { status: Status::CLASS_NOT_SUPPORTED, words: "no storage commitment here" }))
-            }
+            CommandField::ActionRequest => match Asked::begin(&command, context, &self.association) {
+                Ok(asked) => Data::Ask(Box::new(asked.seated(&self.settings.requests).await)),
+                Err(status) => Data::Scrap(Some(Answer { status, words: "" })),
+            },
             // What was to be cancelled is answered already, and to a response nothing is said.
             CommandField::CancelRequest => Data::Scrap(None),
             field if field.is_response() => Data::Scrap(None),
@@ -313,6 +324,13 @@ impl Session {
         let answer = match data {
             Data::Scrap(None) => return Ok(()),
             Data::Scrap(Some(answer)) => answer,
+            Data::Ask(asked) => {
+                let status = match &self.settings.reporting {
+                    Some(reporting) => asked.keep(&self.intake, reporting).await,
+                    None => Status::CLASS_NOT_SUPPORTED,
+                };
+                Answer { status, words: "" }
+            }
             Data::Store(store) => match store.finish(&self.intake).await {
                 Ok(()) => {
                     self.settings.seats.relieve();

@@ -14,7 +14,7 @@ use crate::spool::{CommitError, Committed, IN_FLIGHT_BYTES_MAX};
 use crate::status::imaging::Instance;
 use crate::wire::dicom_file::FileMeta;
 use crate::wire::dicom_header::{Facts, Scanner};
-use crate::wire::dicom_values::Uid;
+use crate::wire::dicom_values::{AeTitle, Uid};
 use crate::wire::dimse::{Command, Status};
 
 /// What an instance holds in memory at most: one fragment of the spool.
@@ -128,6 +128,7 @@ impl Store {
             return Err(Refusal::OtherClass);
         }
         let head = FileMeta {
+            receiving_ae: AeTitle::default(),
             sop_class: request.class.clone(),
             sop_instance: request.instance.clone(),
             transfer_syntax: context.transfer_syntax.clone(),

@@ -22,6 +22,7 @@ use intake::Intake;
 pub mod accept;
 pub mod dicom;
 mod dicom_association;
+pub mod dicom_commitment;
 mod dicom_connection;
 mod dicom_link;
 mod dicom_store;

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep};
 
 use super::dicom_association::{Archive, Association, Pair};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
-use crate::envelope::{Envelope, STORAGE_COMMITMENT};
+use crate::envelope::Envelope;
 use crate::spool::{Fate, Spool, Trace};
 use crate::system::backoff::Backoff;
 use crate::system::tls::ClientTls;
-use crate::values::{HostPort, Name, Problems, SecretRef, Section};
+use crate::values::{HostPort, Name, Problems, STORAGE_COMMITMENT, SecretRef, Section};
 use crate::wire::commitment::{DATA_SET_BYTES_MAX, Report, Request};
 use crate::wire::dicom_element::Encoding;
 use crate::wire::dicom_file::{FileMeta, HEAD_BYTES_MAX};

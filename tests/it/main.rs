@@ -11,6 +11,7 @@ mod collect;
 mod control;
 mod demo;
 mod demo_broker;
+mod dicom_commitment;
 mod full_disk;
 mod gateway;
 mod hl7_peers;

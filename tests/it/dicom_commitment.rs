@@ -1,0 +1,113 @@
+//! Storage commitment: a modality asks, and is told the truth about each of its images, over restarts and long waits.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::dicom::{Archive, ListeningModality};
+use crate::support::dicom_files::ct_images;
+use crate::support::gateway::Gateway;
+use crate::support::ports::free_port;
+use crate::support::wait::eventually_some;
+
+fn config(archive: SocketAddr, modality: SocketAddr, more: &str) -> String {
+    format!(
+        "[source.ct.dicom]\nlisten = \"127.0.0.1:0\"\nae-title = \"WARDGATE\"\nreport-to = {{ MODALITY = \"{modality}\" }}\n{more}\n\
+         [upstream.archive.dicom]\naddress = \"{archive}\"\ncalled = \"ARCHIVE\"\nplain = true\n\n\
+         [[route]]\nfrom = [\"ct\"]\nto = [\"archive\"]\n"
+    )
+}
+
+fn modality(folder: &Path, options: &[&str], count: usize) -> ListeningModality {
+    let images = ct_images(&folder.join("images"), count);
+    let files: Vec<&Path> = images.iter().map(|image| image.path.as_path()).collect();
+    ListeningModality::start(folder, "WARDGATE", options, &files)
+}
+
+fn store(folder: &TempDir) -> PathBuf {
+    let store = folder.path().join("archive");
+    fs::create_dir(&store).unwrap();
+    store
+}
+
+#[track_caller]
+fn report(modality: &ListeningModality) -> Value {
+    eventually_some("the report", || modality.events("report").pop())
+}
+
+fn counts(report: &Value) -> (usize, usize) {
+    (report["committed"].as_array().map_or(0, Vec::len), report["failed"].as_object().map_or(0, |failed| failed.len()))
+}
+
+#[test]
+fn a_modality_is_told_which_images_the_archive_has_and_which_never_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::start::<&str>(&store(&folder), &[]);
+    let never_sent = "1.2.840.10008.5.1.4.1.1.2/1.2.3.4.5";
+    let modality = modality(folder.path(), &["--commit", "same", "--commit-also", never_sent], 3);
+    let gateway = Gateway::start(folder.path(), &config(archive.address, modality.address, ""));
+    modality.send_to(gateway.endpoint("ct"));
+    let report = report(&modality);
+    assert_eq!(counts(&report), (3, 1), "{report}");
+    assert_eq!((report["kind"].as_u64(), report["association"].as_str()), (Some(2), Some("new")), "{report}");
+    assert_eq!(report["calling"], "WARDGATE", "{report}");
+    assert_eq!(archive.files().len(), 3);
+}
+
+#[test]
+fn the_report_waits_for_the_archive_and_outlives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let modality = modality(folder.path(), &["--commit", "new"], 2);
+    let gateway = Gateway::start(folder.path(), &config(nobody, modality.address, ""));
+    modality.send_to(gateway.endpoint("ct"));
+    let asked = eventually_some("the answer to the request", || modality.events("action").pop());
+    assert_eq!(asked["status"], "0000", "{asked}");
+    assert_eq!(gateway.backlog_of("storage-commitment"), 1);
+    gateway.process.kill();
+    let port = ["--port".to_owned(), nobody.port().to_string()];
+    let gateway = Gateway::again(folder.path());
+    assert!(modality.events("report").is_empty(), "nothing is safe yet");
+    let archive = Archive::start(&store(&folder), &port);
+    assert_eq!(counts(&report(&modality)), (2, 0));
+    assert_eq!(archive.files().len(), 2);
+    assert_eq!(modality.done().status.code(), Some(0));
+    eventually_some("the request is done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+}
+
+#[test]
+fn with_commit_stored_the_box_answers_for_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let modality = modality(folder.path(), &["--commit", "same"], 2);
+    let gateway = Gateway::start(folder.path(), &config(nobody, modality.address, "commit = \"stored\""));
+    modality.send_to(gateway.endpoint("ct"));
+    assert_eq!(counts(&report(&modality)), (2, 0));
+    assert_eq!(gateway.backlog_of("archive"), 2);
+}
+
+#[test]
+fn an_image_that_the_archive_refuses_for_good_is_reported_as_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    // This archive takes no explicit VR.
+    let archive = Archive::start(&store(&folder), &["--transfer-syntaxes", "1.2.840.10008.1.2"]);
+    let modality = modality(folder.path(), &["--commit", "same"], 1);
+    let gateway = Gateway::start(folder.path(), &config(archive.address, modality.address, ""));
+    modality.send_to(gateway.endpoint("ct"));
+    assert_eq!(counts(&report(&modality)), (0, 1));
+    assert_eq!(gateway.dead().len(), 1);
+}
+
+#[test]
+fn who_is_not_in_report_to_is_refused_when_it_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let modality = modality(folder.path(), &["--commit", "same", "--calling", "STRANGER", "--report-within", "0"], 1);
+    let gateway = Gateway::start(folder.path(), &config(nobody, modality.address, ""));
+    modality.send_to(gateway.endpoint("ct"));
+    let asked = eventually_some("the answer to the request", || modality.events("action").pop());
+    assert_eq!(asked["status"], "0124", "{asked}");
+}
