@@ -144,11 +144,11 @@ fn the_rule_breakers_are_lawful_where_they_say_so() {
         ("command-after-data", json!(["8001:0000", "8030:0000"])),
         ("small-fragments", json!(["8001:0000"])),
     ] {
-        let heard = hostile(archive.address, ARCHIVE, case);
+        let heard = hostile(archive.address, ARCHIVE, case, &[]);
         assert_eq!(heard["statuses"], statuses, "{heard}");
         assert_eq!(heard["pdus"].as_array().unwrap().last().unwrap(), "RELEASE-RP", "{heard}");
     }
-    assert_eq!(hostile(archive.address, ARCHIVE, "version-2")["pdus"], json!(["RJ 1/2/2"]));
+    assert_eq!(hostile(archive.address, ARCHIVE, "version-2", &["--within", "1"])["pdus"], json!(["RJ 1/2/2"]));
     let end = HostileArchive::start("split-answers");
     let outbox = tempfile::tempdir().unwrap();
     let images = ct_images(outbox.path(), 1);

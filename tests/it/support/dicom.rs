@@ -239,10 +239,12 @@ pub fn events(said: &str, kind: &str) -> Vec<Value> {
 }
 
 /// One case of `tests/it/peers/dicom_hostile.py` against `to`: what the other end answered, as the script tells it (`pdu`: the types
-/// of the PDUs that came back, `closed`: whether the other end closed, `seconds`).
+/// of the PDUs that came back, `closed`: whether the other end closed, `seconds`). It ends when the other end closes; one that leaves
+/// the connection open costs the seconds of `--within` (5).
 #[track_caller]
-pub fn hostile(to: SocketAddr, called: &str, case: &str) -> Value {
-    let ended = run(python_peer("dicom_hostile.py").args(["--to", &to.to_string(), "--called", called, case]));
+pub fn hostile(to: SocketAddr, called: &str, case: &str, options: &[&str]) -> Value {
+    let mut command = python_peer("dicom_hostile.py");
+    let ended = run(command.args(["--to", &to.to_string(), "--called", called, case]).args(options));
     let line = ended.said.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{case}: {error}; it said:\n{}", ended.said))
 }
