@@ -12,6 +12,7 @@ mod control;
 mod demo;
 mod demo_broker;
 mod dicom_commitment;
+mod dicom_peers;
 mod full_disk;
 mod gateway;
 mod hl7_peers;
