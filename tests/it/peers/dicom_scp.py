@@ -1,6 +1,7 @@
 """A DICOM archive that is not ours, made of pynetdicom: C-ECHO, C-STORE and storage commitment, each answered as the test wants.
 
-Writes each object that it took to STORE/<SOP instance UID>.dcm: a header of its own and the data set as it came, not decoded.
+Writes each object that it took to STORE/<SOP instance UID>.dcm, a second one of that name to <UID>~2.dcm and so on: a header
+of its own and the data set as it came, not decoded.
 Prints "listening HOST:PORT" and one JSON object in a line for each event: associated, stored, action, reported, released, aborted.
 """
 import argparse
@@ -11,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -48,6 +50,7 @@ args = parser.parse_args()
 lock = threading.Lock()
 statuses = args.statuses.split(",")
 stored = set()
+copies = {}  # of a SOP instance that were written
 
 
 def say(event, **facts):
@@ -88,7 +91,10 @@ def on_accepted(event):
 def keep(event, uid):
     if args.discard:
         return
-    path = os.path.join(args.store, f"{uid}.dcm")
+    with lock:
+        copies[uid] = copies.get(uid, 0) + 1
+        copy = f"~{copies[uid]}" if copies[uid] > 1 else ""
+    path = os.path.join(args.store, f"{uid.replace('/', '_')}{copy}.dcm")
     with open(path + ".part", "wb") as file:
         file.write(event.encoded_dataset())
     os.rename(path + ".part", path)
@@ -185,6 +191,7 @@ def reported_on(association, result, kind):
     return "%04X" % answer.Status if "Status" in answer else "no answer"
 
 
+warnings.simplefilter("ignore")  # about UIDs that are bad on purpose
 _config.UNRESTRICTED_STORAGE_SERVICE = not args.transfer_syntaxes
 ae = AE(ae_title=args.ae_title)
 ae.maximum_pdu_size = args.max_pdu
