@@ -23,6 +23,7 @@ pub mod demo_broker;
 pub mod demo_stage;
 pub mod demo_view;
 pub mod exit;
+pub mod imaging_view;
 pub mod inbox;
 pub mod keys;
 pub mod ledger;

@@ -2,6 +2,7 @@
 //!
 //! A pure function of the snapshot and the width, so that a terminal, a pipe and a test see the same.
 
+use super::imaging_view;
 use super::table::{Column, Table, age, bytes, count, cut};
 use super::terminal::plain;
 use crate::status::{LaneStatus, Link, LogStatus, SourceStatus, Status, UpstreamStatus};
@@ -15,6 +16,8 @@ pub fn render(status: &Status, width: usize) -> String {
     let mut parts = vec![headline(status, width)];
     parts.extend(alarms(status, width));
     parts.push(section(sources(status), "no sources are configured", width));
+    parts.extend(imaging_view::studies(status).map(|table| table.render(width)));
+    parts.extend(imaging_view::peers(status).map(|table| table.render(width)));
     parts.push(section(upstreams(status), "no upstreams are configured", width));
     parts.extend(lanes(&status.lanes).map(|table| table.render(width)));
     parts.push(section(logs(&status.logs), "the spool is not open", width));

@@ -4,6 +4,7 @@
 //! configuration; load and a short disk are rejections for now.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -153,11 +154,12 @@ pub(super) fn wants_storage(request: &AssociateRequest) -> bool {
     request.contexts.iter().any(|context| context.abstract_syntax != VERIFICATION)
 }
 
-/// The associations that are open.
+/// The associations that are open, and who waits to have one.
 pub(super) struct Seats {
     most: usize,
     most_per_peer: usize,
     taken: Mutex<HashMap<IpAddr, usize>>,
+    waiting: Mutex<HashMap<IpAddr, usize>>,
     refused: Mutex<Option<Instant>>,
 }
 
@@ -165,11 +167,18 @@ pub(super) struct Seats {
 pub(super) struct Seat {
     seats: Arc<Seats>,
     peer: IpAddr,
+    is_waiting: bool,
 }
 
 impl Seats {
     pub(super) fn new(most: usize, most_per_peer: usize) -> Arc<Self> {
-        Arc::new(Self { most, most_per_peer, taken: Mutex::default(), refused: Mutex::default() })
+        Arc::new(Self {
+            most,
+            most_per_peer,
+            taken: Mutex::default(),
+            waiting: Mutex::default(),
+            refused: Mutex::default(),
+        })
     }
 
     /// A seat, unless all are taken.
@@ -177,17 +186,28 @@ impl Seats {
     /// # Errors
     /// The rejection, for now.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Seat, Reject> {
-        let mut taken = whole(&self.taken);
-        let total: usize = taken.values().sum();
-        let of_peer = taken.entry(peer).or_default();
-        if total >= self.most || *of_peer >= self.most_per_peer {
-            if *of_peer == 0 {
-                taken.remove(&peer);
-            }
-            return Err(Reject::LOCAL_LIMIT);
+        self.sit(peer, false).ok_or(Reject::LOCAL_LIMIT)
+    }
+
+    /// A place to wait in for an association; `None` when the peer has as many already as it may have associations. So one
+    /// peer that only connects does not keep out the others.
+    pub(super) fn wait(self: &Arc<Self>, peer: IpAddr) -> Option<Seat> {
+        self.sit(peer, true)
+    }
+
+    fn sit(self: &Arc<Self>, peer: IpAddr, is_waiting: bool) -> Option<Seat> {
+        let mut places = whole(self.places(is_waiting));
+        let total: usize = places.values().sum();
+        let of_peer = places.get(&peer).copied().unwrap_or_default();
+        if (total >= self.most && !is_waiting) || of_peer >= self.most_per_peer {
+            return None;
         }
-        *of_peer += 1;
-        Ok(Seat { seats: Arc::clone(self), peer })
+        places.insert(peer, of_peer + 1);
+        Some(Seat { seats: Arc::clone(self), peer, is_waiting })
+    }
+
+    fn places(&self, is_waiting: bool) -> &Mutex<HashMap<IpAddr, usize>> {
+        if is_waiting { &self.waiting } else { &self.taken }
     }
 
     /// An instance was refused for want of room.
@@ -208,11 +228,11 @@ impl Seats {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut taken = whole(&self.seats.taken);
-        if let Some(of_peer) = taken.get_mut(&self.peer) {
-            *of_peer -= 1;
-            if *of_peer == 0 {
-                taken.remove(&self.peer);
+        let mut places = whole(self.seats.places(self.is_waiting));
+        if let Entry::Occupied(mut of_peer) = places.entry(self.peer) {
+            *of_peer.get_mut() -= 1;
+            if *of_peer.get() == 0 {
+                of_peer.remove();
             }
         }
     }

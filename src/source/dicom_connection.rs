@@ -91,6 +91,7 @@ async fn associate(
     stop: &Stop,
 ) -> Result<Session, Closing> {
     let deadline = Instant::now() + settings.artim;
+    let waiting = settings.seats.wait(link.peer().ip().to_canonical()).ok_or(Closing::Crowded)?;
     let frame = tokio::select! {
         biased;
         () = stop.cancelled() => return Err(Closing::Stopped),
@@ -99,6 +100,7 @@ async fn associate(
     if frame.kind == Kind::Abort {
         return Err(aborted(link, &frame));
     }
+    drop(waiting);
     let request = AssociateRequest::read(link.body(&frame))?;
     let seat = match admit(&request, link, settings) {
         Ok(seat) => Admitted::take(seat, intake.counters()),

@@ -37,6 +37,8 @@ pub(super) enum Closing {
     Aborted(Abort),
     #[error("{0}")]
     Rejected(Reject),
+    #[error("this peer has too many connections without an association")]
+    Crowded,
     #[error("the association request did not come whole within the ARTIM timeout")]
     Artim,
     #[error("no PDU was completed within the idle timeout")]
@@ -60,7 +62,7 @@ impl Closing {
     fn last_word(&self) -> Option<[u8; 10]> {
         match self {
             Self::Rejected(reject) => Some(reject.bytes()),
-            Self::Artim | Self::Idle | Self::Stopped => Some(Abort::NO_REASON.bytes()),
+            Self::Artim | Self::Crowded | Self::Idle | Self::Stopped => Some(Abort::NO_REASON.bytes()),
             Self::Pdu(error) => Some(Abort::answer_to(error).bytes()),
             Self::Command(_) | Self::Order(_) => Some(Abort::INVALID_PARAMETER.bytes()),
             Self::Unexpected(_) => Some(Abort::UNEXPECTED_PDU.bytes()),

@@ -85,7 +85,8 @@ pub(super) struct Store {
     scanner: Scanner,
     length: u64,
     bytes_max: u64,
-    fate: Fate,
+    /// Where it goes; when it is refused, what is left of it is read and dropped.
+    arriving: Result<Arriving, Refusal>,
 }
 
 /// The class and the instance that the request names; both can be UIDs.
@@ -94,15 +95,9 @@ struct Request {
     instance: Uid,
 }
 
-enum Fate {
-    /// Into the log.
-    Arriving(Incoming, Share),
-    /// Nowhere: what is left of it is read and dropped.
-    Lost(Refusal),
-}
-
-/// What an instance may hold in memory, given back when it is dropped.
-struct Share {
+/// On its way into the log, and what it may hold in memory meanwhile.
+struct Arriving {
+    incoming: Incoming,
     _bytes: OwnedSemaphorePermit,
     _stream: OwnedSemaphorePermit,
 }
@@ -137,29 +132,29 @@ impl Store {
         // Unwrap safety: the semaphore is the source's own and never closed.
         #[allow(clippy::unwrap_used)]
         let stream = Arc::clone(streams).acquire_owned().await.unwrap();
-        let share = Share { _bytes: intake.reserve(FRAGMENT_BYTES).await, _stream: stream };
+        let bytes = intake.reserve(FRAGMENT_BYTES).await;
         let mut incoming = intake.begin();
-        let fate = match incoming.write(&head.bytes()).await {
-            Ok(()) => Fate::Arriving(incoming, share),
-            Err(error) => Fate::lost(error.into(), intake),
+        let arriving = match incoming.write(&head.bytes()).await {
+            Ok(()) => Ok(Arriving { incoming, _bytes: bytes, _stream: stream }),
+            Err(error) => Err(lost(error.into(), intake)),
         };
         let scanner = Scanner::new(&context.transfer_syntax);
-        Ok(Self { request, calling: association.calling.to_string(), scanner, length: 0, bytes_max, fate })
+        Ok(Self { request, calling: association.calling.to_string(), scanner, length: 0, bytes_max, arriving })
     }
 
     /// The next bytes of the data set.
     pub(super) async fn write(&mut self, bytes: &[u8], intake: &Intake) {
-        let Fate::Arriving(incoming, _share) = &mut self.fate else { return };
+        let Ok(arriving) = &mut self.arriving else { return };
         self.length += bytes.len() as u64;
         if self.length > self.bytes_max {
-            self.fate = Fate::lost(Refusal::TooLarge, intake);
+            self.arriving = Err(lost(Refusal::TooLarge, intake));
             return;
         }
         if !self.scanner.is_done() {
             self.scanner.push(bytes);
         }
-        if let Err(error) = incoming.write(bytes).await {
-            self.fate = Fate::lost(error.into(), intake);
+        if let Err(error) = arriving.incoming.write(bytes).await {
+            self.arriving = Err(lost(error.into(), intake));
         }
     }
 
@@ -168,10 +163,7 @@ impl Store {
     /// # Errors
     /// The refusal.
     pub(super) async fn finish(self, intake: &Intake) -> Result<(), Refusal> {
-        let Fate::Arriving(incoming, share) = self.fate else {
-            let Fate::Lost(refusal) = self.fate else { return Err(Refusal::Failed) };
-            return Err(refusal);
-        };
+        let Arriving { incoming, _bytes, _stream } = self.arriving?;
         let facts = self.scanner.finish();
         let differs = self.request.differs_from(&facts);
         let about = About {
@@ -181,7 +173,6 @@ impl Store {
         };
         let bytes = incoming.len();
         let committed = incoming.commit(about).await?;
-        drop(share);
         if !matches!(committed, Committed::Repeat(_)) {
             note(intake, &facts, &self.calling, bytes);
         }
@@ -189,14 +180,12 @@ impl Store {
     }
 }
 
-impl Fate {
-    /// The incoming message is dropped: it never existed.
-    fn lost(refusal: Refusal, intake: &Intake) -> Self {
-        if refusal.is_ours() {
-            intake.counters().refused.one();
-        }
-        Self::Lost(refusal)
+/// Counts an instance that is given up before its end: it never existed.
+fn lost(refusal: Refusal, intake: &Intake) -> Refusal {
+    if refusal.is_ours() {
+        intake.counters().refused.one();
     }
+    refusal
 }
 
 impl Request {
