@@ -126,7 +126,8 @@ impl Storescp {
 /// Files in a folder, sorted by name; unfinished ones (`.part`) are left out.
 pub fn files_in(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = entries.filter(|path| path.is_file() && path.extension().is_none_or(|end| end != "part")).collect();
+    let mut files: Vec<_> =
+        entries.filter(|path| path.is_file() && path.extension().is_none_or(|end| end != "part")).collect();
     files.sort();
     files
 }
