@@ -1,6 +1,7 @@
 """A DICOM archive that is not ours, made of pynetdicom: C-ECHO, C-STORE and storage commitment, each answered as the test wants.
 
-Writes each object that it took to STORE/<SOP instance UID>.dcm: a header of its own and the data set as it came, not decoded.
+Writes each object that it took to STORE/<SOP instance UID>.dcm, a second one of that name to <UID>~2.dcm and so on: a header
+of its own and the data set as it came, not decoded.
 Prints "listening HOST:PORT" and one JSON object in a line for each event: associated, stored, action, reported, released, aborted.
 """
 import argparse
@@ -48,6 +49,7 @@ args = parser.parse_args()
 lock = threading.Lock()
 statuses = args.statuses.split(",")
 stored = set()
+copies = {}  # of a SOP instance that were written
 
 
 def say(event, **facts):
@@ -88,7 +90,10 @@ def on_accepted(event):
 def keep(event, uid):
     if args.discard:
         return
-    path = os.path.join(args.store, f"{uid}.dcm")
+    with lock:
+        copies[uid] = copies.get(uid, 0) + 1
+        copy = f"~{copies[uid]}" if copies[uid] > 1 else ""
+    path = os.path.join(args.store, f"{uid.replace('/', '_')}{copy}.dcm")
     with open(path + ".part", "wb") as file:
         file.write(event.encoded_dataset())
     os.rename(path + ".part", path)

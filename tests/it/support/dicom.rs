@@ -204,6 +204,8 @@ impl ListeningModality {
     #[track_caller]
     pub fn start(folder: &Path, called: &str, options: &[&str], files: &[&Path]) -> Self {
         let to_file = folder.join("modality-sends-to");
+        // Of an earlier one.
+        let _absent = fs::remove_file(&to_file);
         let mut command = python_peer("dicom_scu.py");
         command.args(["--listen", "0", "--called", called]).arg("--to-file").arg(&to_file).args(options).args(files);
         let mut process = Process::start(&mut command);
@@ -243,4 +245,31 @@ pub fn hostile(to: SocketAddr, called: &str, case: &str) -> Value {
     let ended = run(python_peer("dicom_hostile.py").args(["--to", &to.to_string(), "--called", called, case]));
     let line = ended.said.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{case}: {error}; it said:\n{}", ended.said))
+}
+
+/// A rule-breaking archive: `tests/it/peers/dicom_hostile_scp.py`, whose `--help` tells the cases.
+pub struct HostileArchive {
+    /// The process.
+    pub process: Process,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl HostileArchive {
+    /// Starts one that serves `case`.
+    #[track_caller]
+    pub fn start(case: &str) -> Self {
+        let mut process = Process::start(python_peer("dicom_hostile_scp.py").arg(case));
+        let address = process.listening();
+        Self { process, address }
+    }
+
+    /// Waits until `count` associations have ended, and tells of each what the client did.
+    #[track_caller]
+    pub fn associations(&self, count: usize) -> Vec<Value> {
+        eventually_some(&format!("{count} associations at the archive"), || {
+            let ended = events(&self.process.lines().join("\n"), "association");
+            (ended.len() >= count).then_some(ended)
+        })
+    }
 }

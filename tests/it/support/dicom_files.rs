@@ -38,8 +38,9 @@ pub struct Object {
 }
 
 /// The 261 objects of the pydicom, pydicom-data and pynetdicom wheels as Part 10 files in `folder`, each data set byte for byte as
-/// in the wheel. Where a file there has no header, or one that lacks what a sender must know, it got one. No two
-/// have the same SOP instance in the header (the wheels' own duplicates got a UID of ours there; the data set keeps its own).
+/// in the wheel; each has a header of ours, with the wheel's own UIDs where there are any. There are 176 SOP instances among them:
+/// several files are the same image, encoded otherwise. An archive that names files after the instance overwrites some
+/// (`storescp +uf` and [`super::dicom::Archive`] don't). Eight are DICOMDIRs, which no archive takes.
 #[track_caller]
 pub fn wheel_objects(folder: &Path) -> Vec<Object> {
     listed(python_peer("dicom_objects.py").arg("wheels").arg(folder))
@@ -64,6 +65,13 @@ pub fn ct_images(folder: &Path, count: usize) -> Vec<Object> {
 pub fn large_objects(folder: &Path, count: usize, bytes: u64) -> Vec<Object> {
     let arguments = [count.to_string(), bytes.to_string()];
     listed(python_peer("dicom_objects.py").arg("large").arg(folder).args(arguments))
+}
+
+/// Objects that a scanner of headers must survive: 20 000 nested sequences, lengths that lie, none or a part of an element, noise,
+/// path characters in UIDs. A sender that does not decode takes them all: [`super::dicom::modality`].
+#[track_caller]
+pub fn bad_objects(folder: &Path) -> Vec<Object> {
+    listed(python_peer("dicom_objects.py").arg("bad").arg(folder))
 }
 
 #[track_caller]
