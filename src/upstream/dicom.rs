@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::dicom_association::{Archive, Association, AssociationError, Pair};
-use super::dicom_pool::{NoContext, Pool, Slot, Unasked};
+use super::dicom_pool::{NoContext, Pool, Rules, Slot, Unasked};
 use super::dicom_store::{Instance, StoreError, store, verdict};
 use super::link;
 use super::{Delivery, Identity, SendError, Upstream, WhenRefused};
@@ -64,6 +64,10 @@ pub struct DicomConfig {
     /// From the last byte of an instance to its status; default 60 s.
     #[serde(default = "response_timeout")]
     pub response_timeout: Span,
+    /// An association on which nothing is sent is released after this: many archives take that for "the study is complete"; default
+    /// 10 s.
+    #[serde(default = "release_after")]
+    pub release_after: Span,
     /// What becomes of an instance that the archive refuses for good.
     #[serde(default)]
     pub when_refused: WhenRefused,
@@ -95,6 +99,10 @@ fn max_pdu() -> ByteSize {
 }
 
 fn connect_timeout() -> Span {
+    Span(Duration::from_secs(10))
+}
+
+fn release_after() -> Span {
     Span(Duration::from_secs(10))
 }
 
@@ -159,7 +167,8 @@ impl Upstream for Dicom {
         let verification = Pair { abstract_syntax: VERIFICATION, transfer_syntax: IMPLICIT_LITTLE_ENDIAN };
         Association::open(&archive, &[verification]).await?.release().await;
         let unasked: Unasked = Arc::new(|_| None);
-        let pool = Arc::new(Pool::new(archive, config.associations, Vec::new(), Arc::clone(&unasked)));
+        let rules = Rules { associations: config.associations, quiet: config.release_after.0, standing: Vec::new() };
+        let pool = Arc::new(Pool::new(archive, rules, Arc::clone(&unasked)));
         Ok(Self { associations: config.associations, pool, unasked })
     }
 

@@ -18,13 +18,21 @@ use super::dicom_association::{Archive, Association, AssociationError, Message, 
 use super::dicom_store::unexpected;
 use crate::wire::pdu_associate::{CONTEXTS_MAX, ContextResult};
 
-/// An association on which nothing is sent is released after this.
-pub const QUIET_MAX: Duration = Duration::from_secs(10);
 /// A refused context is taken for refused so long; then the archive is asked again, since its settings may have been mended.
 const REFUSAL_BELIEVED: Duration = Duration::from_secs(30);
 
 /// What is done with messages that no request of ours waits for: reports of storage commitment.
 pub type Unasked = Arc<dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync>;
+
+/// How a [`Pool`] works.
+pub struct Rules {
+    /// Associations side by side, at most.
+    pub associations: usize,
+    /// One on which nothing is sent is released after this.
+    pub quiet: Duration,
+    /// Contexts that are proposed always.
+    pub standing: Vec<Pair>,
+}
 
 /// The associations to one archive.
 pub struct Pool {
@@ -36,6 +44,7 @@ pub struct Pool {
     idle: Mutex<Vec<Parked>>,
     recent: Mutex<VecDeque<Pair>>,
     unasked: Unasked,
+    quiet: Duration,
     tasks: TaskTracker,
 }
 
@@ -86,12 +95,13 @@ impl Drop for Counted {
 }
 
 impl Pool {
-    /// At most `associations` to `archive`.
-    pub fn new(archive: Archive, associations: usize, standing: Vec<Pair>, unasked: Unasked) -> Self {
+    /// At most `rules.associations` to `archive`.
+    pub fn new(archive: Archive, rules: Rules, unasked: Unasked) -> Self {
         Self {
             archive,
-            standing,
-            slots: Arc::new(Semaphore::new(associations)),
+            standing: rules.standing,
+            quiet: rules.quiet,
+            slots: Arc::new(Semaphore::new(rules.associations)),
             open: Arc::default(),
             idle: Mutex::default(),
             recent: Mutex::default(),
@@ -203,9 +213,9 @@ impl Pool {
         let contexts = member.association.contexts();
         let pairs = contexts.iter().map(|known| (known.pair.clone(), known.outcome)).collect();
         self.idle().push(Parked { pairs, ask });
-        let unasked = Arc::clone(&self.unasked);
+        let (unasked, quiet) = (Arc::clone(&self.unasked), self.quiet);
         self.tasks.spawn(async move {
-            let quiet = tokio::time::sleep(QUIET_MAX);
+            let quiet = tokio::time::sleep(quiet);
             tokio::pin!(quiet);
             loop {
                 tokio::select! {

@@ -1,6 +1,7 @@
 //! The network side against peers that are not ours: what arrives there are the bytes that were stored, and what is said there
 //! decides what becomes of a message.
 
+mod dicom;
 mod directory;
 mod https;
 mod mllp;
