@@ -22,6 +22,8 @@ pub mod forwarder;
 #[cfg(test)]
 mod forwarder_tests;
 pub mod holds;
+mod http_body;
+pub mod http_link;
 pub mod https;
 mod lane;
 mod link;
