@@ -18,6 +18,7 @@ mod answers;
 pub mod directory;
 #[cfg(test)]
 mod fixtures;
+mod flights;
 pub mod forwarder;
 #[cfg(test)]
 mod forwarder_tests;
@@ -33,6 +34,7 @@ pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
 pub mod sealing;
+pub mod stow;
 pub mod url;
 
 /// Stopping is a value that is passed in: when it is cancelled, send nothing new, wait shortly for receipts, return.
@@ -48,6 +50,8 @@ pub enum UpstreamConfig {
     Mqtt(mqtt::Config),
     /// POST to a server.
     Https(https::HttpsConfig),
+    /// DICOM instances to a DICOMweb server.
+    Stow(stow::StowConfig),
     /// Files in a folder.
     Directory(directory::DirectoryConfig),
 }
@@ -59,6 +63,7 @@ impl UpstreamConfig {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Https(_) => https::Https::PROTOCOL,
+            Self::Stow(_) => stow::Stow::PROTOCOL,
             Self::Directory(_) => directory::Directory::PROTOCOL,
         }
     }
@@ -69,6 +74,7 @@ impl UpstreamConfig {
             Self::Mllp(config) => config.address.to_string(),
             Self::Mqtt(config) => config.address.to_string(),
             Self::Https(config) => config.url.to_string(),
+            Self::Stow(config) => config.url.to_string(),
             Self::Directory(config) => config.path.display().to_string(),
         }
     }
@@ -79,6 +85,7 @@ impl UpstreamConfig {
             Self::Mllp(config) => forward::<mllp::Mllp>(config, forwarding, stop).await,
             Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
             Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
+            Self::Stow(config) => forward::<stow::Stow>(config, forwarding, stop).await,
             Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
         }
     }
@@ -90,6 +97,7 @@ impl Section for UpstreamConfig {
             Self::Mllp(config) => config.check(problems),
             Self::Mqtt(config) => config.check(problems),
             Self::Https(config) => config.check(problems),
+            Self::Stow(config) => config.check(problems),
             Self::Directory(config) => config.check(problems),
         }
     }
@@ -99,6 +107,7 @@ impl Section for UpstreamConfig {
             Self::Mllp(config) => config.files(visit),
             Self::Mqtt(config) => config.files(visit),
             Self::Https(config) => config.files(visit),
+            Self::Stow(config) => config.files(visit),
             Self::Directory(config) => config.files(visit),
         }
     }

@@ -8,6 +8,7 @@ pub mod hl7;
 pub mod mllp;
 pub mod mqtt;
 pub mod mqtt_label;
+pub mod stow;
 
 #[cfg(test)]
 mod corpus;

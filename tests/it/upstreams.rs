@@ -4,6 +4,7 @@
 mod directory;
 mod https;
 mod mllp;
+mod stow;
 mod whole_way;
 
 use std::fs;
