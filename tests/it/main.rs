@@ -11,6 +11,7 @@ mod collect;
 mod control;
 mod demo;
 mod demo_broker;
+mod dicom_peers;
 mod full_disk;
 mod gateway;
 mod hl7_peers;

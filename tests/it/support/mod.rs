@@ -8,8 +8,11 @@
 
 pub mod broker;
 pub mod certs;
+pub mod dicom;
+pub mod dicom_files;
 pub mod gateway;
 pub mod mllp;
+pub mod orthanc;
 pub mod ports;
 pub mod process;
 pub mod subscriber;
