@@ -2,16 +2,24 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use wardgate::envelope::Envelope;
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+use serde_json::Value;
+use wardgate::envelope::{Body, BodyError, Envelope, Pieces};
 use wardgate::upstream::stow::{Stow, StowConfig};
 use wardgate::upstream::{SendError, Upstream};
 
 use super::{count, envelope, hex, identity, kept, message, section};
 use crate::support::certs::Authority;
+use crate::support::dicom_files::data_set_hash_of;
+use crate::support::orthanc::Orthanc;
 use crate::support::process::Process;
 use crate::support::tools::python_peer;
+use crate::support::wait::holds_within;
 
 /// A data element with explicit VR, little endian (PS3.5, 7.1.2).
 fn element(group: u16, number: u16, vr: &str, value: &[u8]) -> Vec<u8> {
@@ -80,7 +88,7 @@ async fn send(upstream: &Stow, instance: &Envelope) -> Result<String, SendError>
     Ok(upstream.send(instance).await?.receipt().await?.code)
 }
 
-fn requests(store: &Path) -> Vec<serde_json::Value> {
+fn requests(store: &Path) -> Vec<Value> {
     let lines = fs::read_to_string(store.join("requests")).unwrap();
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -238,4 +246,74 @@ async fn what_is_no_instance_is_not_sent() {
     let error = upstream.send(&envelope("1", message("1", "|"))).await.unwrap_err();
     assert!(matches!(&error, SendError::Rejected { reason } if reason.contains("no DICOM instance")), "{error}");
     assert_eq!(count(store.path()), 0);
+}
+
+#[tokio::test]
+async fn orthanc_stores_what_we_send_unchanged_and_a_second_copy_is_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let orthanc = Orthanc::start(folder.path(), &[], &Value::Null);
+    let config = format!("url = 'http://{}/dicom-web/studies'\nplain = true", orthanc.http);
+    let upstream = Stow::connect(&section(&config), &identity()).await.unwrap();
+    let sent: Vec<_> = (1..=6).map(|number| instance(number, &vec![5; 200_000])).collect();
+    let mut deliveries = Vec::new();
+    for instance in sent.iter().chain(&sent[..1]) {
+        deliveries.push(upstream.send(instance).await.unwrap());
+    }
+    for mut delivery in deliveries {
+        assert_eq!(delivery.receipt().await.unwrap().code, "200");
+    }
+    let hash = |instance: &Envelope| data_set_hash_of(instance.body.as_whole().unwrap());
+    let mut expected: Vec<_> = sent.iter().map(hash).collect();
+    let mut held: Vec<_> = orthanc.objects().iter().map(|(_, file)| data_set_hash_of(file)).collect();
+    expected.sort();
+    held.sort();
+    assert_eq!(held, expected);
+    // What it can't read it refuses, whatever the status, and we say so.
+    let mut broken = envelope("1.2.3", vec![7; 5000]);
+    broken.meta.content_type = "application/dicom".into();
+    let told = in_short(send(&upstream, &broken).await);
+    assert!(told.starts_with("refused"), "{told}");
+}
+
+/// An instance of 48 MiB that is made when it is read, and counts how far that went.
+struct Lazy {
+    head: Vec<u8>,
+    read: AtomicUsize,
+}
+
+const LAZY: (usize, usize) = (192, 256 << 10);
+
+impl Pieces for Lazy {
+    fn count(&self) -> usize {
+        LAZY.0 + 1
+    }
+    fn read(&self, index: usize) -> Result<Bytes, BodyError> {
+        self.read.fetch_max(index, Ordering::Relaxed);
+        Ok(if index == 0 { self.head.clone().into() } else { vec![7; LAZY.1].into() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_instance_is_read_only_as_fast_as_the_server_takes_it() {
+    for (more, http) in [(&[][..], "1.1"), (&["--http2"], "2")] {
+        let store = tempfile::tempdir().unwrap();
+        let mut end = end(store.path(), more);
+        let upstream = connect(&mut end, "http", &format!("plain = true\nhttp = '{http}'")).await.unwrap();
+        let mut sent = instance(1, b"");
+        let lazy = Arc::new(Lazy { head: sent.body.as_whole().unwrap().to_vec(), read: AtomicUsize::new(0) });
+        let whole = [lazy.head.clone(), vec![7; LAZY.0 * LAZY.1]].concat();
+        sent.sha256 = *digest(&SHA256, &whole).as_ref().first_chunk().unwrap();
+        sent.body = Body::pieces(whole.len() as u64, lazy.clone());
+        end.signal("STOP");
+        let mut delivery = upstream.send(&sent).await.unwrap();
+        // What the sockets of both sides hold is a few MiB.
+        let far = || lazy.read.load(Ordering::Relaxed) > 80;
+        assert!(
+            !tokio::task::block_in_place(|| holds_within(Duration::from_millis(300), far)),
+            "it was read into memory"
+        );
+        end.signal("CONT");
+        assert_eq!(delivery.receipt().await.unwrap().code, "200");
+        assert!(kept(store.path(), &sent.sha256));
+    }
 }
