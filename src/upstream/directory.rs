@@ -368,6 +368,18 @@ mod tests {
         assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"MSH|1");
     }
 
+    #[test]
+    fn the_extension_says_what_is_in_a_file() {
+        let mut message = envelope(Body::whole(Bytes::new()));
+        for (content_type, end) in
+            [("application/dicom", ".dcm"), ("application/hl7-v2; charset=x", ".hl7"), ("a/b", ".bin")]
+        {
+            message.meta.content_type = content_type.into();
+            assert!(file_name(&message, false).ends_with(end));
+            assert!(file_name(&message, true).ends_with(&format!("{end}.age")));
+        }
+    }
+
     #[tokio::test]
     async fn without_its_marker_nothing_is_written() {
         let folder = tempfile::tempdir().unwrap();

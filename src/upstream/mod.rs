@@ -23,10 +23,13 @@ pub mod dicom_store;
 pub mod directory;
 #[cfg(test)]
 mod fixtures;
+mod flights;
 pub mod forwarder;
 #[cfg(test)]
 mod forwarder_tests;
 pub mod holds;
+mod http_body;
+pub mod http_link;
 pub mod https;
 mod lane;
 mod link;
@@ -36,6 +39,7 @@ pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
 pub mod sealing;
+pub mod stow;
 pub mod url;
 
 /// Stopping is a value that is passed in: when it is cancelled, send nothing new, wait shortly for receipts, return.
@@ -51,6 +55,8 @@ pub enum UpstreamConfig {
     Mqtt(mqtt::Config),
     /// POST to a server.
     Https(https::HttpsConfig),
+    /// DICOM instances to a DICOMweb server.
+    Stow(stow::StowConfig),
     /// Files in a folder.
     Directory(directory::DirectoryConfig),
     /// Reports of storage commitment to devices; made by the gateway, never read from a file.
@@ -67,6 +73,7 @@ impl UpstreamConfig {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Https(_) => https::Https::PROTOCOL,
+            Self::Stow(_) => stow::Stow::PROTOCOL,
             Self::Directory(_) => directory::Directory::PROTOCOL,
             Self::Commitment(_) => commitment::Commitment::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
@@ -79,6 +86,7 @@ impl UpstreamConfig {
             Self::Mllp(config) => config.address.to_string(),
             Self::Mqtt(config) => config.address.to_string(),
             Self::Https(config) => config.url.to_string(),
+            Self::Stow(config) => config.url.to_string(),
             Self::Directory(config) => config.path.display().to_string(),
             Self::Commitment(_) => "the devices that asked".to_owned(),
             Self::Dicom(config) => config.address.to_string(),
@@ -91,6 +99,7 @@ impl UpstreamConfig {
             Self::Mllp(config) => forward::<mllp::Mllp>(config, forwarding, stop).await,
             Self::Mqtt(config) => forward::<mqtt::Mqtt>(config, forwarding, stop).await,
             Self::Https(config) => forward::<https::Https>(config, forwarding, stop).await,
+            Self::Stow(config) => forward::<stow::Stow>(config, forwarding, stop).await,
             Self::Directory(config) => forward::<directory::Directory>(config, forwarding, stop).await,
             Self::Commitment(config) => {
                 let served = commitment::Served { config, spool: forwarding.spool.clone() };
@@ -107,6 +116,7 @@ impl Section for UpstreamConfig {
             Self::Mllp(config) => config.check(problems),
             Self::Mqtt(config) => config.check(problems),
             Self::Https(config) => config.check(problems),
+            Self::Stow(config) => config.check(problems),
             Self::Directory(config) => config.check(problems),
             Self::Commitment(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
@@ -118,6 +128,7 @@ impl Section for UpstreamConfig {
             Self::Mllp(config) => config.files(visit),
             Self::Mqtt(config) => config.files(visit),
             Self::Https(config) => config.files(visit),
+            Self::Stow(config) => config.files(visit),
             Self::Directory(config) => config.files(visit),
             Self::Commitment(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),

@@ -34,6 +34,11 @@ impl Url {
         self.uri.authority().map_or("", |authority| authority.as_str())
     }
 
+    /// All of it.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
     /// Path and query, at least `/`.
     pub fn path(&self) -> &str {
         self.uri.path_and_query().map_or("/", |path| path.as_str())

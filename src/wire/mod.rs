@@ -20,6 +20,7 @@ pub mod pdu;
 pub mod pdu_associate;
 mod pdu_item;
 mod pdu_user;
+pub mod stow;
 
 #[cfg(test)]
 mod corpus;

@@ -5,17 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256};
+use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wardgate::collector::{Collection, Progress, collect};
-use wardgate::envelope::Envelope;
+use wardgate::envelope::{Body, BodyError, Class, Envelope, Pieces};
 use wardgate::upstream::mqtt::Mqtt;
 use wardgate::upstream::sealing::Opener;
 use wardgate::upstream::{SendError, Upstream};
 
-use crate::mqtt::{about, age_key, config, hex, long, message, sha256, tls_options};
+use crate::mqtt::{about, age_key, config, envelope, hex, long, message, sha256, tls_options};
 use crate::support::broker::Broker;
 use crate::support::certs::Authority;
 use crate::support::subscriber::Subscriber;
@@ -240,4 +242,58 @@ async fn the_command_collects_says_so_and_ends_cleanly_on_sigterm() {
     assert!(ended.said.contains("2 stored (293.0 KiB), 0 second copies, 0 refused"), "{}", ended.said);
     let refused = crate::support::process::run(wardgate().args(["collect", "--broker", &address, "--into", "x"]));
     assert_eq!(refused.status.code(), Some(64), "TLS is only left out when that is said aloud: {}", refused.said);
+}
+
+/// A DICOM instance of 32 MiB that is made when it is read: as the spool hands out a long one.
+struct Frames;
+
+const FRAMES: (usize, usize) = (128, 256 << 10);
+
+impl Pieces for Frames {
+    fn count(&self) -> usize {
+        FRAMES.0
+    }
+    fn read(&self, index: usize) -> Result<Bytes, BodyError> {
+        Ok(vec![u8::try_from(index).unwrap(); FRAMES.1].into())
+    }
+}
+
+fn dicom(number: u32) -> Envelope {
+    let mut sum = Context::new(&SHA256);
+    (0..FRAMES.0).for_each(|index| sum.update(&Frames.read(index).unwrap()));
+    let sum = sum.finish().as_ref().try_into().unwrap();
+    let mut envelope = envelope(number, Body::pieces((FRAMES.0 * FRAMES.1) as u64, Arc::new(Frames)), sum);
+    (envelope.meta.content_type, envelope.meta.protocol) = ("application/dicom".into(), "dicom".into());
+    Envelope { class: Class::Imaging, ..envelope }
+}
+
+/// Peak memory of a process in KiB (proc(5), `VmHWM`).
+fn peak_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_dicom_instance_becomes_a_dcm_file_and_is_never_held_in_memory() {
+    use crate::support::process::{Process, wardgate};
+    let (folder, into) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut broker = Broker::start(folder.path(), "max_queued_messages 0\nmax_inflight_messages 0");
+    let address = format!("127.0.0.1:{}", broker.port);
+    let mut collect = wardgate();
+    collect.args(["collect", "--plain", "--broker", &address, "--into"]).arg(into.path());
+    let command = Process::start(&mut collect);
+    broker.process.line_with("Sending SUBACK to wardgate-collect");
+    forward(broker.port, BY_COLLECTOR, &[message(1)]).await;
+    let before = peak_kib(command.pid());
+    let sent = dicom(2);
+    forward(broker.port, BY_COLLECTOR, std::slice::from_ref(&sent)).await;
+    let grown = peak_kib(command.pid()) - before;
+    assert!(grown < 12 << 10, "{grown} KiB for one of {} KiB", (FRAMES.0 * FRAMES.1) >> 10);
+    assert_collected(into.path(), &[message(1), dicom(2)]);
+    let path = &files(into.path())[&sent.id.to_string()];
+    assert_eq!(path.extension().unwrap(), "dcm");
+    let journal = fs::read_to_string(into.path().join("received.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(journal.lines().last().unwrap()).unwrap();
+    assert_eq!((&line["content-type"], &line["log"]), (&"application/dicom".into(), &"imaging".into()));
 }

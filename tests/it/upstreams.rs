@@ -5,6 +5,7 @@ mod dicom;
 mod directory;
 mod https;
 mod mllp;
+mod stow;
 mod whole_way;
 
 use std::fs;
