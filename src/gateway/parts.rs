@@ -93,21 +93,36 @@ impl Parts {
         self.spool.check_limits(new_spool)
     }
 
-    /// Makes what runs equal to `config`; tells what could not be opened at once (it is tried on all the same).
+    /// Makes what runs equal to `config`; tells what could not be opened at once (it is tried on all the same). Does nothing that
+    /// can't be undone by settling on the former configuration: that is done by [`Parts::put_in_force`].
     pub async fn settle(&mut self, config: &Config) -> Vec<String> {
-        self.spool.set_limits(&config.spool);
         let identity_changed =
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
         self.config = config.clone();
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
-        let mut troubles = self.start_sources().await;
-        let (spool, recipients) = (self.spool.clone(), config.spool.recovery.clone());
+        self.start_sources().await
+    }
+
+    /// Seals the root key to the recipients of the configuration.
+    ///
+    /// # Errors
+    /// In words; the sealed key is then as it was.
+    pub async fn keep_recovery(&self) -> Result<(), String> {
+        let (spool, recipients) = (self.spool.clone(), self.config.spool.recovery.clone());
         let kept = tokio::task::spawn_blocking(move || spool.keep_recovery(&recipients)).await;
-        if let Err(error) = kept.unwrap_or_else(|error| Err(error.into())) {
-            troubles.push(format!("[spool] recovery: the key can't be sealed to its recipients: {error}"));
+        kept.unwrap_or_else(|error| Err(error.into()))
+            .map_err(|error| format!("[spool] recovery: the key can't be sealed to its recipients: {error}"))
+    }
+
+    /// The configuration that runs is taken: from now on it decides where messages go, how long originals stay, and what is
+    /// buried. None of this can be undone, so none of it happens while it may still be refused.
+    pub async fn put_in_force(&mut self) {
+        self.spool.set_limits(&self.config.spool);
+        for (name, source) in &self.sources {
+            source.targets.send_replace(self.targets(name));
         }
-        troubles
+        self.settle_burials().await;
     }
 
     /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.
@@ -193,12 +208,11 @@ impl Parts {
         alarms
     }
 
-    /// Stops the sources that are gone or changed, and tells the others their targets.
+    /// Stops the sources that are gone or changed.
     async fn stop_sources(&mut self) {
         let mut kept = BTreeMap::new();
         for (name, source) in std::mem::take(&mut self.sources) {
             if self.config.sources.get(&name) == Some(&source.part) {
-                source.targets.send_replace(self.targets(&name));
                 kept.insert(name, source);
             } else {
                 source.stop.cancel();
@@ -246,7 +260,7 @@ impl Parts {
             }
         }
         self.upstreams = kept;
-        self.settle_burials().await;
+        self.end_burials().await;
         for (name, standing) in self.config.upstreams.clone() {
             if let Some(part) = standing.part().filter(|_| !self.upstreams.contains_key(&name)) {
                 self.start_upstream(name, part.clone());
@@ -272,14 +286,17 @@ impl Parts {
         self.upstreams.insert(name, RunningUpstream { part, lanes, counters, stop, task });
     }
 
-    /// Ends burials of upstreams that are not buried any more, before anybody else holds their lanes; begins and renews the
-    /// others.
-    async fn settle_burials(&mut self) {
+    /// Ends burials of upstreams that are not buried any more, before anybody else holds their lanes.
+    async fn end_burials(&mut self) {
         for name in self.burials.upstreams() {
             if self.config.upstreams.get(&name) != Some(&Standing::Buried) {
                 self.burials.end(&name).await;
             }
         }
+    }
+
+    /// Begins and renews burials. Not before the configuration is taken: what is buried stays buried.
+    async fn settle_burials(&mut self) {
         let buried = self.config.upstreams.iter().filter(|(_, standing)| **standing == Standing::Buried);
         let buried: Vec<Name> = buried.map(|(name, _)| name.clone()).collect();
         for name in buried {
