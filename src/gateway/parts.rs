@@ -18,9 +18,9 @@ use crate::route;
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started};
 use crate::spool::Spool;
-use crate::status::{Alarm, SourceStatus, Status, UpstreamCounters, UpstreamStatus};
+use crate::status::{Alarm, LaneStatus, SourceStatus, Status, UpstreamCounters, UpstreamStatus};
 use crate::upstream::forwarder::Forwarding;
-use crate::upstream::holds::Holds;
+use crate::upstream::holds::{Decision, Holds};
 use crate::upstream::{Identity, UpstreamConfig};
 use crate::values::Name;
 
@@ -47,6 +47,7 @@ struct RunningUpstream {
     /// The lanes that its forwarder holds.
     lanes: Vec<(Class, Name)>,
     counters: Arc<UpstreamCounters>,
+    holds: Arc<Holds>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -156,6 +157,14 @@ impl Parts {
         self.burials.stop().await;
     }
 
+    /// Decides about the lanes to an upstream that wait for a person, or about the one from `source`; the sources of those that did.
+    pub fn decide(&self, upstream: &Name, source: Option<&Name>, decision: Decision) -> Vec<Name> {
+        let Some(upstream) = self.upstreams.get(upstream) else { return Vec::new() };
+        let mut sources = upstream.holds.waiting();
+        sources.retain(|held| source.is_none_or(|source| source == held) && upstream.holds.decide(held, decision));
+        sources
+    }
+
     /// Sources for the snapshot.
     pub fn sources(&self) -> BTreeMap<Name, SourceStatus> {
         let now_ms = self.spool.now().uptime_ms;
@@ -176,7 +185,7 @@ impl Parts {
         self.upstreams.iter().map(|(name, upstream)| (name.clone(), status(upstream))).collect()
     }
 
-    /// What only the configuration can tell: sources that are silent for too long, lanes that nobody serves.
+    /// What only the parts can tell: sources that are silent for too long, lanes that nobody serves, lanes that wait for a person.
     pub fn alarms(&self) -> Vec<Alarm> {
         let mut alarms = Vec::new();
         let now_ms = self.spool.now().uptime_ms;
@@ -192,6 +201,7 @@ impl Parts {
             }
         }
         for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+            alarms.extend(self.decision_wanted(&lane));
             if !self.config.upstreams.contains_key(&lane.upstream) {
                 let text = format!(
                     "{} messages wait for an upstream that is not configured any more: add it again, with retired = \"drain\" \
@@ -206,6 +216,19 @@ impl Parts {
             }
         }
         alarms
+    }
+
+    /// A lane that stands still until a person decides, with the commands that decide.
+    fn decision_wanted(&self, lane: &LaneStatus) -> Option<Alarm> {
+        let LaneStatus { source, upstream, backlog, held, .. } = lane;
+        self.upstreams.get(upstream)?.holds.waiting().contains(source).then_some(())?;
+        let why = held.as_deref().unwrap_or("the first message was refused");
+        let which = format!("--upstream {upstream} --source {source}");
+        let text = format!(
+            "{backlog} messages stand still until you decide: {why}. Mend the cause and run wardgate lane retry {which}, or \
+             run wardgate lane set-aside {which} to make the first one a dead letter and go on"
+        );
+        Some(Alarm { code: "lane-held".into(), about: format!("{source} > {upstream}"), text })
     }
 
     /// Stops the sources that are gone or changed.
@@ -270,7 +293,7 @@ impl Parts {
 
     fn start_upstream(&mut self, name: Name, part: Part<UpstreamConfig>) {
         let lanes = self.lanes_of(&name);
-        let counters: Arc<UpstreamCounters> = Arc::default();
+        let (counters, holds): (Arc<UpstreamCounters>, Arc<Holds>) = Default::default();
         let gateway = &self.config.gateway;
         let identity = Identity { gateway: gateway.name.clone(), site: gateway.site.clone(), upstream: name.clone() };
         let forwarding = Forwarding {
@@ -278,12 +301,12 @@ impl Parts {
             spool: self.spool.clone(),
             lanes: lanes.iter().map(|(class, source)| self.spool.lane(*class, source, &name)).collect(),
             counters: Arc::clone(&counters),
-            holds: Arc::new(Holds::default()),
+            holds: Arc::clone(&holds),
             status: self.status.clone(),
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(part.config.clone().forward(forwarding, stop.clone()));
-        self.upstreams.insert(name, RunningUpstream { part, lanes, counters, stop, task });
+        self.upstreams.insert(name, RunningUpstream { part, lanes, counters, holds, stop, task });
     }
 
     /// Ends burials of upstreams that are not buried any more, before anybody else holds their lanes.
