@@ -147,7 +147,8 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device.
+    /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device. Who writes a body
+    /// as it arrives holds a [`Intake::stream_share`].
     ///
     /// # Errors
     /// [`CommitError`] when the log is full or has failed; the message is then lost to us and the device must be told.
