@@ -13,7 +13,7 @@ use super::dicom::DicomConfig;
 use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
 use super::dicom_commitment::{Asked, REQUESTS_MAX, Reporting};
 use super::dicom_link::{Closing, Frame, Link};
-use super::dicom_store::{Refusal, STREAMS_MAX, Store};
+use super::dicom_store::{Refusal, Store};
 use crate::source::Stop;
 use crate::source::intake::Intake;
 use crate::source::seldom::Seldom;
@@ -33,7 +33,6 @@ pub(super) struct Settings {
     artim: Duration,
     idle: Duration,
     write: Duration,
-    streams: Arc<Semaphore>,
     /// How storage commitment is answered, if it is offered.
     reporting: Option<Reporting>,
     /// Requests for it that arrive at once: each is held whole.
@@ -52,7 +51,6 @@ impl Settings {
             artim: config.artim_timeout.0,
             idle: config.idle_timeout.0,
             write: config.write_timeout.0,
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             reporting: config.reporting(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             rejections: Seldom::default(),
@@ -297,7 +295,7 @@ impl Session {
             CommandField::EchoRequest => Data::Scrap(Some(Answer { status: Status::SUCCESS, words: "" })),
             CommandField::StoreRequest => {
                 let settings = &self.settings;
-                let way = (&self.intake, &settings.streams, settings.instance_bytes_max);
+                let way = (&self.intake, settings.instance_bytes_max);
                 match Store::begin(&command, context, &self.association, way).await {
                     Ok(store) => Data::Store(Box::new(store)),
                     Err(refusal) => Data::Scrap(Some(self.refused(refusal))),
