@@ -62,7 +62,7 @@
 //! # The rooms within
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
-//! (the way to it), `recovery`, `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
+//! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
@@ -80,6 +80,7 @@ mod keeper;
 mod keeping_tests;
 mod keys;
 mod lanes;
+mod live;
 mod log;
 mod operations;
 mod reader;
