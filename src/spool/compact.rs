@@ -2,7 +2,8 @@
 //!
 //! In this order: a free file; delivered originals whose time is over; a new file within the quota; delivered originals that
 //! were only kept for replay; compaction, which replaces a segment under the same order number by one that holds only its
-//! live records. Nothing that a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
+//! live records and what was true when it ended: a start goes back to it when the newest checkpoint is damaged. Nothing that
+//! a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
 //! kept for it, so it needs no space on a full disk.
 
 use std::collections::BTreeSet;
@@ -243,7 +244,7 @@ fn compact_one(log: &Log) -> bool {
 }
 
 /// Writes what is live of a segment to the reserve and puts that in its place; the old file becomes the reserve.
-fn compact(log: &Log, order: u64) -> io::Result<bool> {
+pub(super) fn compact(log: &Log, order: u64) -> io::Result<bool> {
     let source = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     let Some((source, end)) = source else { return Ok(false) };
     let wanted = wanted_records(log, order)?;
@@ -343,8 +344,10 @@ impl Copy {
                 Some(replay) => self.replay(log, at, &replay),
                 None => true,
             },
-            Some(Kind::Gap) => true,
-            _ => false,
+            Some(Kind::Opening | Kind::Cursor | Kind::Dead | Kind::Discard) => wanted.contains(&at.ordinal),
+            Some(Kind::Footer) => false,
+            // What a newer version wrote is left alone.
+            Some(Kind::Gap) | None => true,
         };
         if keep {
             self.pending_bytes += framed_bytes(found.plaintext.len());

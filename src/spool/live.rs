@@ -8,9 +8,9 @@ use std::io;
 use std::sync::Arc;
 
 use super::frame::BLOCK;
-use super::log::{Held, Log, State};
+use super::log::{Held, LaneKey, Log, State};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Data, Kind, Replay};
+use super::record::{self, Cursor, Data, Dead, Kind, Replay};
 use super::segment::{Identity, Segment};
 use super::{Place, recovery};
 use crate::values::Name;
@@ -42,19 +42,19 @@ fn live_messages(state: &State, order: u64, held: &Held) -> u64 {
 }
 
 /// Numbers of the records in segment `order` that something live, there or in another segment, points to: pieces of
-/// messages, and originals that are to be sent again.
+/// messages, and originals that are to be sent again; and of the control records that a start may need.
 pub fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
     let near = pointing_to(log, &BTreeSet::from([order]));
     let far = pointing_to(log, &near.keys().copied().collect());
     // Originals first: one that is only there to be sent again needs its pieces too.
     let mut originals = BTreeSet::new();
     for held in far.into_values() {
-        each_record(held, Kind::Replay, &mut |identity, found| originals.extend(original(log, identity, &found)))?;
+        each_record(held, &[Kind::Replay], &mut |identity, found| originals.extend(original(log, identity, &found)))?;
     }
     let mut wanted: BTreeSet<u32> =
         originals.iter().filter(|at| at.segment == order).map(|original| original.ordinal).collect();
     for held in near.into_values() {
-        each_record(held, Kind::Data, &mut |identity, found| {
+        each_record(held, &[Kind::Data], &mut |identity, found| {
             let Some((data, _)) = record::decode_data(&found.plaintext) else { return };
             let at = Place { segment: identity.order, ordinal: found.header.ordinal };
             if originals.contains(&at) || is_live(&log.state(), identity, at, &data) {
@@ -62,6 +62,38 @@ pub fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
             }
         })?;
     }
+    let own = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
+    if let Some(held) = own {
+        wanted.append(&mut wanted_controls(log, held)?);
+    }
+    Ok(wanted)
+}
+
+/// Numbers of the control records of a segment that a start goes back to when a later checkpoint is damaged: how it began, the
+/// last cursor of each lane, the dead letters that still are, and every discard, as an older checkpoint may hold what it ended.
+fn wanted_controls(log: &Log, held: (Arc<Segment>, u64)) -> io::Result<BTreeSet<u32>> {
+    let mut wanted = BTreeSet::new();
+    let mut cursors: BTreeMap<LaneKey, (Place, u32)> = BTreeMap::new();
+    each_record(held, &Kind::CONTROL, &mut |_, found| {
+        let ordinal = found.header.ordinal;
+        match Kind::from_code(found.header.kind) {
+            Some(Kind::Cursor) => {
+                let Some(Cursor { source, upstream, at }) = record::decode(&found.plaintext) else { return };
+                let last = cursors.entry((source, upstream)).or_insert((at, ordinal));
+                *last = (*last).max((at, ordinal));
+            }
+            Some(Kind::Dead) => {
+                let Some(dead) = record::decode::<Dead>(&found.plaintext) else { return };
+                if log.state().dead.get(&(dead.id, dead.upstream.clone())) == Some(&dead) {
+                    wanted.insert(ordinal);
+                }
+            }
+            _ => {
+                wanted.insert(ordinal);
+            }
+        }
+    })?;
+    wanted.extend(cursors.into_values().map(|(_, ordinal)| ordinal));
     Ok(wanted)
 }
 
@@ -76,16 +108,16 @@ fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>
     pointing.map(|(at, held)| (*at, (Arc::clone(&held.segment), held.end))).collect()
 }
 
-/// Shows every record of a kind in a segment that ends at the given offset.
+/// Shows every record of these kinds in a segment that ends at the given offset.
 fn each_record(
     (segment, end): (Arc<Segment>, u64),
-    kind: Kind,
+    kinds: &[Kind],
     see: &mut dyn FnMut(&Identity, Found),
 ) -> io::Result<()> {
     let identity = segment.identity;
     let mut walker = Walker::new(segment);
     loop {
-        match walker.next(end, &|header| header.kind == kind as u8)? {
+        match walker.next(end, &|header| kinds.iter().any(|kind| *kind as u8 == header.kind))? {
             Step::End => return Ok(()),
             Step::Damaged { .. } | Step::Skipped { .. } => {}
             Step::Frame(found) => see(&identity, found),

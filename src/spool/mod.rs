@@ -50,7 +50,8 @@
 //! 2. Every file's header is read. Of two files with one order number the newest generation that is closed holds.
 //! 3. A closed segment is known by its footer; every other one is scanned. A last group that is not whole is an ordinary power
 //!    cut. A whole group behind one that is not, or fewer groups than the next OPENING names, is damage: quarantine.
-//! 4. The newest checkpoint and all control records after it give cursors and dead letters; footers give the backlogs.
+//! 4. The newest checkpoint that is whole and all control records after it give cursors and dead letters; footers the backlogs.
+//!    A compacted segment keeps its checkpoint, as it stood when the segment ended.
 //! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
 //!    closed is synced first, so that no second copy is answered for on the word of memory.
 //!
@@ -92,6 +93,8 @@ mod seal;
 mod segment;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod space_tests;
 mod storage;
 #[cfg(test)]
 mod strain_tests;

@@ -33,6 +33,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kinds from which a start makes cursors and dead letters, with the one that tells where a checkpoint begins.
+    pub const CONTROL: [Self; 4] = [Self::Opening, Self::Cursor, Self::Dead, Self::Discard];
+
     /// From the byte in a frame header.
     pub fn from_code(code: u8) -> Option<Self> {
         use Kind::{Cursor, Data, Dead, Discard, Footer, Fragment, Gap, Opening, Replay};

@@ -294,29 +294,49 @@ fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups
     Ok(groups)
 }
 
-/// Cursors and dead letters: the newest checkpoint and all that came after it.
+/// Cursors and dead letters: the newest checkpoint that is whole, and all that came after it.
 fn restore_checkpoint(openings: &BTreeMap<u64, Opening>, found: &mut Recovered) -> io::Result<()> {
     let newest = openings.iter().rev().find(|(order, _)| found.state.segments.contains_key(order));
-    let Some((from, opening)) = newest else { return Ok(()) };
-    for order in &opening.quarantined {
+    for order in newest.map(|(_, opening)| opening.quarantined.as_slice()).unwrap_or_default() {
         if found.state.segments.contains_key(order) && !found.state.quarantined.contains(order) {
             found.state.quarantined.push(*order);
         }
     }
-    let newer: Vec<(Arc<Segment>, u64)> =
-        found.state.segments.range(*from..).map(|(_, held)| (Arc::clone(&held.segment), held.end)).collect();
-    for (segment, end) in newer {
-        let mut walker = Walker::new(Arc::clone(&segment));
-        let control = [Kind::Cursor as u8, Kind::Dead as u8, Kind::Discard as u8];
-        loop {
-            match walker.next(end, &|header| control.contains(&header.kind))? {
-                Step::End => break,
-                Step::Damaged { .. } | Step::Skipped { .. } => {}
-                Step::Frame(frame) => found.state.apply(Place::default(), effect_of(&segment.identity, &frame)),
-            }
+    let held: Vec<(u64, Arc<Segment>, u64)> =
+        found.state.segments.iter().rev().map(|(order, held)| (*order, Arc::clone(&held.segment), held.end)).collect();
+    let mut newer = Vec::new();
+    for (order, segment, end) in held {
+        let (effects, whole) = control_effects(segment, end)?;
+        newer.push(effects);
+        if !whole && !found.state.quarantined.contains(&order) {
+            found.state.quarantined.push(order);
+            tracing::error!(
+                segment = order,
+                "damage: what lanes and dead letters had come to is read from an older segment"
+            );
+        }
+        if whole && openings.contains_key(&order) {
+            break;
         }
     }
+    for effect in newer.into_iter().rev().flatten() {
+        found.state.apply(Place::default(), effect);
+    }
     Ok(())
+}
+
+/// What the control records of a segment do, and whether all of them could be read.
+fn control_effects(segment: Arc<Segment>, end: u64) -> io::Result<(Vec<Effect>, bool)> {
+    let identity = segment.identity;
+    let mut walker = Walker::new(segment);
+    let (mut effects, mut whole) = (Vec::new(), true);
+    loop {
+        match walker.next(end, &|header| Kind::CONTROL.iter().any(|kind| *kind as u8 == header.kind))? {
+            Step::End => return Ok((effects, whole)),
+            Step::Damaged { .. } | Step::Skipped { .. } => whole = false,
+            Step::Frame(frame) => effects.push(effect_of(&identity, &frame)),
+        }
+    }
 }
 
 /// What waits in each lane: whole segments by their footers, the one in which a cursor stands by counting.
