@@ -99,7 +99,7 @@ pub fn oldest_as_gap(log: &Log) -> Option<Gap> {
         lane.is_none_or(|lane| lane.cursor < Place { segment: *order, ordinal: extent.last })
     });
     let lanes = wanting.map(|extent| (extent.source.clone(), extent.upstream.clone(), extent.count)).collect();
-    Some(Gap { cause: "dropped".to_owned(), segment: *order, lanes, stamp: log.uptime.stamp() })
+    Some(Gap { cause: Gap::DROPPED.to_owned(), segment: *order, lanes, stamp: log.uptime.stamp() })
 }
 
 /// Drops a segment whose GAP record is synced: its lanes go on behind it.
@@ -143,7 +143,7 @@ fn reclaim(log: &Log, which: impl Fn(&Held) -> bool, count: usize) {
     }
 }
 
-/// The file of a segment that is held no more: wiped, then free when it has full size, else removed.
+/// The file of a segment that is held no more: wiped, then free when it has full size and was never damaged, else removed.
 fn give_back(log: &Log, held: Held) {
     let segment = held.segment;
     let wiped = Segment::wipe(&*segment.file).and_then(|()| segment.file.sync());
@@ -153,12 +153,13 @@ fn give_back(log: &Log, held: Held) {
         tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be wiped and is left out of use");
         return;
     }
-    if segment.bytes == log.limits().segment_bytes {
+    let sound = !log.state().is_damaged(segment.identity.order);
+    if segment.bytes == log.limits().segment_bytes && sound {
         log.state().free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
     } else if let Err(error) =
         log.storage.remove(&segment.name).and_then(|()| log.storage.sync_folder(log.class.as_str()))
     {
-        tracing::warn!(log = %log.class, file = %segment.name, %error, "a compacted file could not be removed");
+        tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be removed");
     }
 }
 
@@ -222,7 +223,7 @@ fn compact_one(log: &Log) -> bool {
         let last = state.segments.last_key_value().map(|(order, _)| *order);
         let worth = state.segments.iter().filter_map(|(order, held)| {
             // The last segment has the checkpoint: without it cursors and dead letters would be lost.
-            let usable = Some(*order) != last && !state.is_arriving(*order) && !state.quarantined.contains(order);
+            let usable = Some(*order) != last && !state.is_arriving(*order) && !state.is_damaged(*order);
             let live = live_bytes(&state, *order, held);
             // What was compacted already is worth it again only when less is live than then: an estimate that is too
             // low would find the same gain for ever.
@@ -283,11 +284,7 @@ fn copy_live(log: &Log, source: &Arc<Segment>, end: u64, target: FreeFile, wante
         match walker.next(end, &|_| true)? {
             Step::End => return copy.finish(log),
             Step::Damaged { .. } | Step::Skipped { .. } => {
-                let mut state = log.state();
-                let order = identity.order;
-                if !state.quarantined.contains(&order) {
-                    state.quarantined.push(order);
-                }
+                log.state().quarantine(identity.order);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
             }
             Step::Frame(found) => copy.take(log, identity.order, found, wanted)?,

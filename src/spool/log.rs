@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::Place;
 use super::keys::Keyring;
 use super::reader::{Found, record_at};
-use super::record::{Cursor, Dead, Discard, Footer, LaneExtent, Replay};
+use super::record::{Cursor, Dead, Discard, Footer, Gap, LaneExtent, Replay};
 use super::segment::Segment;
 use super::storage::{File, Storage};
 use super::uptime::Uptime;
@@ -73,7 +73,7 @@ pub struct LogCounters {
     pub syncs: Counter,
     /// Groups written.
     pub groups: Counter,
-    /// Messages that were dropped with their segment.
+    /// Messages that were dropped with their segment, or lost to damage.
     pub dropped: Counter,
 }
 
@@ -100,8 +100,10 @@ pub struct State {
     pub disk_short: Option<String>,
     /// Files whose key can't be had: never touched.
     pub foreign: Vec<String>,
-    /// Segments in which damage was found.
+    /// Segments in which damage was found and that no person has taken note of yet; changed by [`State::quarantine`] only.
     pub quarantined: Vec<u64>,
+    /// What is recorded about damage in segments that are held.
+    pub gaps: Vec<Gap>,
 }
 
 /// A segment that is held.
@@ -182,6 +184,8 @@ pub enum Effect {
     Discard(Discard),
     /// See [`Replay`].
     Replay(Replay),
+    /// See [`Gap`].
+    Gap(Gap),
 }
 
 impl Log {
@@ -311,7 +315,46 @@ impl State {
                     held.extent.refer(at.segment, vec![replay.at.segment]);
                 }
             }
+            Effect::Gap(gap) => self.note(gap),
         }
+    }
+
+    fn note(&mut self, gap: Gap) {
+        if gap.cause == Gap::ACCEPTED {
+            self.quarantined.retain(|order| *order != gap.segment);
+        }
+        if gap.cause != Gap::DROPPED && !self.gaps.contains(&gap) {
+            self.gaps.push(gap);
+        }
+    }
+
+    /// Damage was found in a segment: its file is left as it is. False when that was known.
+    pub fn quarantine(&mut self, order: u64) -> bool {
+        let new = !self.is_damaged(order);
+        if new {
+            self.quarantined.push(order);
+        }
+        new
+    }
+
+    /// Whether damage was found in a segment, accepted or not.
+    pub fn is_damaged(&self, order: u64) -> bool {
+        self.quarantined.contains(&order)
+            || self.gaps.iter().any(|gap| gap.segment == order && gap.cause == Gap::ACCEPTED)
+    }
+
+    /// Messages that a lane lost to damage in a segment, as far as that is recorded.
+    pub fn lost(&self, order: u64, (source, upstream): &LaneKey) -> u64 {
+        let damaged = self.gaps.iter().filter(|gap| gap.segment == order && gap.cause == Gap::DAMAGED);
+        let own = damaged.flat_map(|gap| &gap.lanes).filter(|(from, to, _)| from == source && to == upstream);
+        own.map(|(_, _, count)| count).sum()
+    }
+
+    /// Messages, and their bytes, that segments behind `order` hold for a lane whose cursor is not behind `order` itself.
+    pub fn held_behind(&self, order: u64, key: &LaneKey) -> (u64, u64) {
+        let behind = self.segments.range(order.saturating_add(1)..).flat_map(|(_, held)| &held.extent.lanes);
+        let own = behind.filter(|extent| extent.is_of(key));
+        own.fold((0, 0), |(count, bytes), extent| (count + extent.count, bytes + extent.bytes))
     }
 
     /// Whether a lane still needs something of a segment.
@@ -374,10 +417,18 @@ impl State {
     }
 }
 
+impl LaneExtent {
+    /// Whether it is about this lane.
+    pub fn is_of(&self, (source, upstream): &LaneKey) -> bool {
+        self.source == *source && self.upstream == *upstream
+    }
+}
+
 impl Footer {
     /// One more message for a lane.
-    pub fn enqueue(&mut self, ordinal: u32, (source, upstream): &LaneKey, length: u64, since_uptime_ms: u64) {
-        let known = self.lanes.iter_mut().find(|extent| extent.source == *source && extent.upstream == *upstream);
+    pub fn enqueue(&mut self, ordinal: u32, key: &LaneKey, length: u64, since_uptime_ms: u64) {
+        let (source, upstream) = key;
+        let known = self.lanes.iter_mut().find(|extent| extent.is_of(key));
         match known {
             Some(extent) => {
                 extent.count += 1;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::keeper::{self, Watched};
 use super::log::{Effect, Log, State};
 use super::reader::{Step, Walker};
-use super::record::{self, Data, Dead, Discard, Kind, Replay};
+use super::record::{self, Data, Dead, Discard, Gap, Kind, Replay};
 use super::segment::Identity;
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
@@ -201,6 +201,29 @@ impl Spool {
             }
         }
         Ok(done)
+    }
+
+    /// Takes note of all damage that was found: it is shown no more, and the segments go when nothing readable of them is needed.
+    /// Durable when it returns; tells how many segments there were.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn accept_damage(&self) -> Result<u64, CommitError> {
+        let mut count = 0;
+        for opened in &self.inner.logs {
+            let damaged = opened.log.state().quarantined.clone();
+            let accepted = |segment: &u64| {
+                let stamp = opened.log.uptime.stamp();
+                let gap = Gap { cause: Gap::ACCEPTED.to_owned(), segment: *segment, lanes: Vec::new(), stamp };
+                let (plaintext, effect) = (record::encode(&gap), Effect::Gap(gap));
+                Prepared { kind: Kind::Gap, tag: 0, plaintext, effect, id: None }
+            };
+            for batch in damaged.chunks(REPLAY_BATCH) {
+                append(opened, batch.iter().map(accepted).collect()).await?;
+                count += batch.len() as u64;
+            }
+        }
+        Ok(count)
     }
 
     /// Begins a new epoch key: what is written from now on is under it. Tells its number.
@@ -417,8 +440,14 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
         ));
     }
     if status.quarantined > 0 {
+        let state = log.state();
+        let lost =
+            state.gaps.iter().filter(|gap| gap.cause == Gap::DAMAGED && state.quarantined.contains(&gap.segment));
+        let lost: u64 = lost.flat_map(|gap| &gap.lanes).map(|(_, _, count)| count).sum();
+        let lost =
+            if lost > 0 { format!(" and {lost} messages were lost before they were delivered") } else { String::new() };
         let text = format!(
-            "damage was found in {} segments: see \"wardgate spool verify\"; the disk may be failing",
+            "damage was found in {} segments{lost}: see \"wardgate spool verify\"; the disk may be failing",
             status.quarantined
         );
         alarms.push(alarm("damaged", text));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
-use super::log::{Effect, FreeFile, Held, LaneKey, Log};
+use super::log::{Effect, FreeFile, Held, LaneKey, Log, State};
 use super::record::{self, Cursor, Kind, Opening};
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use super::{CommitError, Place, compact, seal};
@@ -305,7 +305,7 @@ impl Writer {
         false
     }
 
-    /// Begins a segment in `file` with its checkpoint: all cursors and all dead letters.
+    /// Begins a segment in `file` with its checkpoint: all cursors, all dead letters, and known damage.
     fn begin(&mut self, file: FreeFile) -> io::Result<()> {
         let log = Arc::clone(&self.log);
         // Spent even when this fails: what a failed attempt left in its file must never be taken for the segment that follows.
@@ -321,10 +321,13 @@ impl Writer {
         };
         let mut records = vec![outgoing(Kind::Opening, record::encode(&opening), 0)];
         let cursors = {
-            let state = log.state();
+            let mut state = log.state();
+            let State { gaps, segments, .. } = &mut *state;
+            gaps.retain(|gap| segments.contains_key(&gap.segment));
             let cursors: Vec<Cursor> = state.lanes.iter().filter_map(|(key, lane)| cursor(key, lane.cursor)).collect();
             records.extend(cursors.iter().map(|cursor| outgoing(Kind::Cursor, record::encode(cursor), 0)));
             records.extend(state.dead.values().map(|dead| outgoing(Kind::Dead, record::encode(dead), 0)));
+            records.extend(state.gaps.iter().map(|gap| outgoing(Kind::Gap, record::encode(gap), 0)));
             cursors
         };
         for (ordinal, record) in (0u32..).zip(&mut records) {
