@@ -15,7 +15,7 @@ use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::live::{is_live, is_live_replay, live_bytes, waits, wanted_records};
 use super::log::{FreeFile, Held, Log};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Data, Footer, Gap, Kind, Replay};
+use super::record::{self, Data, Footer, Gap, Kind, LaneExtent, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use crate::envelope::Class;
 
@@ -94,32 +94,39 @@ pub fn sweep(log: &Log, count: usize) {
 pub fn oldest_as_gap(log: &Log) -> Option<Gap> {
     let state = log.state();
     let (order, held) = state.segments.iter().find(|(order, _)| Some(**order) != state.active)?;
-    let wanting = held.extent.lanes.iter().filter(|extent| {
-        let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-        lane.is_none_or(|lane| lane.cursor < Place { segment: *order, ordinal: extent.last })
+    let lanes = held.extent.lanes.iter().map(|extent| {
+        let (count, _) = state.undone(*order, extent);
+        (extent.source.clone(), extent.upstream.clone(), count)
     });
-    let lanes = wanting.map(|extent| (extent.source.clone(), extent.upstream.clone(), extent.count)).collect();
+    let lanes = lanes.filter(|(_, _, count)| *count > 0).collect();
     Some(Gap { cause: Gap::DROPPED.to_owned(), segment: *order, lanes, stamp: log.uptime.stamp() })
 }
 
-/// Drops a segment whose GAP record is synced: its lanes go on behind it.
+/// Drops a segment whose GAP record is synced: its lanes go on behind it. A body that is arriving and has pieces in it is refused
+/// by the writer when it is to be committed.
 pub fn drop_segment(log: &Log, gap: &Gap) {
     let mut state = log.state();
-    let Some(held) = state.segments.remove(&gap.segment) else { return };
-    for extent in &held.extent.lanes {
+    let Some(held) = state.segments.get(&gap.segment) else { return };
+    let undone = |extent: &LaneExtent| {
+        let key = (extent.source.clone(), extent.upstream.clone());
+        (key, state.undone(gap.segment, extent))
+    };
+    let undone: Vec<_> = held.extent.lanes.iter().map(undone).collect();
+    for (key, (count, bytes)) in undone {
         let behind = Place { segment: gap.segment, ordinal: u32::MAX };
-        if let Some(lane) = state.lanes.get_mut(&(extent.source.clone(), extent.upstream.clone()))
-            && lane.cursor < behind
-        {
+        if let Some(lane) = state.lanes.get_mut(&key).filter(|lane| lane.cursor < behind) {
             lane.cursor = behind;
-            lane.backlog = lane.backlog.saturating_sub(extent.count);
-            lane.backlog_bytes = lane.backlog_bytes.saturating_sub(extent.bytes);
-            log.counters.dropped.add(extent.count);
+            lane.backlog = lane.backlog.saturating_sub(count);
+            lane.backlog_bytes = lane.backlog_bytes.saturating_sub(bytes);
+            log.counters.dropped.add(count);
         }
     }
+    let held = state.segments.remove(&gap.segment);
     state.dead.retain(|_, dead| dead.at.segment != gap.segment);
     drop(state);
-    give_back(log, held);
+    if let Some(held) = held {
+        give_back(log, held);
+    }
     log.synced.send_modify(|version| *version += 1);
 }
 
@@ -223,7 +230,7 @@ fn compact_one(log: &Log) -> bool {
         let last = state.segments.last_key_value().map(|(order, _)| *order);
         let worth = state.segments.iter().filter_map(|(order, held)| {
             // The last segment has the checkpoint: without it cursors and dead letters would be lost.
-            let usable = Some(*order) != last && !state.is_arriving(*order) && !state.is_damaged(*order);
+            let usable = Some(*order) != last && !state.is_in_use(*order) && !state.is_damaged(*order);
             let live = live_bytes(&state, *order, held);
             // What was compacted already is worth it again only when less is live than then: an estimate that is too
             // low would find the same gain for ever.

@@ -4,7 +4,7 @@
 //! only by [`State::apply`] (a record that was synced, or read at start) and by lanes that advance. It is rebuilt from the
 //! log at every start and holds no content of messages.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -94,6 +94,8 @@ pub struct State {
     pub dead: BTreeMap<(MessageId, Name), Dead>,
     /// Bodies that are arriving, and the segments that hold pieces of each.
     pub streams: HashMap<u64, Vec<u64>>,
+    /// Replays that are being made, and the segments that each needs.
+    pub replays: HashMap<u64, BTreeSet<u64>>,
     /// Why intake is refused.
     pub refusing: Option<String>,
     /// Why the disk gave no file for another segment though the quota allowed one, if that is so.
@@ -323,6 +325,9 @@ impl State {
         if gap.cause == Gap::ACCEPTED {
             self.quarantined.retain(|order| *order != gap.segment);
         }
+        if gap.cause == Gap::DROPPED && !self.segments.contains_key(&gap.segment) {
+            self.dead.retain(|_, dead| dead.at.segment != gap.segment);
+        }
         if gap.cause != Gap::DROPPED && !self.gaps.contains(&gap) {
             self.gaps.push(gap);
         }
@@ -370,10 +375,10 @@ impl State {
     pub fn done(&self) -> Vec<u64> {
         let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
         pinned.extend(&self.quarantined);
-        let kept_for_now = |order: u64| self.active == Some(order) || self.is_arriving(order);
+        let kept_for_now = |order: u64| self.active == Some(order) || self.is_in_use(order);
         let mut done = Vec::new();
         // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
-        // because it is written to, or because a body is arriving, needs no others.
+        // because it is written to, or because a body is arriving or a replay is made, needs no others.
         for (order, held) in self.segments.iter().rev() {
             if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
                 pinned.extend(&held.extent.refers);
@@ -385,9 +390,27 @@ impl State {
         done
     }
 
-    /// Whether a segment holds pieces of a body that is arriving.
-    pub fn is_arriving(&self, order: u64) -> bool {
-        self.streams.values().any(|segments| segments.contains(&order))
+    /// Whether a segment holds pieces of a body that is arriving, or what a replay that is being made needs.
+    pub fn is_in_use(&self, order: u64) -> bool {
+        let arriving = self.streams.values().any(|segments| segments.contains(&order));
+        arriving || self.replays.values().any(|segments| segments.contains(&order))
+    }
+
+    /// Messages of a segment that a lane has not done, and their bytes.
+    pub fn undone(&self, order: u64, extent: &LaneExtent) -> (u64, u64) {
+        let key = (extent.source.clone(), extent.upstream.clone());
+        let all = (extent.count, extent.bytes);
+        let Some(lane) = self.lanes.get(&key) else { return all };
+        if lane.cursor >= (Place { segment: order, ordinal: extent.last }) {
+            return (0, 0);
+        }
+        if lane.cursor < (Place { segment: order, ordinal: extent.first }) {
+            return all;
+        }
+        // The cursor stands in it: what is not behind it is done.
+        let (behind, behind_bytes) = self.held_behind(order, &key);
+        let (count, bytes) = (lane.backlog.saturating_sub(behind), lane.backlog_bytes.saturating_sub(behind_bytes));
+        (count.min(all.0), bytes.min(all.1))
     }
 
     /// Bytes of files that hold a segment.

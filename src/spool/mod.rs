@@ -63,7 +63,7 @@
 //! # The rooms within
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
-//! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
+//! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations`, `replay` (what the house sees) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
@@ -87,6 +87,7 @@ mod operations;
 mod reader;
 mod record;
 mod recovery;
+mod replay;
 mod requests;
 mod rescue;
 mod seal;
@@ -122,8 +123,8 @@ pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
 pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
-pub use operations::{ReplayOrder, Replayed};
 pub use record::Dead;
+pub use replay::{ReplayOrder, Replayed};
 pub use rescue::{Rescue, RescueError};
 pub use seal::Secret;
 pub use storage::{Disk, Storage};

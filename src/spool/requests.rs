@@ -64,6 +64,19 @@ impl Requests {
     }
 }
 
+#[cfg(test)]
+impl Requests {
+    /// The writer, held: what is asked meanwhile waits in the queue.
+    pub fn hold(&self) -> std::sync::MutexGuard<'_, Writer> {
+        self.shared.writer.lock().unwrap()
+    }
+
+    /// How many requests wait in the queue.
+    pub fn queued(&self) -> usize {
+        self.shared.queued.load(Ordering::SeqCst)
+    }
+}
+
 impl Queue {
     /// Writes what is asked until it is told to stop or nobody can ask any more.
     pub fn serve(self) {

@@ -1,9 +1,15 @@
 //! What is kept when space is made: compaction at known moments, then damage, power cuts and full disks.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::log::Log;
 use super::record::Gap;
 use super::sim::SimDisk;
-use super::tests::{body, commit, name, open, waiting};
-use super::{Class, Lane, Spool, compact, segment};
+use super::tests::{body, commit, meta, name, open, waiting};
+use super::{Class, CommitError, Lane, ReplayOrder, Replayed, Spool, compact, segment};
+
+const KEPT_MS: u64 = 2 * 3_600_000;
 
 /// Makes the next record begin a new segment.
 fn roll(spool: &Spool) {
@@ -51,7 +57,7 @@ fn gaps(spool: &Spool) -> Vec<Gap> {
 async fn drain(spool: &Spool, lane: &mut Lane) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     while backlog(spool, lane.upstream().as_str()) > 0 {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(10), lane.next());
+        let next = tokio::time::timeout(Duration::from_secs(10), lane.next());
         let Ok(entry) = next.await else { panic!("a backlog of messages that never come") };
         lane.advance(entry.place);
         found.push(entry.content.unwrap().body.collect().await.unwrap().to_vec());
@@ -126,7 +132,7 @@ async fn damage_that_a_person_took_note_of_is_shown_no_more_and_its_file_is_not_
     assert_eq!(waiting(&spool, &mut lane).await.len(), 1);
     assert_eq!((spool.logs()[0].quarantined, spool.alarms().len()), (0, 0), "after a restart as well");
     let log = &spool.inner.logs[0].log;
-    log.uptime.at_least(2 * 3_600_000);
+    log.uptime.at_least(KEPT_MS);
     compact::sweep(log, 8);
     assert!(!log.state().segments.contains_key(&1) && !after.names().contains(&file), "its file is gone");
 }
@@ -166,4 +172,126 @@ async fn dead_letters_and_cursors_of_a_compacted_segment_survive_damage_to_the_n
     assert_eq!(&spool.message(&spool.dead()[0]).unwrap().body.collect().await.unwrap()[..], b"refused");
     assert_eq!((backlog(&spool, "refuses"), backlog(&spool, "stalled")), (0, 2), "what was done stays done");
     assert_eq!(spool.logs()[0].quarantined, 1, "the damage is shown");
+}
+
+/// Every original of the source, to the upstream `again`.
+fn all_again() -> ReplayOrder {
+    ReplayOrder { source: name("icu"), from_us: 0, to_us: i64::MAX, upstream: name("again"), dry_run: false }
+}
+
+async fn store_and_deliver(spool: &Spool, class: Class, numbers: std::ops::Range<u64>, length: usize) {
+    let mut lane = spool.lane(class, &name("icu"), &name("engine"));
+    for number in numbers {
+        commit(spool, class, &["engine"], &body(number, length)).await.unwrap();
+        let entry = lane.next().await;
+        lane.advance(entry.place);
+    }
+}
+
+/// Replays all, and does something to the log after the originals were found and before their records are written.
+fn replay_while(
+    runtime: &tokio::runtime::Runtime,
+    spool: &Spool,
+    class: Class,
+    meanwhile: impl FnOnce(&Arc<Log>),
+) -> Replayed {
+    let opened = spool.opened(class);
+    let writer = opened.requests.hold();
+    let (other, order) = (spool.clone(), all_again());
+    let replay = runtime.spawn(async move { other.replay(&order).await });
+    while opened.requests.queued() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    meanwhile(&opened.log);
+    drop(writer);
+    runtime.block_on(replay).unwrap().unwrap()
+}
+
+/// Originals that were found could be taken back before the record that needs them was written.
+#[test]
+fn originals_that_a_replay_has_found_stay_until_its_records_hold_them() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let spool = open(&SimDisk::new(), 8);
+    runtime.block_on(store_and_deliver(&spool, Class::Clinical, 0..3, 500_000));
+    roll(&spool);
+    runtime.block_on(store_and_deliver(&spool, Class::Clinical, 3..4, 100));
+    let done = replay_while(&runtime, &spool, Class::Clinical, |log| {
+        log.uptime.at_least(KEPT_MS);
+        compact::sweep(log, 8);
+    });
+    assert_eq!((done.messages, done.missing), (4, 0));
+    let again: Vec<Vec<u8>> = runtime.block_on(async {
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("again"));
+        waiting(&spool, &mut lane).await.into_iter().map(|(_, body)| body).collect()
+    });
+    let sent: Vec<_> = (0..3).map(|number| body(number, 500_000)).chain([body(3, 100)]).collect();
+    assert!(again == sent, "{} come again", again.len());
+    // What a replay held is free again when it is over.
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("again"));
+    runtime.block_on(drain(&spool, &mut lane));
+    let [clinical, ..] = &spool.inner.logs;
+    compact::sweep(&clinical.log, 8);
+    assert_eq!(clinical.log.state().segments.len(), 1);
+}
+
+#[test]
+fn a_replay_counts_what_a_full_log_dropped_before_it_could_be_sent() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let spool = open(&SimDisk::new(), 8);
+    runtime.block_on(store_and_deliver(&spool, Class::Telemetry, 0..3, 100));
+    roll(&spool);
+    runtime.block_on(store_and_deliver(&spool, Class::Telemetry, 3..5, 100));
+    let done = replay_while(&runtime, &spool, Class::Telemetry, |log| {
+        compact::drop_segment(log, &compact::oldest_as_gap(log).unwrap());
+    });
+    assert_eq!((done.messages, done.bytes, done.missing), (2, 200, 3));
+}
+
+/// A body that arrived slowly was committed although its first pieces had been dropped.
+#[tokio::test]
+async fn a_body_whose_first_pieces_a_full_telemetry_log_dropped_is_refused() {
+    for length in [300_000, 600_000] {
+        let spool = open(&SimDisk::new(), 5);
+        let slow = body(1, length);
+        let mut draft = spool.begin(Class::Telemetry, &name("icu"));
+        draft.write(&slow[..290_000]).await.unwrap();
+        for number in 2..100 {
+            commit(&spool, Class::Telemetry, &["engine"], &body(number, 90_000)).await.unwrap();
+        }
+        let outcome = match draft.write(&slow[290_000..]).await {
+            Ok(()) => draft.commit(meta(&spool, "icu", &["engine"])).await.map(drop),
+            Err(error) => Err(error),
+        };
+        assert_eq!(outcome, Err(CommitError::Full));
+        commit(&spool, Class::Telemetry, &["engine"], &body(100, 90_000)).await.unwrap();
+        let mut lane = spool.lane(Class::Telemetry, &name("icu"), &name("engine"));
+        let left = drain(&spool, &mut lane).await;
+        assert!(left.last() == Some(&body(100, 90_000)));
+    }
+}
+
+/// A lane that was in the middle of the dropped segment had its backlog counted down for what it had delivered before.
+#[tokio::test]
+async fn the_backlog_is_right_when_a_segment_is_dropped_that_was_delivered_in_part() {
+    let spool = open(&SimDisk::new(), 5);
+    let mut lane = spool.lane(Class::Telemetry, &name("icu"), &name("engine"));
+    for number in 0..6 {
+        commit(&spool, Class::Telemetry, &["engine"], &body(number, 90_000)).await.unwrap();
+    }
+    for _ in 0..4 {
+        let entry = lane.next().await;
+        lane.advance(entry.place);
+    }
+    // Handed out and on its way while its segment goes.
+    let underway = lane.next().await;
+    let log = Arc::clone(&spool.opened(Class::Telemetry).log);
+    let first = *log.state().segments.first_key_value().unwrap().0;
+    for number in 6..100 {
+        commit(&spool, Class::Telemetry, &["engine"], &body(number, 90_000)).await.unwrap();
+    }
+    assert!(!log.state().segments.contains_key(&first));
+    lane.advance(underway.place);
+    lane.rewind();
+    let left = drain(&spool, &mut lane).await;
+    assert!(left.last() == Some(&body(99, 90_000)), "the backlog was counted down too far");
 }

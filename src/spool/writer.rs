@@ -191,6 +191,8 @@ impl Writer {
             messages.refuse(self.refusal());
             messages = Batch::default();
         }
+        // Finding room may have dropped pieces of what is to be committed.
+        messages = messages.refuse_torn(&self.log.state());
         if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
             controls.refuse(self.refusal());
         } else {
@@ -573,6 +575,27 @@ impl Batch {
         self.waiters.extend(other.waiters);
         self.bytes += other.bytes;
         self
+    }
+
+    /// Refuses the messages of which an earlier piece is gone.
+    fn refuse_torn(self, state: &State) -> Self {
+        let torn = |record: &Prepared| match &record.effect {
+            Effect::Message { refers, .. } => refers.iter().any(|order| !state.segments.contains_key(order)),
+            _ => false,
+        };
+        if !self.records.iter().any(torn) {
+            return self;
+        }
+        let mut whole = Self::default();
+        let mut records = self.records.into_iter();
+        for waiter in self.waiters {
+            let own: Vec<Prepared> = records.by_ref().take(waiter.count).collect();
+            match own.iter().any(torn) {
+                true => drop(waiter.reply.send(Err(CommitError::Full))),
+                false => whole.add(own, waiter.reply),
+            }
+        }
+        whole
     }
 
     fn refuse(self, error: CommitError) {
