@@ -37,6 +37,7 @@ const REASON_BYTES_MAX: usize = 500;
 /// See the module. One holder at a time.
 pub struct Lane {
     key: LaneKey,
+    tag: u16,
     log: Arc<Log>,
     requests: Requests,
     synced: watch::Receiver<u64>,
@@ -84,6 +85,7 @@ impl Lane {
         let reading = Reading::Here(Box::new(reader));
         Self {
             key,
+            tag,
             log,
             requests,
             synced,
@@ -234,7 +236,7 @@ impl Lane {
                 self.wait(work).await?
             }
             Reading::Away(work) => self.wait(work).await?,
-            Reading::Nowhere => return Err(io::Error::other("the lane's reader is gone")),
+            Reading::Nowhere => return Err(self.read_anew("the lane's reader is gone")),
         };
         let rewound = std::mem::take(&mut self.rewound);
         if rewound {
@@ -323,8 +325,21 @@ impl Lane {
         work: JoinHandle<(Box<Reader>, io::Result<Vec<Entry>>)>,
     ) -> io::Result<(Box<Reader>, io::Result<Vec<Entry>>)> {
         self.reading = Reading::Away(work);
-        let Reading::Away(work) = &mut self.reading else { return Err(io::Error::other("the lane's reader is gone")) };
-        work.await.map_err(io::Error::other)
+        let told = match &mut self.reading {
+            Reading::Away(work) => work.await.map_err(|error| error.to_string()),
+            _ => Err("the lane's reader is gone".to_owned()),
+        };
+        told.map_err(|error| self.read_anew(&error))
+    }
+
+    /// After a reader was lost: another one goes on behind what is in hand, else behind the cursor.
+    fn read_anew(&mut self, error: &str) -> io::Error {
+        let cursor = self.log.state().lanes.get(&self.key).map(|lane| lane.cursor).unwrap_or_default();
+        let handed = self.handed.back().map(|handed| handed.place);
+        let seek = self.ready.back().map(|entry| entry.place).or(handed).map_or(cursor, |place| place.max(cursor));
+        let reader = Reader::new(Arc::clone(&self.log), self.key.clone(), self.tag, seek);
+        (self.reading, self.rewound) = (Reading::Here(Box::new(reader)), false);
+        io::Error::other(error)
     }
 }
 
