@@ -44,6 +44,8 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
     });
     file.or_else(|| {
         while compact_one(log) {
+            // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
+            ensure_reserve(log);
             if let Some(file) = make_within_quota(log) {
                 return Some(file);
             }

@@ -1,12 +1,13 @@
 //! What is kept when space is made: compaction at known moments, then damage, power cuts and full disks.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::log::Log;
 use super::record::Gap;
-use super::sim::SimDisk;
-use super::tests::{body, commit, meta, name, open, waiting};
+use super::sim::{Dice, Fault, SimDisk};
+use super::tests::{SEGMENT, body, commit, meta, name, open, waiting};
 use super::{Class, CommitError, Lane, ReplayOrder, Replayed, Spool, compact, segment};
 
 const KEPT_MS: u64 = 2 * 3_600_000;
@@ -294,4 +295,90 @@ async fn the_backlog_is_right_when_a_segment_is_dropped_that_was_delivered_in_pa
     lane.rewind();
     let left = drain(&spool, &mut lane).await;
     assert!(left.last() == Some(&body(99, 90_000)), "the backlog was counted down too far");
+}
+
+/// A first segment with what waits for `stalled` and for `slow`, and more that was delivered; and one behind it.
+async fn with_stalled_lanes(disk: &SimDisk) -> Spool {
+    let spool = open(disk, 32);
+    commit(&spool, Class::Clinical, &["stalled"], &body(1, 100_000)).await.unwrap();
+    commit(&spool, Class::Clinical, &["slow"], &body(2, 300_000)).await.unwrap();
+    store_and_deliver(&spool, Class::Clinical, 3..8, 90_000).await;
+    roll(&spool);
+    commit(&spool, Class::Clinical, &["stalled"], &body(9, 100)).await.unwrap();
+    spool
+}
+
+/// The room that a second compaction made went to the next segment, and nothing was left for compaction to write into.
+#[tokio::test]
+async fn a_segment_that_is_compacted_twice_leaves_a_reserve_on_a_full_disk() {
+    let disk = SimDisk::new();
+    let spool = with_stalled_lanes(&disk).await;
+    compact_segment(&spool, 1);
+    let mut slow = spool.lane(Class::Clinical, &name("icu"), &name("slow"));
+    drain(&spool, &mut slow).await;
+    let log = &spool.opened(Class::Clinical).log;
+    while !log.state().free.is_empty() {
+        compact::next_file(log).unwrap();
+    }
+    disk.leave_room(0);
+    let file = compact::next_file(log);
+    assert!(log.state().segments[&1].segment.identity.generation == 2, "it was not compacted again");
+    assert!(file.is_none() && log.state().reserve.is_some(), "the reserve is the last thing to go");
+}
+
+/// A file that was cut, or whose sync failed, once became the reserve: what was written into it next was lost.
+#[tokio::test]
+async fn a_compaction_that_fails_leaves_no_spoilt_file_behind_and_loses_nothing() {
+    for nth in 1.. {
+        let disk = SimDisk::new();
+        let spool = with_stalled_lanes(&disk).await;
+        let log = &spool.opened(Class::Clinical).log;
+        compact::prepare(log);
+        disk.fail(Some(Fault { at: nth, lasting: false, kind: io::ErrorKind::Other }));
+        let outcome = compact::compact(log, 1);
+        let done = disk.operations();
+        disk.fail(None);
+        let reserve =
+            log.state().reserve.as_ref().map(|reserve| (reserve.name.clone(), reserve.file.length().unwrap()));
+        if outcome.is_ok() {
+            assert!(nth > 5 && reserve.is_some_and(|(_, length)| length == SEGMENT), "{nth} of {done} operations");
+            return;
+        }
+        assert_eq!(reserve, None, "operation {nth}");
+        let (held, listed) = (log.state().names(), disk.names());
+        let strays: Vec<_> =
+            listed.iter().filter(|name| name.starts_with("clinical/") && !held.contains(name)).collect();
+        assert!(strays.len() <= 1, "operation {nth}: {strays:?}");
+        // The next compaction finds a sound file to write into.
+        compact::prepare(log);
+        if log.state().segments[&1].segment.identity.generation == 0 {
+            compact::compact(log, 1).unwrap();
+        }
+        let after = disk.cut(&mut Dice::new(nth));
+        spool.close();
+        let spool = open(&after, 32);
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("stalled"));
+        assert!(drain(&spool, &mut lane).await == [body(1, 100_000), body(9, 100)], "operation {nth}");
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("slow"));
+        assert!(drain(&spool, &mut lane).await == [body(2, 300_000)], "operation {nth}");
+        spool.close();
+    }
+}
+
+/// Pieces of a delivered message go when their segment is compacted, its record in the next segment stays.
+#[tokio::test]
+async fn a_message_that_lost_its_first_pieces_to_compaction_is_not_replayed() {
+    let spool = open(&SimDisk::new(), 8);
+    commit(&spool, Class::Clinical, &["stalled"], b"keeps the first segment").await.unwrap();
+    store_and_deliver(&spool, Class::Clinical, 1..3, 800_000).await;
+    roll(&spool);
+    commit(&spool, Class::Clinical, &["stalled"], b"keeps the second segment").await.unwrap();
+    assert_eq!(spool.replay(&ReplayOrder { dry_run: true, ..all_again() }).await.unwrap().messages, 4);
+    compact_segment(&spool, 1);
+    let done = spool.replay(&all_again()).await.unwrap();
+    assert_eq!((done.messages, done.missing), (2, 0), "one is gone with its record, another one lost its beginning");
+    assert!(done.incomplete, "and that is told");
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("again"));
+    let again = drain(&spool, &mut lane).await;
+    assert_eq!(again, [b"keeps the first segment".to_vec(), b"keeps the second segment".to_vec()]);
 }
