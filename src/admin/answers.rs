@@ -153,6 +153,9 @@ pub struct ReplayReport {
     pub last: Option<When>,
     /// Whether the range begins before the oldest original that is still kept.
     pub incomplete: bool,
+    /// Found, but dropped by a full log before they could be sent; they are not among the messages.
+    #[serde(default)]
+    pub missing: u64,
 }
 
 /// How the keys stand after a change.

@@ -77,6 +77,9 @@ pub async fn run(args: ReplayArgs) -> Result<(), Failure> {
         Ok(())
     };
     let done: ReplayReport = client.ask_and_hear(&Request::Replay(request), progress).await?;
+    if done.missing > 0 {
+        note(&format!("{} messages were dropped by the full log before they could be sent", count(done.missing)));
+    }
     if args.json { say_json(&done) } else { say(&format!("{} will be sent again", text(&done))) }
 }
 

@@ -119,6 +119,7 @@ impl Operator for Gateway {
             first: done.received_us.map(|(first, _)| when(first)),
             last: done.received_us.map(|(_, last)| when(last)),
             incomplete: done.incomplete,
+            missing: done.missing,
         })
     }
 

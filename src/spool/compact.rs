@@ -2,21 +2,22 @@
 //!
 //! In this order: a free file; delivered originals whose time is over; a new file within the quota; delivered originals that
 //! were only kept for replay; compaction, which replaces a segment under the same order number by one that holds only its
-//! live records. Nothing that a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
+//! live records and what was true when it ended: a start goes back to it when the newest checkpoint is damaged. Nothing that
+//! a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
 //! kept for it, so it needs no space on a full disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
+use super::Place;
 use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
-use super::log::{FreeFile, Held, Log, State};
+use super::live::{is_live, is_live_replay, live_bytes, waits, wanted_records};
+use super::log::{FreeFile, Held, Log};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Data, Footer, Gap, Kind, Replay};
+use super::record::{self, Data, Footer, Gap, Kind, LaneExtent, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
-use super::{Place, recovery};
 use crate::envelope::Class;
-use crate::values::Name;
 
 /// A segment is worth compacting when at most so much of it, in percent, is live.
 const LIVE_PERCENT_MAX: u64 = 60;
@@ -24,8 +25,6 @@ const LIVE_PERCENT_MAX: u64 = 60;
 const GAIN_SHARE: u64 = 16;
 /// Bytes of frames in a group of a compacted segment.
 const GROUP_BYTES: usize = 64 << 10;
-/// What a record costs beside its body, for estimates.
-const RECORD_OVERHEAD: u64 = 256;
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A file for the next segment, if room can be found or made.
@@ -45,6 +44,8 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
     });
     file.or_else(|| {
         while compact_one(log) {
+            // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
+            ensure_reserve(log);
             if let Some(file) = make_within_quota(log) {
                 return Some(file);
             }
@@ -95,32 +96,39 @@ pub fn sweep(log: &Log, count: usize) {
 pub fn oldest_as_gap(log: &Log) -> Option<Gap> {
     let state = log.state();
     let (order, held) = state.segments.iter().find(|(order, _)| Some(**order) != state.active)?;
-    let wanting = held.extent.lanes.iter().filter(|extent| {
-        let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-        lane.is_none_or(|lane| lane.cursor < Place { segment: *order, ordinal: extent.last })
+    let lanes = held.extent.lanes.iter().map(|extent| {
+        let (count, _) = state.undone(*order, extent);
+        (extent.source.clone(), extent.upstream.clone(), count)
     });
-    let lanes = wanting.map(|extent| (extent.source.clone(), extent.upstream.clone(), extent.count)).collect();
-    Some(Gap { cause: "dropped".to_owned(), segment: *order, lanes, stamp: log.uptime.stamp() })
+    let lanes = lanes.filter(|(_, _, count)| *count > 0).collect();
+    Some(Gap { cause: Gap::DROPPED.to_owned(), segment: *order, lanes, stamp: log.uptime.stamp() })
 }
 
-/// Drops a segment whose GAP record is synced: its lanes go on behind it.
+/// Drops a segment whose GAP record is synced: its lanes go on behind it. A body that is arriving and has pieces in it is refused
+/// by the writer when it is to be committed.
 pub fn drop_segment(log: &Log, gap: &Gap) {
     let mut state = log.state();
-    let Some(held) = state.segments.remove(&gap.segment) else { return };
-    for extent in &held.extent.lanes {
+    let Some(held) = state.segments.get(&gap.segment) else { return };
+    let undone = |extent: &LaneExtent| {
+        let key = (extent.source.clone(), extent.upstream.clone());
+        (key, state.undone(gap.segment, extent))
+    };
+    let undone: Vec<_> = held.extent.lanes.iter().map(undone).collect();
+    for (key, (count, bytes)) in undone {
         let behind = Place { segment: gap.segment, ordinal: u32::MAX };
-        if let Some(lane) = state.lanes.get_mut(&(extent.source.clone(), extent.upstream.clone()))
-            && lane.cursor < behind
-        {
+        if let Some(lane) = state.lanes.get_mut(&key).filter(|lane| lane.cursor < behind) {
             lane.cursor = behind;
-            lane.backlog = lane.backlog.saturating_sub(extent.count);
-            lane.backlog_bytes = lane.backlog_bytes.saturating_sub(extent.bytes);
-            log.counters.dropped.add(extent.count);
+            lane.backlog = lane.backlog.saturating_sub(count);
+            lane.backlog_bytes = lane.backlog_bytes.saturating_sub(bytes);
+            log.counters.dropped.add(count);
         }
     }
+    let held = state.segments.remove(&gap.segment);
     state.dead.retain(|_, dead| dead.at.segment != gap.segment);
     drop(state);
-    give_back(log, held);
+    if let Some(held) = held {
+        give_back(log, held);
+    }
     log.synced.send_modify(|version| *version += 1);
 }
 
@@ -144,7 +152,7 @@ fn reclaim(log: &Log, which: impl Fn(&Held) -> bool, count: usize) {
     }
 }
 
-/// The file of a segment that is held no more: wiped, then free when it has full size, else removed.
+/// The file of a segment that is held no more: wiped, then free when it has full size and was never damaged, else removed.
 fn give_back(log: &Log, held: Held) {
     let segment = held.segment;
     let wiped = Segment::wipe(&*segment.file).and_then(|()| segment.file.sync());
@@ -154,12 +162,13 @@ fn give_back(log: &Log, held: Held) {
         tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be wiped and is left out of use");
         return;
     }
-    if segment.bytes == log.limits().segment_bytes {
+    let sound = !log.state().is_damaged(segment.identity.order);
+    if segment.bytes == log.limits().segment_bytes && sound {
         log.state().free.push(FreeFile { name: segment.name.clone(), file: Arc::clone(&segment.file) });
     } else if let Err(error) =
         log.storage.remove(&segment.name).and_then(|()| log.storage.sync_folder(log.class.as_str()))
     {
-        tracing::warn!(log = %log.class, file = %segment.name, %error, "a compacted file could not be removed");
+        tracing::warn!(log = %log.class, file = %segment.name, %error, "a file could not be removed");
     }
 }
 
@@ -223,7 +232,7 @@ fn compact_one(log: &Log) -> bool {
         let last = state.segments.last_key_value().map(|(order, _)| *order);
         let worth = state.segments.iter().filter_map(|(order, held)| {
             // The last segment has the checkpoint: without it cursors and dead letters would be lost.
-            let usable = Some(*order) != last && !state.is_arriving(*order) && !state.quarantined.contains(order);
+            let usable = Some(*order) != last && !state.is_in_use(*order) && !state.is_damaged(*order);
             let live = live_bytes(&state, *order, held);
             // What was compacted already is worth it again only when less is live than then: an estimate that is too
             // low would find the same gain for ever.
@@ -244,31 +253,8 @@ fn compact_one(log: &Log) -> bool {
     }
 }
 
-/// How much of a segment must stay, estimated from what it and those that point to it hold for each lane.
-fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
-    let pointing = state.segments.iter().filter(|(at, other)| **at != order && other.extent.refers.contains(&order));
-    let elsewhere: u64 = pointing.map(|(at, other)| live_messages(state, *at, other)).sum();
-    live_messages(state, order, held) + elsewhere.min(held.extent.fragment_bytes) + 4 * BLOCK as u64
-}
-
-/// Bytes of the live messages whose records are in a segment, wherever their pieces are.
-fn live_messages(state: &State, order: u64, held: &Held) -> u64 {
-    let waiting = held.extent.lanes.iter().filter(|extent| {
-        let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-        lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
-    });
-    // Upstreams of one source mostly wait for the same messages; those of two sources are never the same.
-    let mut sources: BTreeMap<&Name, u64> = BTreeMap::new();
-    for extent in waiting {
-        let most = sources.entry(&extent.source).or_default();
-        *most = (*most).max(extent.bytes + extent.count * RECORD_OVERHEAD);
-    }
-    let dead = state.dead.values().filter(|dead| dead.at.segment == order);
-    sources.into_values().sum::<u64>() + dead.map(|dead| dead.length + RECORD_OVERHEAD).sum::<u64>()
-}
-
 /// Writes what is live of a segment to the reserve and puts that in its place; the old file becomes the reserve.
-fn compact(log: &Log, order: u64) -> io::Result<bool> {
+pub(super) fn compact(log: &Log, order: u64) -> io::Result<bool> {
     let source = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     let Some((source, end)) = source else { return Ok(false) };
     let wanted = wanted_records(log, order)?;
@@ -307,11 +293,7 @@ fn copy_live(log: &Log, source: &Arc<Segment>, end: u64, target: FreeFile, wante
         match walker.next(end, &|_| true)? {
             Step::End => return copy.finish(log),
             Step::Damaged { .. } | Step::Skipped { .. } => {
-                let mut state = log.state();
-                let order = identity.order;
-                if !state.quarantined.contains(&order) {
-                    state.quarantined.push(order);
-                }
+                log.state().quarantine(identity.order);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
             }
             Step::Frame(found) => copy.take(log, identity.order, found, wanted)?,
@@ -322,81 +304,6 @@ fn copy_live(log: &Log, source: &Arc<Segment>, end: u64, target: FreeFile, wante
 /// The file that was kept for compaction.
 pub fn take_reserve(log: &Log) -> Option<FreeFile> {
     log.state().reserve.take()
-}
-
-/// Numbers of the records in segment `order` that something live, there or in another segment, points to: pieces of
-/// messages, and originals that are to be sent again.
-fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
-    let near = pointing_to(log, &BTreeSet::from([order]));
-    let far = pointing_to(log, &near.keys().copied().collect());
-    // Originals first: one that is only there to be sent again needs its pieces too.
-    let mut originals = BTreeSet::new();
-    for held in far.into_values() {
-        each_record(held, Kind::Replay, &mut |identity, found| originals.extend(original(log, identity, &found)))?;
-    }
-    let mut wanted: BTreeSet<u32> =
-        originals.iter().filter(|at| at.segment == order).map(|original| original.ordinal).collect();
-    for held in near.into_values() {
-        each_record(held, Kind::Data, &mut |identity, found| {
-            let Some((data, _)) = record::decode_data(&found.plaintext) else { return };
-            let at = Place { segment: identity.order, ordinal: found.header.ordinal };
-            if originals.contains(&at) || is_live(&log.state(), identity, at, &data) {
-                wanted.extend(data.pieces.iter().filter(|piece| piece.segment == order).map(|piece| piece.ordinal));
-            }
-        })?;
-    }
-    Ok(wanted)
-}
-
-/// These segments and those that point to one of them, with where each ends; without those that nothing needs.
-fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>, u64)> {
-    let state = log.state();
-    let done = state.done();
-    let points = |(at, held): &(&u64, &Held)| {
-        !done.contains(at) && (orders.contains(at) || held.extent.refers.iter().any(|to| orders.contains(to)))
-    };
-    let pointing = state.segments.iter().filter(points);
-    pointing.map(|(at, held)| (*at, (Arc::clone(&held.segment), held.end))).collect()
-}
-
-/// Shows every record of a kind in a segment that ends at the given offset.
-fn each_record(
-    (segment, end): (Arc<Segment>, u64),
-    kind: Kind,
-    see: &mut dyn FnMut(&Identity, Found),
-) -> io::Result<()> {
-    let identity = segment.identity;
-    let mut walker = Walker::new(segment);
-    loop {
-        match walker.next(end, &|header| header.kind == kind as u8)? {
-            Step::End => return Ok(()),
-            Step::Damaged { .. } | Step::Skipped { .. } => {}
-            Step::Frame(found) => see(&identity, found),
-        }
-    }
-}
-
-/// The place of the original that a REPLAY record needs, while it is live.
-fn original(log: &Log, identity: &Identity, found: &Found) -> Option<Place> {
-    let replay = record::decode::<Replay>(&found.plaintext)?;
-    let at = Place { segment: identity.order, ordinal: found.header.ordinal };
-    is_live_replay(&log.state(), at, &replay).then_some(replay.at)
-}
-
-/// Whether a lane or a dead letter needs a message for itself.
-fn is_live(state: &State, identity: &Identity, at: Place, data: &Data) -> bool {
-    let id = recovery::id_of(identity, at.ordinal, data);
-    let needs = |upstream: &Name| {
-        waits(state, &data.meta.source, upstream, at) || state.dead.contains_key(&(id, upstream.clone()))
-    };
-    // A dead letter of a replay may be for an upstream that the message was not meant for; that replay keeps it.
-    data.meta.targets.iter().any(needs)
-}
-
-/// Whether a lane or a dead letter needs a REPLAY record. Refused again, its own place is what its dead letter knows.
-fn is_live_replay(state: &State, at: Place, replay: &Replay) -> bool {
-    let dead = || state.dead.get(&(replay.id, replay.upstream.clone())).is_some_and(|dead| dead.at == at);
-    waits(state, &replay.source, &replay.upstream, at) || dead()
 }
 
 /// A compacted segment that is being written.
@@ -443,8 +350,10 @@ impl Copy {
                 Some(replay) => self.replay(log, at, &replay),
                 None => true,
             },
-            Some(Kind::Gap) => true,
-            _ => false,
+            Some(Kind::Opening | Kind::Cursor | Kind::Dead | Kind::Discard) => wanted.contains(&at.ordinal),
+            Some(Kind::Footer) => false,
+            // What a newer version wrote is left alone.
+            Some(Kind::Gap) | None => true,
         };
         if keep {
             self.pending_bytes += framed_bytes(found.plaintext.len());
@@ -523,8 +432,4 @@ impl Copy {
         log.counters.syncs.one();
         Ok(Held { segment: Arc::new(self.segment), end, groups, extent: self.extent, sealed: true, estimate: None })
     }
-}
-
-fn waits(state: &State, source: &Name, upstream: &Name, at: Place) -> bool {
-    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| lane.cursor < at)
 }

@@ -70,7 +70,7 @@ impl Draft {
     /// Adds bytes; every 256 KiB a fragment goes into the log. Waits while the writer is behind.
     ///
     /// # Errors
-    /// [`CommitError`] when the log is full or has failed, or the body is longer than 4 GiB.
+    /// [`CommitError`] when the log is full or has failed, the body is longer than 4 GiB, or its first pieces were dropped.
     pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), CommitError> {
         self.digest.update(bytes);
         self.length += bytes.len() as u64;
@@ -173,7 +173,7 @@ impl Draft {
     /// Sends what is buffered as a fragment, after the one before it was written.
     async fn flush(&mut self) -> Result<(), CommitError> {
         self.settle_piece().await?;
-        if self.pieces.len() >= PIECES_MAX {
+        if self.pieces.len() >= PIECES_MAX || !self.is_held() {
             return Err(CommitError::Full);
         }
         let plaintext = record::encode_fragment(self.stream, &self.buffer);
@@ -188,6 +188,12 @@ impl Draft {
         self.streamed = true;
         self.underway = Some((told, u32::try_from(length).unwrap_or(u32::MAX)));
         Ok(())
+    }
+
+    /// Whether all pieces are there: a full log that may lose its oldest has perhaps dropped some.
+    fn is_held(&self) -> bool {
+        let state = self.log.state();
+        self.pieces.iter().all(|piece| state.segments.contains_key(&piece.segment))
     }
 
     async fn settle_piece(&mut self) -> Result<(), CommitError> {

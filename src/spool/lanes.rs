@@ -14,10 +14,10 @@ use tokio::task::JoinHandle;
 
 use super::log::{DEAD_LETTERS_MAX, Effect, LaneKey, Log};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Data, Dead, Kind, Piece, Replay};
+use super::record::{self, Data, Dead, Gap, Kind, Piece, Replay};
 use super::requests::Requests;
 use super::segment::Identity;
-use super::writer::{Prepared, Request};
+use super::writer::{Prepared, Request, Written};
 use super::{CommitError, Entry, Place, recovery};
 use crate::envelope::{Body, BodyError, Envelope, MessageId, Pieces};
 use crate::values::Name;
@@ -37,12 +37,28 @@ const REASON_BYTES_MAX: usize = 500;
 /// See the module. One holder at a time.
 pub struct Lane {
     key: LaneKey,
+    tag: u16,
     log: Arc<Log>,
     requests: Requests,
     synced: watch::Receiver<u64>,
     reading: Reading,
     ready: VecDeque<Entry>,
     handed: VecDeque<Handed>,
+    rewound: bool,
+    /// Damaged segments that were read to their end: what is missing of them is to be recorded.
+    passed: VecDeque<u64>,
+    losing: Option<Loss>,
+    /// All of this damaged segment and those before it is in hand or done, and what is missing is recorded.
+    over: Option<u64>,
+}
+
+/// Messages that are lost to damage, while the record of it is written.
+struct Loss {
+    order: u64,
+    count: u64,
+    bytes: u64,
+    told: oneshot::Receiver<Result<Vec<Written>, CommitError>>,
+    /// The lane was rewound meanwhile: what was in hand of the segment is to be read again.
     rewound: bool,
 }
 
@@ -64,10 +80,23 @@ impl Lane {
     /// The lane of `key`, from its cursor on.
     pub(super) fn new(key: LaneKey, log: Arc<Log>, requests: Requests, tag: u16) -> Self {
         let seek = log.state().lanes.entry(key.clone()).or_default().cursor;
-        let reader = Reader { log: Arc::clone(&log), key: key.clone(), tag, seek, walker: None };
+        let reader = Reader::new(Arc::clone(&log), key.clone(), tag, seek);
         let synced = log.synced.subscribe();
         let reading = Reading::Here(Box::new(reader));
-        Self { key, log, requests, synced, reading, ready: VecDeque::new(), handed: VecDeque::new(), rewound: false }
+        Self {
+            key,
+            tag,
+            log,
+            requests,
+            synced,
+            reading,
+            ready: VecDeque::new(),
+            handed: VecDeque::new(),
+            rewound: false,
+            passed: VecDeque::new(),
+            losing: None,
+            over: None,
+        }
     }
 
     /// The source.
@@ -83,12 +112,12 @@ impl Lane {
     /// The next entry after the one that was handed out last; waits for one. Cancelling loses nothing.
     pub async fn next(&mut self) -> Entry {
         loop {
+            self.record_losses().await;
             if let Some(entry) = self.ready.pop_front() {
-                let (bytes, received) = match &entry.content {
-                    Ok(envelope) => (envelope.body.len(), envelope.meta.received.uptime_ms),
-                    Err(_) => (0, self.log.uptime.ms()),
-                };
-                self.handed.push_back(Handed { place: entry.place, id: entry.id, bytes, received_uptime_ms: received });
+                let bytes = entry_bytes(&entry);
+                let received = entry.content.as_ref().map(|envelope| envelope.meta.received.uptime_ms);
+                let received_uptime_ms = received.unwrap_or_else(|_| self.log.uptime.ms());
+                self.handed.push_back(Handed { place: entry.place, id: entry.id, bytes, received_uptime_ms });
                 return entry;
             }
             self.synced.borrow_and_update();
@@ -112,6 +141,11 @@ impl Lane {
     pub fn rewind(&mut self) {
         self.ready.clear();
         self.handed.clear();
+        self.passed.clear();
+        self.over = None;
+        if let Some(loss) = &mut self.losing {
+            loss.rewound = true;
+        }
         match &mut self.reading {
             Reading::Here(reader) => reader.restart(),
             Reading::Away(_) | Reading::Nowhere => self.rewound = true,
@@ -120,14 +154,21 @@ impl Lane {
 
     /// Moves the cursor over `place` and all before it. In memory at once, in the log with the next group.
     pub fn advance(&mut self, place: Place) {
-        let (mut count, mut bytes) = (0, 0);
-        while let Some(handed) = self.handed.pop_front_if(|handed| handed.place <= place) {
-            count += 1;
-            bytes += handed.bytes;
-        }
         let mut state = self.log.state();
         let Some(lane) = state.lanes.get_mut(&self.key) else { return };
+        let (mut count, mut bytes) = (0, 0);
+        while let Some(handed) = self.handed.pop_front_if(|handed| handed.place <= place) {
+            // What was dropped meanwhile, with its segment, counts no more.
+            if handed.place > lane.cursor {
+                count += 1;
+                bytes += handed.bytes;
+            }
+        }
         lane.cursor = lane.cursor.max(place);
+        let places = self.handed.iter().map(|handed| handed.place).chain(self.ready.iter().map(|entry| entry.place));
+        if let Some(order) = self.over.take_if(|order| places.into_iter().all(|place| place.segment > *order)) {
+            lane.cursor = lane.cursor.max(Place { segment: order, ordinal: u32::MAX });
+        }
         lane.backlog = lane.backlog.saturating_sub(count);
         lane.backlog_bytes = lane.backlog_bytes.saturating_sub(bytes);
         match self.handed.front() {
@@ -195,18 +236,87 @@ impl Lane {
                 self.wait(work).await?
             }
             Reading::Away(work) => self.wait(work).await?,
-            Reading::Nowhere => return Err(io::Error::other("the lane's reader is gone")),
+            Reading::Nowhere => return Err(self.read_anew("the lane's reader is gone")),
         };
         let rewound = std::mem::take(&mut self.rewound);
         if rewound {
             reader.restart();
         }
+        let passed = std::mem::take(&mut reader.passed);
         self.reading = Reading::Here(reader);
+        self.passed.extend(passed);
         let entries = outcome?;
         if !rewound {
             self.ready.extend(entries);
         }
-        Ok(rewound || !self.ready.is_empty())
+        Ok(rewound || !self.ready.is_empty() || !self.passed.is_empty())
+    }
+
+    /// Records what is missing of the damaged segments that were passed, before anything behind them is handed out: the backlog
+    /// is right then, and the cursor can move over them. Cancelling loses nothing.
+    async fn record_losses(&mut self) {
+        loop {
+            if self.losing.is_none() {
+                let Some(order) = self.passed.pop_front() else { return };
+                self.lose(order);
+            }
+            let Some(loss) = &mut self.losing else { continue };
+            let told = (&mut loss.told).await.unwrap_or(Err(CommitError::Failed));
+            let Some(Loss { order, count, bytes, rewound, .. }) = self.losing.take() else { continue };
+            let (source, upstream) = (self.source(), self.upstream());
+            match told {
+                Ok(_) => {
+                    tracing::error!(%source, %upstream, segment = order, count, "messages are lost to damage on the disk")
+                }
+                Err(error) => {
+                    // The damage itself stays shown; the next reading of the segment comes here again.
+                    tracing::error!(%source, %upstream, segment = order, count, %error, "a loss could not be recorded");
+                    continue;
+                }
+            }
+            self.log.counters.dropped.add(count);
+            let mut state = self.log.state();
+            if let Some(lane) = state.lanes.get_mut(&self.key) {
+                lane.backlog = lane.backlog.saturating_sub(count);
+                lane.backlog_bytes = lane.backlog_bytes.saturating_sub(bytes);
+                lane.since_uptime_ms = lane.since_uptime_ms.filter(|_| lane.backlog > 0);
+            }
+            drop(state);
+            if !rewound {
+                self.pass_over(order);
+            }
+        }
+    }
+
+    /// Counts what is missing of a damaged segment that was read to its end, and has it recorded.
+    fn lose(&mut self, order: u64) {
+        let ready = self.ready.iter().map(|entry| (entry.place, entry_bytes(entry)));
+        let handed = self.handed.iter().map(|handed| (handed.place, handed.bytes));
+        let in_hand = ready.chain(handed).filter(|(place, _)| place.segment <= order);
+        let (found, found_bytes) = in_hand.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes));
+        let state = self.log.state();
+        let behind = state.held_behind(order, &self.key);
+        let (backlog, backlog_bytes) =
+            state.lanes.get(&self.key).map_or((0, 0), |lane| (lane.backlog, lane.backlog_bytes));
+        drop(state);
+        let count = backlog.saturating_sub(behind.0 + found);
+        let bytes = backlog_bytes.saturating_sub(behind.1 + found_bytes);
+        if count == 0 {
+            return self.pass_over(order);
+        }
+        let lanes = vec![(self.key.0.clone(), self.key.1.clone(), count)];
+        let gap = Gap { cause: Gap::DAMAGED.to_owned(), segment: order, lanes, stamp: self.log.uptime.stamp() };
+        let (plaintext, effect) = (record::encode(&gap), Effect::Gap(gap));
+        let records = vec![Prepared { kind: Kind::Gap, tag: 0, plaintext, effect, id: None }];
+        let (reply, told) = oneshot::channel();
+        self.requests.send(Request::Append { records, control: true, reply });
+        self.losing = Some(Loss { order, count, bytes, told, rewound: false });
+    }
+
+    /// The cursor may move over a damaged segment as soon as nothing of it is in hand.
+    fn pass_over(&mut self, order: u64) {
+        self.over = self.over.max(Some(order));
+        self.advance(Place::default());
     }
 
     /// Waits for a reader that is away; when this is cancelled it stays there for the next call.
@@ -215,9 +325,27 @@ impl Lane {
         work: JoinHandle<(Box<Reader>, io::Result<Vec<Entry>>)>,
     ) -> io::Result<(Box<Reader>, io::Result<Vec<Entry>>)> {
         self.reading = Reading::Away(work);
-        let Reading::Away(work) = &mut self.reading else { return Err(io::Error::other("the lane's reader is gone")) };
-        work.await.map_err(io::Error::other)
+        let told = match &mut self.reading {
+            Reading::Away(work) => work.await.map_err(|error| error.to_string()),
+            _ => Err("the lane's reader is gone".to_owned()),
+        };
+        told.map_err(|error| self.read_anew(&error))
     }
+
+    /// After a reader was lost: another one goes on behind what is in hand, else behind the cursor.
+    fn read_anew(&mut self, error: &str) -> io::Error {
+        let cursor = self.log.state().lanes.get(&self.key).map(|lane| lane.cursor).unwrap_or_default();
+        let handed = self.handed.back().map(|handed| handed.place);
+        let seek = self.ready.back().map(|entry| entry.place).or(handed).map_or(cursor, |place| place.max(cursor));
+        let reader = Reader::new(Arc::clone(&self.log), self.key.clone(), self.tag, seek);
+        (self.reading, self.rewound) = (Reading::Here(Box::new(reader)), false);
+        io::Error::other(error)
+    }
+}
+
+/// Bytes of an entry's body, as far as it can be read.
+fn entry_bytes(entry: &Entry) -> u64 {
+    entry.content.as_ref().map_or(0, |envelope| envelope.body.len())
 }
 
 /// Reads a lane's entries; blocks on the disk.
@@ -228,11 +356,21 @@ struct Reader {
     /// The last place that was read.
     seek: Place,
     walker: Option<Walker>,
+    /// The segment that is read, when damage was found in it.
+    damaged: Option<u64>,
+    /// Damaged segments in which nothing is left to read.
+    passed: Vec<u64>,
 }
 
 impl Reader {
+    /// Reads on behind `seek`.
+    fn new(log: Arc<Log>, key: LaneKey, tag: u16, seek: Place) -> Self {
+        Self { log, key, tag, seek, walker: None, damaged: None, passed: Vec::new() }
+    }
+
     fn restart(&mut self) {
-        self.walker = None;
+        (self.walker, self.damaged) = (None, None);
+        self.passed.clear();
         self.seek = self.log.state().lanes.get(&self.key).map(|lane| lane.cursor).unwrap_or_default();
     }
 
@@ -289,12 +427,13 @@ impl Reader {
     /// Makes the walker stand in the segment that is to be read; tells how far it may read and whether no more will come there.
     fn locate(&mut self) -> Option<(u64, bool)> {
         let state = self.log.state();
-        let mut ahead = state.segments.range(self.seek.segment..).filter(|(order, held)| {
-            let mine =
-                held.extent.lanes.iter().find(|extent| extent.source == self.key.0 && extent.upstream == self.key.1);
+        let ahead = state.segments.range(self.seek.segment..).find(|(order, held)| {
+            let mine = held.extent.lanes.iter().find(|extent| extent.is_of(&self.key));
             mine.is_some_and(|extent| self.seek < Place { segment: **order, ordinal: extent.last })
         });
-        let (order, held) = ahead.next()?;
+        let reading = ahead.map(|(order, _)| *order);
+        self.passed.extend(self.damaged.take_if(|order| reading != Some(*order) && state.active != Some(*order)));
+        let (order, held) = ahead?;
         let same = self.walker.as_ref().is_some_and(|walker| Arc::ptr_eq(walker.segment(), &held.segment));
         if !same {
             self.walker = Some(Walker::new(Arc::clone(&held.segment)));
@@ -315,10 +454,9 @@ impl Reader {
         held.is_none_or(|held| !Arc::ptr_eq(&held.segment, walker.segment()))
     }
 
-    fn quarantine(&self, order: u64, bytes: u64) {
-        let mut state = self.log.state();
-        if !state.quarantined.contains(&order) {
-            state.quarantined.push(order);
+    fn quarantine(&mut self, order: u64, bytes: u64) {
+        self.damaged = Some(order);
+        if self.log.state().quarantine(order) {
             tracing::error!(log = %self.log.class, segment = order, bytes, "damage: what was synced can't be read; the segment is quarantined");
         }
     }

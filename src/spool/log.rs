@@ -4,7 +4,7 @@
 //! only by [`State::apply`] (a record that was synced, or read at start) and by lanes that advance. It is rebuilt from the
 //! log at every start and holds no content of messages.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::Place;
 use super::keys::Keyring;
 use super::reader::{Found, record_at};
-use super::record::{Cursor, Dead, Discard, Footer, LaneExtent, Replay};
+use super::record::{Cursor, Dead, Discard, Footer, Gap, LaneExtent, Replay};
 use super::segment::Segment;
 use super::storage::{File, Storage};
 use super::uptime::Uptime;
@@ -73,7 +73,7 @@ pub struct LogCounters {
     pub syncs: Counter,
     /// Groups written.
     pub groups: Counter,
-    /// Messages that were dropped with their segment.
+    /// Messages that were dropped with their segment, or lost to damage.
     pub dropped: Counter,
 }
 
@@ -94,14 +94,18 @@ pub struct State {
     pub dead: BTreeMap<(MessageId, Name), Dead>,
     /// Bodies that are arriving, and the segments that hold pieces of each.
     pub streams: HashMap<u64, Vec<u64>>,
+    /// Replays that are being made, and the segments that each needs.
+    pub replays: HashMap<u64, BTreeSet<u64>>,
     /// Why intake is refused.
     pub refusing: Option<String>,
     /// Why the disk gave no file for another segment though the quota allowed one, if that is so.
     pub disk_short: Option<String>,
     /// Files whose key can't be had: never touched.
     pub foreign: Vec<String>,
-    /// Segments in which damage was found.
+    /// Segments in which damage was found and that no person has taken note of yet; changed by [`State::quarantine`] only.
     pub quarantined: Vec<u64>,
+    /// What is recorded about damage in segments that are held.
+    pub gaps: Vec<Gap>,
 }
 
 /// A segment that is held.
@@ -182,6 +186,8 @@ pub enum Effect {
     Discard(Discard),
     /// See [`Replay`].
     Replay(Replay),
+    /// See [`Gap`].
+    Gap(Gap),
 }
 
 impl Log {
@@ -311,7 +317,49 @@ impl State {
                     held.extent.refer(at.segment, vec![replay.at.segment]);
                 }
             }
+            Effect::Gap(gap) => self.note(gap),
         }
+    }
+
+    fn note(&mut self, gap: Gap) {
+        if gap.cause == Gap::ACCEPTED {
+            self.quarantined.retain(|order| *order != gap.segment);
+        }
+        if gap.cause == Gap::DROPPED && !self.segments.contains_key(&gap.segment) {
+            self.dead.retain(|_, dead| dead.at.segment != gap.segment);
+        }
+        if gap.cause != Gap::DROPPED && !self.gaps.contains(&gap) {
+            self.gaps.push(gap);
+        }
+    }
+
+    /// Damage was found in a segment: its file is left as it is. False when that was known.
+    pub fn quarantine(&mut self, order: u64) -> bool {
+        let new = !self.is_damaged(order);
+        if new {
+            self.quarantined.push(order);
+        }
+        new
+    }
+
+    /// Whether damage was found in a segment, accepted or not.
+    pub fn is_damaged(&self, order: u64) -> bool {
+        self.quarantined.contains(&order)
+            || self.gaps.iter().any(|gap| gap.segment == order && gap.cause == Gap::ACCEPTED)
+    }
+
+    /// Messages that a lane lost to damage in a segment, as far as that is recorded.
+    pub fn lost(&self, order: u64, (source, upstream): &LaneKey) -> u64 {
+        let damaged = self.gaps.iter().filter(|gap| gap.segment == order && gap.cause == Gap::DAMAGED);
+        let own = damaged.flat_map(|gap| &gap.lanes).filter(|(from, to, _)| from == source && to == upstream);
+        own.map(|(_, _, count)| count).sum()
+    }
+
+    /// Messages, and their bytes, that segments behind `order` hold for a lane whose cursor is not behind `order` itself.
+    pub fn held_behind(&self, order: u64, key: &LaneKey) -> (u64, u64) {
+        let behind = self.segments.range(order.saturating_add(1)..).flat_map(|(_, held)| &held.extent.lanes);
+        let own = behind.filter(|extent| extent.is_of(key));
+        own.fold((0, 0), |(count, bytes), extent| (count + extent.count, bytes + extent.bytes))
     }
 
     /// Whether a lane still needs something of a segment.
@@ -327,10 +375,10 @@ impl State {
     pub fn done(&self) -> Vec<u64> {
         let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
         pinned.extend(&self.quarantined);
-        let kept_for_now = |order: u64| self.active == Some(order) || self.is_arriving(order);
+        let kept_for_now = |order: u64| self.active == Some(order) || self.is_in_use(order);
         let mut done = Vec::new();
         // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
-        // because it is written to, or because a body is arriving, needs no others.
+        // because it is written to, or because a body is arriving or a replay is made, needs no others.
         for (order, held) in self.segments.iter().rev() {
             if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
                 pinned.extend(&held.extent.refers);
@@ -342,9 +390,27 @@ impl State {
         done
     }
 
-    /// Whether a segment holds pieces of a body that is arriving.
-    pub fn is_arriving(&self, order: u64) -> bool {
-        self.streams.values().any(|segments| segments.contains(&order))
+    /// Whether a segment holds pieces of a body that is arriving, or what a replay that is being made needs.
+    pub fn is_in_use(&self, order: u64) -> bool {
+        let arriving = self.streams.values().any(|segments| segments.contains(&order));
+        arriving || self.replays.values().any(|segments| segments.contains(&order))
+    }
+
+    /// Messages of a segment that a lane has not done, and their bytes.
+    pub fn undone(&self, order: u64, extent: &LaneExtent) -> (u64, u64) {
+        let key = (extent.source.clone(), extent.upstream.clone());
+        let all = (extent.count, extent.bytes);
+        let Some(lane) = self.lanes.get(&key) else { return all };
+        if lane.cursor >= (Place { segment: order, ordinal: extent.last }) {
+            return (0, 0);
+        }
+        if lane.cursor < (Place { segment: order, ordinal: extent.first }) {
+            return all;
+        }
+        // The cursor stands in it: what is not behind it is done.
+        let (behind, behind_bytes) = self.held_behind(order, &key);
+        let (count, bytes) = (lane.backlog.saturating_sub(behind), lane.backlog_bytes.saturating_sub(behind_bytes));
+        (count.min(all.0), bytes.min(all.1))
     }
 
     /// Bytes of files that hold a segment.
@@ -374,10 +440,18 @@ impl State {
     }
 }
 
+impl LaneExtent {
+    /// Whether it is about this lane.
+    pub fn is_of(&self, (source, upstream): &LaneKey) -> bool {
+        self.source == *source && self.upstream == *upstream
+    }
+}
+
 impl Footer {
     /// One more message for a lane.
-    pub fn enqueue(&mut self, ordinal: u32, (source, upstream): &LaneKey, length: u64, since_uptime_ms: u64) {
-        let known = self.lanes.iter_mut().find(|extent| extent.source == *source && extent.upstream == *upstream);
+    pub fn enqueue(&mut self, ordinal: u32, key: &LaneKey, length: u64, since_uptime_ms: u64) {
+        let (source, upstream) = key;
+        let known = self.lanes.iter_mut().find(|extent| extent.is_of(key));
         match known {
             Some(extent) => {
                 extent.count += 1;

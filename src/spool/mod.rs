@@ -50,7 +50,8 @@
 //! 2. Every file's header is read. Of two files with one order number the newest generation that is closed holds.
 //! 3. A closed segment is known by its footer; every other one is scanned. A last group that is not whole is an ordinary power
 //!    cut. A whole group behind one that is not, or fewer groups than the next OPENING names, is damage: quarantine.
-//! 4. The newest checkpoint and all control records after it give cursors and dead letters; footers give the backlogs.
+//! 4. The newest checkpoint that is whole and all control records after it give cursors and dead letters; footers the backlogs.
+//!    A compacted segment keeps its checkpoint, as it stood when the segment ended.
 //! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
 //!    closed is synced first, so that no second copy is answered for on the word of memory.
 //!
@@ -62,7 +63,8 @@
 //! # The rooms within
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
-//! (the way to it), `recovery`, `compact`, `keeper` · `index`, `index_file`, `fates` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
+//! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file`, `fates` · `draft`, `duplicates`, `lanes`,
+//! `operations`, `replay` (what the house sees) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
 
 mod compact;
@@ -84,17 +86,21 @@ mod keeper;
 mod keeping_tests;
 mod keys;
 mod lanes;
+mod live;
 mod log;
 mod operations;
 mod reader;
 mod record;
 mod recovery;
+mod replay;
 mod requests;
 mod rescue;
 mod seal;
 mod segment;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod space_tests;
 mod storage;
 #[cfg(test)]
 mod strain_tests;
@@ -123,8 +129,8 @@ pub use import::{Import, ImportError, Imported};
 pub use in_flight::{GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, STREAMED_BYTES_MAX};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
-pub use operations::{ReplayOrder, Replayed};
 pub use record::Dead;
+pub use replay::{ReplayOrder, Replayed};
 pub use rescue::{Rescue, RescueError};
 pub use seal::Secret;
 pub use storage::{Disk, Storage};

@@ -11,48 +11,18 @@ use tokio::sync::oneshot;
 
 use super::keeper::{self, Watched};
 use super::log::{Effect, Log, State};
-use super::reader::{Step, Walker};
-use super::record::{self, Data, Dead, Discard, Kind, Replay};
-use super::segment::Identity;
+use super::record::{self, Dead, Discard, Gap, Kind, Replay};
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Place, Spool, SpoolConfig, escrow, index_file, lanes, recovery, source_tag};
+use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, source_tag};
 use crate::envelope::{BodyError, Class, Envelope};
 use crate::status::{Alarm, LaneStatus, LogStatus};
 use crate::values::{ByteSize, Name};
 
 /// Share of the quota, in percent, above which people are told.
 const QUOTA_ALARM_PERCENT: u64 = 80;
-/// REPLAY records that are appended at once.
-const REPLAY_BATCH: usize = 512;
-
-/// Messages that are to be sent again.
-#[derive(Clone, Debug)]
-pub struct ReplayOrder {
-    /// Of this source.
-    pub source: Name,
-    /// Received at or after, wall clock microseconds.
-    pub from_us: i64,
-    /// Received before.
-    pub to_us: i64,
-    /// To this upstream.
-    pub upstream: Name,
-    /// Only count them.
-    pub dry_run: bool,
-}
-
-/// What a replay did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Replayed {
-    /// Messages.
-    pub messages: u64,
-    /// Bytes of their bodies.
-    pub bytes: u64,
-    /// When the first and the last one were received, wall clock microseconds.
-    pub received_us: Option<(i64, i64)>,
-    /// The range begins before the oldest message that is still held, and older ones were taken back.
-    pub incomplete: bool,
-}
+/// Records that are appended at once.
+pub(super) const REPLAY_BATCH: usize = 512;
 
 impl Spool {
     /// All lanes that are known, with what waits in them.
@@ -175,32 +145,27 @@ impl Spool {
         self.settle_dead(chosen, by, false).await
     }
 
-    /// Puts kept originals at the end of a lane, in their order. Durable when it returns.
+    /// Takes note of all damage that was found: it is shown no more, and the segments go when nothing readable of them is needed.
+    /// Durable when it returns; tells how many segments there were.
     ///
     /// # Errors
-    /// [`CommitError`]; what was appended before it stays.
-    pub async fn replay(&self, order: &ReplayOrder) -> Result<Replayed, CommitError> {
-        let mut done = Replayed::default();
+    /// [`CommitError`].
+    pub async fn accept_damage(&self) -> Result<u64, CommitError> {
+        let mut count = 0;
         for opened in &self.inner.logs {
-            let (log, wanted) = (Arc::clone(&opened.log), order.clone());
-            let search = tokio::task::spawn_blocking(move || originals(&log, &wanted));
-            let found = search.await.map_err(|_| CommitError::Failed)?.map_err(|_| CommitError::Failed)?;
-            let (found, received): (Vec<Replay>, Vec<i64>) = found.into_iter().unzip();
-            for at in received {
-                let (first, last) = done.received_us.unwrap_or((at, at));
-                done.received_us = Some((first.min(at), last.max(at)));
-            }
-            done.incomplete |= is_incomplete(&opened.log.state(), order);
-            done.messages += found.len() as u64;
-            done.bytes += found.iter().map(|replay| replay.length).sum::<u64>();
-            if !order.dry_run {
-                for batch in found.chunks(REPLAY_BATCH) {
-                    let records = batch.iter().map(|replay| prepared_replay(opened, replay.clone())).collect();
-                    append(opened, records).await?;
-                }
+            let damaged = opened.log.state().quarantined.clone();
+            let accepted = |segment: &u64| {
+                let stamp = opened.log.uptime.stamp();
+                let gap = Gap { cause: Gap::ACCEPTED.to_owned(), segment: *segment, lanes: Vec::new(), stamp };
+                let (plaintext, effect) = (record::encode(&gap), Effect::Gap(gap));
+                Prepared { kind: Kind::Gap, tag: 0, plaintext, effect, id: None }
+            };
+            for batch in damaged.chunks(REPLAY_BATCH) {
+                append(opened, batch.iter().map(accepted).collect()).await?;
+                count += batch.len() as u64;
             }
         }
-        Ok(done)
+        Ok(count)
     }
 
     /// Begins a new epoch key: what is written from now on is under it. Tells its number.
@@ -285,13 +250,18 @@ impl Spool {
     }
 }
 
-async fn append(opened: &Opened, records: Vec<Prepared>) -> Result<(), CommitError> {
+/// Appends records that may use the reserve; durable when it returns.
+///
+/// # Errors
+/// [`CommitError`].
+pub(super) async fn append(opened: &Opened, records: Vec<Prepared>) -> Result<(), CommitError> {
     let (reply, told) = oneshot::channel();
     opened.requests.send(Request::Append { records, control: true, reply });
     told.await.unwrap_or(Err(CommitError::Failed)).map(drop)
 }
 
-fn prepared_replay(opened: &Opened, replay: Replay) -> Prepared {
+/// A REPLAY record, ready to be written.
+pub(super) fn prepared_replay(opened: &Opened, replay: Replay) -> Prepared {
     let tag = source_tag(&opened.spool_id, &replay.source);
     Prepared { kind: Kind::Replay, tag, plaintext: record::encode(&replay), effect: Effect::Replay(replay), id: None }
 }
@@ -306,76 +276,6 @@ fn replay_of(log: &Log, dead: &Dead) -> Replay {
         id: dead.id,
         at: original.map_or(dead.at, |original| original.at),
         length: dead.length,
-        stamp: log.uptime.stamp(),
-    }
-}
-
-/// Whether messages of the source that the order names may have been taken back or compacted away.
-fn is_incomplete(state: &State, order: &ReplayOrder) -> bool {
-    let oldest = state.segments.values().filter_map(|held| held.extent.received_us).map(|(first, _)| first).min();
-    let whole = state.segments.first_key_value().is_none_or(|(first, _)| *first == 1)
-        && state.segments.values().all(|held| held.segment.identity.generation == 0);
-    let known = state.lanes.keys().any(|(source, _)| *source == order.source);
-    known && !whole && oldest.is_none_or(|oldest| order.from_us < oldest)
-}
-
-/// The messages that a replay is about, in their order, and when each was received.
-fn originals(log: &Log, order: &ReplayOrder) -> io::Result<Vec<(Replay, i64)>> {
-    let segments: Vec<_> = {
-        let state = log.state();
-        let held = state.segments.values().filter(|held| {
-            held.extent.received_us.is_some_and(|(first, last)| first < order.to_us && last >= order.from_us)
-        });
-        held.map(|held| (Arc::clone(&held.segment), held.end)).collect()
-    };
-    let mut found = Vec::new();
-    for (segment, end) in segments {
-        let mut walker = Walker::new(Arc::clone(&segment));
-        loop {
-            match walker.next(end, &|header| header.kind == Kind::Data as u8)? {
-                Step::End => break,
-                Step::Damaged { .. } | Step::Skipped { .. } => {}
-                Step::Frame(frame) => {
-                    let Some((data, _)) = record::decode_data(&frame.plaintext) else { continue };
-                    let received = data.meta.received.wall_us;
-                    let chosen = data.meta.source == order.source && (order.from_us..order.to_us).contains(&received);
-                    let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
-                    if chosen && !is_owed(&log.state(), &data, &replay) && is_whole(log, &data) {
-                        found.push((replay, received));
-                    }
-                }
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Whether a message still waits for the upstream, or is dead for it: it is not sent twice.
-fn is_owed(state: &State, data: &Data, replay: &Replay) -> bool {
-    let waits = data.meta.targets.contains(&replay.upstream) && {
-        let lane = state.lanes.get(&(replay.source.clone(), replay.upstream.clone()));
-        lane.is_none_or(|lane| lane.cursor < replay.at)
-    };
-    waits || state.dead.contains_key(&(replay.id, replay.upstream.clone()))
-}
-
-/// Whether all pieces of a message are there: those of one that was delivered may have gone before its record.
-fn is_whole(log: &Log, data: &Data) -> bool {
-    data.pieces.iter().all(|piece| {
-        let generation = log.state().segments.get(&piece.segment).map(|held| held.segment.identity.generation);
-        let at = Place { segment: piece.segment, ordinal: piece.ordinal };
-        // Only compaction takes single records out of a segment.
-        generation.is_some_and(|generation| generation == 0 || log.record(at, Some(piece.group_offset)).is_ok())
-    })
-}
-
-fn replay_to(log: &Log, identity: &Identity, ordinal: u32, data: &Data, upstream: &Name) -> Replay {
-    Replay {
-        source: data.meta.source.clone(),
-        upstream: upstream.clone(),
-        id: recovery::id_of(identity, ordinal, data),
-        at: Place { segment: identity.order, ordinal },
-        length: data.length,
         stamp: log.uptime.stamp(),
     }
 }
@@ -417,8 +317,14 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
         ));
     }
     if status.quarantined > 0 {
+        let state = log.state();
+        let lost =
+            state.gaps.iter().filter(|gap| gap.cause == Gap::DAMAGED && state.quarantined.contains(&gap.segment));
+        let lost: u64 = lost.flat_map(|gap| &gap.lanes).map(|(_, _, count)| count).sum();
+        let lost =
+            if lost > 0 { format!(" and {lost} messages were lost before they were delivered") } else { String::new() };
         let text = format!(
-            "damage was found in {} segments: see \"wardgate spool verify\"; the disk may be failing",
+            "damage was found in {} segments{lost}: see \"wardgate spool verify\"; the disk may be failing",
             status.quarantined
         );
         alarms.push(alarm("damaged", text));

@@ -33,6 +33,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kinds from which a start makes cursors, dead letters and known damage, with the one that tells where a checkpoint begins.
+    pub const CONTROL: [Self; 5] = [Self::Opening, Self::Cursor, Self::Dead, Self::Discard, Self::Gap];
+
     /// From the byte in a frame header.
     pub fn from_code(code: u8) -> Option<Self> {
         use Kind::{Cursor, Data, Dead, Discard, Footer, Fragment, Gap, Opening, Replay};
@@ -141,10 +144,10 @@ pub struct Replay {
     pub stamp: Stamp,
 }
 
-/// Messages that are gone before they were delivered.
+/// Messages that are gone before they were delivered. One about damage is repeated in each checkpoint while its segment is held.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// Why: `dropped` (a full telemetry log), `damaged` (found on disk).
+    /// Why: [`Gap::DROPPED`], [`Gap::DAMAGED`], [`Gap::ACCEPTED`].
     pub cause: String,
     /// The segment that they were in.
     pub segment: u64,
@@ -152,6 +155,15 @@ pub struct Gap {
     pub lanes: Vec<(Name, Name, u64)>,
     /// When it was noticed.
     pub stamp: Stamp,
+}
+
+impl Gap {
+    /// A full telemetry log lost its oldest segment.
+    pub const DROPPED: &str = "dropped";
+    /// What a lane could not find in a segment that is damaged on disk.
+    pub const DAMAGED: &str = "damaged";
+    /// A person took note of the damage in a segment: it is shown no more and holds no file back.
+    pub const ACCEPTED: &str = "accepted";
 }
 
 /// What a segment holds.

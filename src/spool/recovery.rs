@@ -3,7 +3,7 @@
 //! Closed segments tell what they hold by their footers. Every other one is scanned whole: a group at its end that is not
 //! complete is an ordinary power cut (nobody was told that it is stored); a valid group behind one that is not valid, or
 //! fewer groups than the next segment's checkpoint names, is damage, and the segment is quarantined: what authenticates
-//! is still delivered, the rest is shown, and the file is never used again.
+//! is still delivered, the rest is shown, and the file is never used again, also when a person has taken note of it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -96,7 +96,8 @@ pub fn effect_of(identity: &Identity, found: &Found) -> Effect {
         Some(Kind::Dead) => record::decode(bytes).map_or(Effect::None, Effect::Dead),
         Some(Kind::Discard) => record::decode(bytes).map_or(Effect::None, Effect::Discard),
         Some(Kind::Replay) => record::decode(bytes).map_or(Effect::None, Effect::Replay),
-        Some(Kind::Opening | Kind::Gap | Kind::Footer) => Effect::None,
+        Some(Kind::Gap) => record::decode(bytes).map_or(Effect::None, Effect::Gap),
+        Some(Kind::Opening | Kind::Footer) => Effect::None,
         None => {
             tracing::warn!(
                 segment = identity.order,
@@ -220,7 +221,7 @@ fn scan(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered)
     let Groups { end, count: groups, damaged, torn } = whole_groups(&segment, groups_known)?;
     let order = segment.identity.order;
     if damaged {
-        found.state.quarantined.push(order);
+        found.state.quarantine(order);
         tracing::error!(segment = order, file = %segment.name, "damage: groups that were synced can't be read; the segment is quarantined");
     }
     let mut state = State::default();
@@ -294,29 +295,48 @@ fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups
     Ok(groups)
 }
 
-/// Cursors and dead letters: the newest checkpoint and all that came after it.
+/// Cursors and dead letters: the newest checkpoint that is whole, and all that came after it.
 fn restore_checkpoint(openings: &BTreeMap<u64, Opening>, found: &mut Recovered) -> io::Result<()> {
     let newest = openings.iter().rev().find(|(order, _)| found.state.segments.contains_key(order));
-    let Some((from, opening)) = newest else { return Ok(()) };
-    for order in &opening.quarantined {
-        if found.state.segments.contains_key(order) && !found.state.quarantined.contains(order) {
-            found.state.quarantined.push(*order);
+    for order in newest.map(|(_, opening)| opening.quarantined.as_slice()).unwrap_or_default() {
+        if found.state.segments.contains_key(order) {
+            found.state.quarantine(*order);
         }
     }
-    let newer: Vec<(Arc<Segment>, u64)> =
-        found.state.segments.range(*from..).map(|(_, held)| (Arc::clone(&held.segment), held.end)).collect();
-    for (segment, end) in newer {
-        let mut walker = Walker::new(Arc::clone(&segment));
-        let control = [Kind::Cursor as u8, Kind::Dead as u8, Kind::Discard as u8];
-        loop {
-            match walker.next(end, &|header| control.contains(&header.kind))? {
-                Step::End => break,
-                Step::Damaged { .. } | Step::Skipped { .. } => {}
-                Step::Frame(frame) => found.state.apply(Place::default(), effect_of(&segment.identity, &frame)),
-            }
+    let held: Vec<(u64, Arc<Segment>, u64)> =
+        found.state.segments.iter().rev().map(|(order, held)| (*order, Arc::clone(&held.segment), held.end)).collect();
+    let mut newer = Vec::new();
+    for (order, segment, end) in held {
+        let (effects, whole) = control_effects(segment, end)?;
+        newer.push(effects);
+        if !whole && found.state.quarantine(order) {
+            tracing::error!(
+                segment = order,
+                "damage: what lanes and dead letters had come to is read from an older segment"
+            );
         }
+        if whole && openings.contains_key(&order) {
+            break;
+        }
+    }
+    for effect in newer.into_iter().rev().flatten() {
+        found.state.apply(Place::default(), effect);
     }
     Ok(())
+}
+
+/// What the control records of a segment do, and whether all of them could be read.
+fn control_effects(segment: Arc<Segment>, end: u64) -> io::Result<(Vec<Effect>, bool)> {
+    let identity = segment.identity;
+    let mut walker = Walker::new(segment);
+    let (mut effects, mut whole) = (Vec::new(), true);
+    loop {
+        match walker.next(end, &|header| Kind::CONTROL.iter().any(|kind| *kind as u8 == header.kind))? {
+            Step::End => return Ok((effects, whole)),
+            Step::Damaged { .. } | Step::Skipped { .. } => whole = false,
+            Step::Frame(frame) => effects.push(effect_of(&identity, &frame)),
+        }
+    }
 }
 
 /// What waits in each lane: whole segments by their footers, the one in which a cursor stands by counting.
@@ -333,6 +353,7 @@ fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
     for (order, segment, end, extent) in held {
         for lane_extent in extent.lanes {
             let key = (lane_extent.source, lane_extent.upstream);
+            let lost = state.lost(order, &key);
             let lane = state.lanes.entry(key.clone()).or_default();
             let (first, last) = (
                 Place { segment: order, ordinal: lane_extent.first },
@@ -342,7 +363,7 @@ fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
                 continue;
             }
             let (count, bytes) = match lane.cursor < first {
-                true => (lane_extent.count, lane_extent.bytes),
+                true => (lane_extent.count.saturating_sub(lost), lane_extent.bytes),
                 false => count_behind(&segment, end, lane.cursor.ordinal, &key)?,
             };
             lane.backlog += count;

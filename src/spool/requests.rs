@@ -64,6 +64,19 @@ impl Requests {
     }
 }
 
+#[cfg(test)]
+impl Requests {
+    /// The writer, held: what is asked meanwhile waits in the queue.
+    pub fn hold(&self) -> std::sync::MutexGuard<'_, Writer> {
+        self.shared.writer.lock().unwrap()
+    }
+
+    /// How many requests wait in the queue.
+    pub fn queued(&self) -> usize {
+        self.shared.queued.load(Ordering::SeqCst)
+    }
+}
+
 impl Queue {
     /// Writes what is asked until it is told to stop or nobody can ask any more.
     pub fn serve(self) {
@@ -88,5 +101,155 @@ impl Queue {
     fn taken(&self, request: Request) -> Request {
         self.shared.queued.fetch_sub(1, Ordering::SeqCst);
         request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::io;
+
+    use tokio::sync::oneshot;
+
+    use super::super::sim::{Fault, SimDisk};
+    use super::super::tests::{body, commit, commit_of, name, open as open_spool, waiting};
+    use super::super::{Class, CommitError, Place, record};
+    use super::*;
+    use crate::spool::log::Effect;
+    use crate::spool::writer::Prepared;
+
+    /// A record that does nothing, and where its reply comes.
+    fn asked() -> (Request, oneshot::Receiver<Result<Vec<super::super::writer::Written>, CommitError>>) {
+        let (reply, told) = oneshot::channel();
+        let (plaintext, effect) = (vec![1, 2, 3], Effect::None);
+        let records = vec![Prepared { kind: record::Kind::Gap, tag: 0, plaintext, effect, id: None }];
+        (Request::Append { records, control: true, reply }, told)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_many_tasks_that_commit_at_once_nothing_is_lost_and_the_order_of_each_is_kept() {
+        const TASKS: u64 = 12;
+        const EACH: u64 = 20;
+        let spool = open_spool(&SimDisk::new(), 32);
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| {
+                let spool = spool.clone();
+                tokio::spawn(async move {
+                    let (source, mut sent) = (format!("source{task}"), Vec::new());
+                    for number in task * EACH..(task + 1) * EACH {
+                        let id = commit_of(&spool, &source, Class::Clinical, &["engine"], &body(number, 2_000)).await;
+                        sent.push((id.unwrap(), body(number, 2_000)));
+                        // Now in a crowd, now alone.
+                        for _ in 0..number % 5 {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                    sent
+                })
+            })
+            .collect();
+        let mut ids = HashSet::new();
+        for (number, task) in tasks.into_iter().enumerate() {
+            let sent = task.await.unwrap();
+            ids.extend(sent.iter().map(|(id, _)| *id));
+            let mut lane = spool.lane(Class::Clinical, &name(&format!("source{number}")), &name("engine"));
+            assert!(waiting(&spool, &mut lane).await == sent, "task {number}");
+        }
+        assert_eq!(ids.len() as u64, TASKS * EACH, "each has an id of its own");
+        spool.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_place_is_given_twice_by_those_who_write_at_once_and_those_who_queue() {
+        let spool = open_spool(&SimDisk::new(), 32);
+        let requests = spool.opened(Class::Clinical).requests.clone();
+        let tasks: Vec<_> = (0..8)
+            .map(|task| {
+                let requests = requests.clone();
+                tokio::spawn(async move {
+                    let mut places: Vec<Place> = Vec::new();
+                    for _ in 0..30 {
+                        let (request, told) = asked();
+                        if task % 2 == 0 {
+                            requests.send(request)
+                        } else {
+                            requests.send_and_wait(request)
+                        }
+                        places.extend(told.await.unwrap().unwrap().iter().map(|written| written.at));
+                    }
+                    places
+                })
+            })
+            .collect();
+        let mut all = HashSet::new();
+        for task in tasks {
+            let places = task.await.unwrap();
+            assert!(places.is_sorted() && places.len() == 30, "what a task wrote later has a later place");
+            all.extend(places);
+        }
+        assert_eq!(all.len(), 8 * 30);
+        assert_eq!(requests.queued(), 0, "nothing is counted that does not wait");
+        spool.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_lone_request_is_written_before_it_returns_and_one_that_meets_a_writer_queues() {
+        let spool = open_spool(&SimDisk::new(), 8);
+        let requests = spool.opened(Class::Clinical).requests.clone();
+        let (request, mut told) = asked();
+        requests.send_and_wait(request);
+        assert!(told.try_recv().unwrap().is_ok(), "written by the task itself");
+        let (request, mut told) = asked();
+        {
+            let _writing = requests.hold();
+            requests.send_and_wait(request);
+            assert!(told.try_recv().is_err() && requests.queued() == 1, "it waits for the writer's thread");
+        }
+        assert!(told.await.unwrap().is_ok());
+        spool.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn after_the_close_a_lone_commit_is_refused() {
+        let disk = SimDisk::new();
+        let spool = open_spool(&disk, 8);
+        let before = commit(&spool, Class::Clinical, &["engine"], b"before").await.unwrap();
+        spool.close();
+        let operations = disk.operations();
+        for _ in 0..3 {
+            assert_eq!(commit(&spool, Class::Clinical, &["engine"], b"after").await, Err(CommitError::Failed));
+        }
+        assert_eq!(disk.operations(), operations, "nothing is written any more");
+        let spool = open_spool(&disk.after_kill(), 8);
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+        assert_eq!(waiting(&spool, &mut lane).await, [(before, b"before".to_vec())]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_writer_that_failed_refuses_lone_commits_until_the_next_start() {
+        let disk = SimDisk::new();
+        let spool = open_spool(&disk, 8);
+        commit(&spool, Class::Clinical, &["engine"], b"before").await.unwrap();
+        disk.fail(Some(Fault { at: 1, lasting: true, kind: io::ErrorKind::Other }));
+        assert_eq!(commit(&spool, Class::Clinical, &["engine"], b"during").await, Err(CommitError::Failed));
+        disk.fail(None);
+        assert_eq!(commit(&spool, Class::Clinical, &["engine"], b"after").await, Err(CommitError::Failed));
+        assert!(spool.logs()[0].refusing.is_some());
+        spool.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nobody_waits_for_ever_for_a_writer_that_panicked() {
+        let spool = open_spool(&SimDisk::new(), 8);
+        commit(&spool, Class::Clinical, &["engine"], b"before").await.unwrap();
+        let requests = spool.opened(Class::Clinical).requests.clone();
+        let writing = std::thread::spawn(move || {
+            let _writing = requests.hold();
+            panic!("simulated");
+        });
+        assert!(writing.join().is_err());
+        for _ in 0..3 {
+            assert_eq!(commit(&spool, Class::Clinical, &["engine"], b"after").await, Err(CommitError::Failed));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What was not synced survives in any subset of 512-byte sectors, each write on its own, so that old contents of a block
 //! that was written twice can come back too. Creations, renames and removals survive in order, up to any point. The nth
-//! operation can be made to fail, once or from then on, and bits can be flipped.
+//! operation can be made to fail, once or from then on, a read can panic, room can run out, and bits can be flipped.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +43,10 @@ struct World {
     fault: Option<Fault>,
     /// Reads until one fails.
     read_fault: Option<u64>,
+    /// Whether that one panics instead.
+    read_panics: bool,
+    /// Bytes that all files together may have.
+    room: Option<u64>,
     off: bool,
 }
 
@@ -123,6 +127,18 @@ impl SimDisk {
         self.lock().read_fault = Some(nth);
     }
 
+    /// Makes the nth read from now panic, once.
+    pub fn panic_read(&self, nth: u64) {
+        let mut world = self.lock();
+        (world.read_fault, world.read_panics) = (Some(nth), true);
+    }
+
+    /// Leaves room for so many bytes more than there are now.
+    pub fn leave_room(&self, bytes: u64) {
+        let mut world = self.lock();
+        world.room = Some(world.used() + bytes);
+    }
+
     /// Bytes that were read so far.
     pub fn read_bytes(&self) -> u64 {
         self.lock().read_bytes
@@ -163,6 +179,19 @@ impl World {
             Some(fault) if self.operations == fault.at || (fault.lasting && self.operations > fault.at) => {
                 Err(io::Error::new(fault.kind, "simulated"))
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn used(&self) -> u64 {
+        self.names.values().map(|index| self.files[*index].live.len() as u64).sum()
+    }
+
+    /// Whether a file can have `length` bytes.
+    fn fits(&self, index: usize, length: usize) -> io::Result<()> {
+        let more = length.saturating_sub(self.files[index].live.len()) as u64;
+        match self.room {
+            Some(room) if self.used() + more > room => Err(io::ErrorKind::StorageFull.into()),
             _ => Ok(()),
         }
     }
@@ -277,6 +306,7 @@ impl File for SimFile {
         world.read_fault = world.read_fault.and_then(|nth| nth.checked_sub(1));
         if world.read_fault == Some(0) {
             world.read_fault = None;
+            assert!(!std::mem::take(&mut world.read_panics), "simulated");
             return Err(io::Error::other("simulated"));
         }
         let from = usize::try_from(offset).unwrap();
@@ -291,6 +321,7 @@ impl File for SimFile {
         let outcome = world.operation();
         world.alive()?;
         let from = usize::try_from(offset).unwrap();
+        world.fits(self.index, from + bytes.len())?;
         let file = &mut world.files[self.index];
         if file.live.len() < from + bytes.len() {
             file.live.resize(from + bytes.len(), 0);
@@ -327,6 +358,7 @@ impl File for SimFile {
     fn set_length(&self, length: u64) -> io::Result<()> {
         let mut world = self.disk.lock();
         world.operation()?;
+        world.fits(self.index, usize::try_from(length).unwrap())?;
         world.files[self.index].live.resize(usize::try_from(length).unwrap(), 0);
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! The spool under strain: reads that fail, logs that are full and restarted, quotas that everybody shares.
 
-use super::sim::SimDisk;
+use std::io;
+
+use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{SEGMENT, body, commit, commit_of, name, open, waiting};
-use super::{Class, CommitError};
+use super::{Class, CommitError, compact};
 
 /// A read that fails once once made a lane pass over what it had read before.
 #[tokio::test(start_paused = true)]
@@ -24,6 +26,51 @@ async fn a_read_that_fails_once_loses_nothing_of_a_lane() {
         disk.fail_read(nth);
         assert!(waiting(&spool, &mut lane).await == sent, "read {nth} failed");
         assert_eq!(spool.logs()[0].quarantined, 0, "read {nth} failed");
+        spool.close();
+    }
+}
+
+/// A reader that panicked left its lane without one: it was stuck until the next start.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_panics_is_replaced_and_the_lane_loses_nothing() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    let mut sent = Vec::new();
+    for number in 0..40 {
+        let id = commit(&spool, Class::Clinical, &["engine"], &body(number, 30_000)).await.unwrap();
+        sent.push((id, body(number, 30_000)));
+    }
+    spool.close();
+    for nth in [1, 2, 5, 11, 17] {
+        let disk = disk.after_kill();
+        let spool = open(&disk, 8);
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+        disk.panic_read(nth);
+        assert!(waiting(&spool, &mut lane).await == sent, "read {nth} panicked");
+        spool.close();
+    }
+}
+
+/// What a failed attempt to begin a segment left in its file was taken for the segment that followed.
+#[tokio::test]
+async fn after_a_failed_begin_of_a_segment_a_start_takes_the_file_that_holds_the_message() {
+    for (at, seed) in (2..=4).flat_map(|at| (0..8).map(move |seed| (at, seed))) {
+        let disk = SimDisk::new();
+        let spool = open(&disk, 8);
+        let log = &spool.opened(Class::Clinical).log;
+        compact::prepare(log);
+        let lower = compact::next_file(log).unwrap();
+        compact::prepare(log);
+        // The attempt that fails has the file that a start lists last.
+        log.state().free.insert(0, lower);
+        disk.fail(Some(Fault { at, lasting: false, kind: io::ErrorKind::Other }));
+        let id = commit(&spool, Class::Clinical, &["engine"], b"stored").await.unwrap();
+        let after = disk.cut(&mut Dice::new(seed));
+        spool.close();
+        let spool = open(&after, 8);
+        let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+        assert_eq!(waiting(&spool, &mut lane).await, [(id, b"stored".to_vec())], "operation {at}, seed {seed}");
+        assert_eq!(spool.logs()[0].quarantined, 0);
         spool.close();
     }
 }

@@ -68,18 +68,22 @@ pub(super) async fn commit_of(
     for part in body.chunks(50_000) {
         draft.write(part).await?;
     }
-    let meta = Meta {
-        source,
+    match draft.commit(meta(spool, source.as_str(), targets)).await? {
+        Committed::Stored(id) | Committed::Differing(id) => Ok(id),
+        Committed::Repeat(_) => panic!("a message without control id is never a repeat"),
+    }
+}
+
+/// What a source says of a message without control id.
+pub(super) fn meta(spool: &Spool, source: &str, targets: &[&str]) -> Meta {
+    Meta {
+        source: name(source),
         protocol: "test".into(),
         content_type: "text/plain".into(),
         control_id: vec![],
         targets: targets.iter().map(|target| name(target)).collect(),
         flags: Flags::default(),
         received: spool.now(),
-    };
-    match draft.commit(meta).await? {
-        Committed::Stored(id) | Committed::Differing(id) => Ok(id),
-        Committed::Repeat(_) => panic!("a message without control id is never a repeat"),
     }
 }
 
@@ -214,16 +218,7 @@ async fn the_pieces_of_a_body_that_arrives_slowly_stay_while_space_is_taken_back
         }
     }
     draft.write(&slow[2_500_000..]).await.unwrap();
-    let meta = Meta {
-        source: name("icu"),
-        protocol: "test".into(),
-        content_type: "text/plain".into(),
-        control_id: vec![],
-        targets: vec![name("engine")],
-        flags: Flags::default(),
-        received: spool.now(),
-    };
-    draft.commit(meta).await.unwrap();
+    draft.commit(meta(&spool, "icu", &["engine"])).await.unwrap();
     assert!(lane.next().await.content.unwrap().body.collect().await.unwrap() == slow);
 }
 

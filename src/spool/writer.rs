@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
-use super::log::{Effect, FreeFile, Held, LaneKey, Log};
+use super::log::{Effect, FreeFile, Held, LaneKey, Log, State};
 use super::record::{self, Cursor, Kind, Opening};
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use super::{CommitError, Place, compact, seal};
@@ -191,6 +191,8 @@ impl Writer {
             messages.refuse(self.refusal());
             messages = Batch::default();
         }
+        // Finding room may have dropped pieces of what is to be committed.
+        messages = messages.refuse_torn(&self.log.state());
         if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
             controls.refuse(self.refusal());
         } else {
@@ -305,7 +307,7 @@ impl Writer {
         false
     }
 
-    /// Begins a segment in `file` with its checkpoint: all cursors and all dead letters.
+    /// Begins a segment in `file` with its checkpoint: all cursors, all dead letters, and known damage.
     fn begin(&mut self, file: FreeFile) -> io::Result<()> {
         let log = Arc::clone(&self.log);
         // Spent even when this fails: what a failed attempt left in its file must never be taken for the segment that follows.
@@ -321,10 +323,13 @@ impl Writer {
         };
         let mut records = vec![outgoing(Kind::Opening, record::encode(&opening), 0)];
         let cursors = {
-            let state = log.state();
+            let mut state = log.state();
+            let State { gaps, segments, .. } = &mut *state;
+            gaps.retain(|gap| segments.contains_key(&gap.segment));
             let cursors: Vec<Cursor> = state.lanes.iter().filter_map(|(key, lane)| cursor(key, lane.cursor)).collect();
             records.extend(cursors.iter().map(|cursor| outgoing(Kind::Cursor, record::encode(cursor), 0)));
             records.extend(state.dead.values().map(|dead| outgoing(Kind::Dead, record::encode(dead), 0)));
+            records.extend(state.gaps.iter().map(|gap| outgoing(Kind::Gap, record::encode(gap), 0)));
             cursors
         };
         for (ordinal, record) in (0u32..).zip(&mut records) {
@@ -570,6 +575,27 @@ impl Batch {
         self.waiters.extend(other.waiters);
         self.bytes += other.bytes;
         self
+    }
+
+    /// Refuses the messages of which an earlier piece is gone.
+    fn refuse_torn(self, state: &State) -> Self {
+        let torn = |record: &Prepared| match &record.effect {
+            Effect::Message { refers, .. } => refers.iter().any(|order| !state.segments.contains_key(order)),
+            _ => false,
+        };
+        if !self.records.iter().any(torn) {
+            return self;
+        }
+        let mut whole = Self::default();
+        let mut records = self.records.into_iter();
+        for waiter in self.waiters {
+            let own: Vec<Prepared> = records.by_ref().take(waiter.count).collect();
+            match own.iter().any(torn) {
+                true => drop(waiter.reply.send(Err(CommitError::Full))),
+                false => whole.add(own, waiter.reply),
+            }
+        }
+        whole
     }
 
     fn refuse(self, error: CommitError) {

@@ -135,6 +135,7 @@ fn meta() -> FileMeta {
         sop_instance: uid("1.2.3"),
         transfer_syntax: EXPLICIT_LITTLE_ENDIAN,
         source_ae: AeTitle::read(b"CT1"),
+        receiving_ae: AeTitle::default(),
     }
 }
 
@@ -164,6 +165,7 @@ fn the_longest_names_fit_into_a_head() {
         sop_instance: long.clone(),
         transfer_syntax: long,
         source_ae: AeTitle::read(&[b'A'; 16]),
+        receiving_ae: AeTitle::read(&[b'B'; 16]),
     };
     let head = meta.bytes();
     assert!(head.len() <= HEAD_BYTES_MAX, "{}", head.len());

@@ -54,6 +54,7 @@ fn file_of(number: u32, class: &Uid, syntax: &Uid) -> Envelope {
         sop_instance: sop_instance.clone(),
         transfer_syntax: syntax.clone(),
         source_ae,
+        receiving_ae: AeTitle::default(),
     };
     envelope(&sop_instance.to_string(), [meta.bytes(), sample.data_set()].concat())
 }
