@@ -33,23 +33,27 @@ pub fn dcmtk(program: &str) -> Command {
 
 /// `storescu` that calls `called`; options, then files, follow. `+sd` is on: folders may be given.
 pub fn storescu(to: SocketAddr, called: &str, options: &[&str], files: &[&Path]) -> Command {
-    sender("storescu", &["+sd"], to, called, options, files)
+    let mut command = sender("storescu", to, called, &[&["+sd"], options].concat());
+    command.args(files);
+    command
 }
 
 /// `dcmsend` that calls `called`: contexts as the files need them, one transfer syntax each (`storescu` needs `-x..` for that).
 pub fn dcmsend(to: SocketAddr, called: &str, options: &[&str], files: &[&Path]) -> Command {
-    sender("dcmsend", &["+sd"], to, called, options, files)
+    let mut command = sender("dcmsend", to, called, &[&["+sd"], options].concat());
+    command.args(files);
+    command
 }
 
 /// `echoscu` that calls `called`.
 pub fn echoscu(to: SocketAddr, called: &str, options: &[&str]) -> Command {
-    sender("echoscu", &[], to, called, options, &[])
+    sender("echoscu", to, called, options)
 }
 
-fn sender(program: &str, own: &[&str], to: SocketAddr, called: &str, options: &[&str], files: &[&Path]) -> Command {
+fn sender(program: &str, to: SocketAddr, called: &str, options: &[&str]) -> Command {
     let mut command = dcmtk(program);
-    command.args(own).args(["-aet", "MODALITY", "-aec", called]).args(options);
-    command.arg(to.ip().to_string()).arg(to.port().to_string()).args(files);
+    command.args(["-aet", "MODALITY", "-aec", called]).args(options);
+    command.arg(to.ip().to_string()).arg(to.port().to_string());
     command
 }
 
