@@ -188,19 +188,33 @@ impl Scanner {
     }
 
     fn header(&mut self, input: &mut &[u8]) {
-        let encoding = if self.implicit_from.is_some() { Some(Encoding::Implicit) } else { self.encoding };
-        let Some(encoding) = encoding else { return self.fail() };
         let mut wanted = 8;
         loop {
             if !self.held.fill(wanted, input) {
                 return;
             }
+            if self.position == 0 {
+                self.recognise();
+            }
+            let encoding = if self.implicit_from.is_some() { Some(Encoding::Implicit) } else { self.encoding };
+            let Some(encoding) = encoding else { return self.fail() };
             match element::read(encoding, self.held.bytes()) {
                 Step::Header(header) => return self.element(&header),
                 Step::Short(more) if more <= HEADER_BYTES_MAX => wanted = more,
                 Step::Short(_) | Step::Nonsense => return self.fail(),
             }
         }
+    }
+
+    /// Some write explicit where implicit was agreed, and the other way round: the first element shows it. Two letters where its
+    /// length would be are none: no first element is that long.
+    fn recognise(&mut self) {
+        let is_explicit = self.held.bytes().get(4..6).is_some_and(|vr| vr.iter().all(u8::is_ascii_uppercase));
+        self.encoding = match self.encoding {
+            Some(Encoding::Implicit) if is_explicit => Some(Encoding::Explicit),
+            Some(Encoding::Explicit) if !is_explicit => Some(Encoding::Implicit),
+            agreed => agreed,
+        };
     }
 
     fn element(&mut self, header: &Header) {
@@ -302,19 +316,18 @@ impl Scanner {
     /// The first value of each counts.
     fn keep(&mut self, tag: Tag) {
         let value = trim_end(self.held.bytes());
-        if value.is_empty() {
-            return;
-        }
+        let Some(start) = value.iter().position(|byte| *byte != b' ') else { return };
+        let value = value.get(start..).unwrap_or_default();
         let facts = &mut self.facts;
         match tag {
             SOP_CLASS => first(&mut facts.sop_class, Uid::read(value)),
             SOP_INSTANCE => first(&mut facts.sop_instance, Uid::read(value)),
             STUDY => first(&mut facts.study, Uid::read(value)),
             SERIES => first(&mut facts.series, Uid::read(value)),
-            MODALITY => first(&mut facts.modality, Some(from_latin1(value.trim_ascii()))),
-            CHARACTER_SET => first(&mut facts.character_set, Some(from_latin1(value.trim_ascii()))),
-            ACCESSION_NUMBER => first(&mut facts.accession_number, Some(value.trim_ascii_start().to_vec())),
-            PATIENT_ID => first(&mut facts.patient_id, Some(value.trim_ascii_start().to_vec())),
+            MODALITY => first(&mut facts.modality, Some(from_latin1(value))),
+            CHARACTER_SET => first(&mut facts.character_set, Some(from_latin1(value))),
+            ACCESSION_NUMBER => first(&mut facts.accession_number, Some(value.to_vec())),
+            PATIENT_ID => first(&mut facts.patient_id, Some(value.to_vec())),
             _ => {}
         }
     }

@@ -155,6 +155,12 @@ fn private_transfer_syntaxes_are_read_as_what_they_are() {
 }
 
 #[test]
+fn explicit_where_implicit_was_agreed_is_read_and_the_other_way_round() {
+    assert_all_found(&facts(&IMPLICIT_LITTLE_ENDIAN, &Set::named(Encoding::Explicit).with_the_rest().bytes));
+    assert_all_found(&facts(&EXPLICIT_LITTLE_ENDIAN, &Set::named(Encoding::Implicit).with_the_rest().bytes));
+}
+
+#[test]
 fn a_deflated_data_set_says_that_it_is_not_readable() {
     let facts = facts(&"1.2.840.10008.1.2.1.99".parse().unwrap(), &[0x4b; 100]);
     assert_eq!(facts, Facts { unreadable: true, ..Facts::default() });
@@ -270,6 +276,14 @@ fn values_that_are_empty_or_too_long_are_none() {
         .facts();
     assert!(facts.complete);
     assert_eq!((facts.accession_number, facts.modality, facts.patient_id, facts.study), (None, None, None, None));
+}
+
+#[test]
+fn only_blanks_around_a_value_are_taken_off() {
+    let facts =
+        Set::named(Encoding::Explicit).with(0x0008_0050, b"SH", b"\r").with(0x0010_0020, b"LO", b"  a b\t ").facts();
+    assert_eq!(facts.accession_number.as_deref(), Some(&b"\r"[..]));
+    assert_eq!(facts.patient_id.as_deref(), Some(&b"a b\t"[..]));
 }
 
 #[test]

@@ -91,6 +91,15 @@ fn sloppy_command_sets_are_read() {
 }
 
 #[test]
+fn a_comment_that_is_cut_reads_back_as_it_was_kept() {
+    let long = [&b"no room"[..], &[b' '; 60], b"left"].concat();
+    let bytes = [element_of(0x0000_0100, &[1, 0x80]), element_of(0x0000_0902, &long)].concat();
+    let command = Command::read(&bytes).unwrap();
+    assert_eq!(command.error_comment.as_deref(), Some("no room"));
+    assert_eq!(Command::read(&command.bytes()), Ok(command));
+}
+
+#[test]
 fn a_command_set_that_claims_more_than_it_has_is_an_error() {
     for claim in [700 << 20, u32::MAX, 9] {
         let mut bytes = Vec::new();

@@ -48,6 +48,14 @@ fn a_request_by_hand_is_read() {
 }
 
 #[test]
+fn a_version_name_that_is_cut_reads_back_as_it_was_kept() {
+    let user = item(0x50, &item(0x55, b"VERSION             1"));
+    let request = AssociateRequest::read(&body(1, &[user])).unwrap();
+    assert_eq!(request.user.implementation_version.as_deref(), Some("VERSION"));
+    assert_eq!(AssociateRequest::read(&request.bytes()[HEADER_BYTES..]), Ok(request));
+}
+
+#[test]
 fn unknown_items_and_sub_items_are_skipped() {
     let user = [item(0x51, &[0, 0, 0x40, 0]), item(0x56, b"\0\x03abc"), item(0x57, b"anything"), item(0x7f, b"")];
     let context = [&[3, 0, 0, 0][..], &item(0x30, b"1.2"), &item(0x31, b"new"), &item(0x40, b"1.3")].concat();

@@ -75,8 +75,8 @@ impl UserInformation {
                 }
                 kind::IMPLEMENTATION_CLASS => user.implementation_class = Some(uid(value)?),
                 kind::IMPLEMENTATION_VERSION => {
-                    let value = trim_end(value);
-                    user.implementation_version = Some(from_latin1(value.get(..VERSION_BYTES_MAX).unwrap_or(value)));
+                    let value = trim_end(value.get(..VERSION_BYTES_MAX).unwrap_or(value));
+                    user.implementation_version = Some(from_latin1(value));
                 }
                 kind::ASYNC_WINDOW => {
                     let &[a, b, c, d] = value.first_chunk().ok_or(PduError::Item(found))?;
