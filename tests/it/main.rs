@@ -12,6 +12,7 @@ mod control;
 mod demo;
 mod demo_broker;
 mod dicom_peers;
+mod dicom_source;
 mod full_disk;
 mod gateway;
 mod hl7_peers;
