@@ -104,7 +104,7 @@ impl Store {
         association: &Association,
         (intake, bytes_max): (&Intake, u64),
     ) -> Result<Self, Refusal> {
-        let usable = |uid: &Option<Uid>| uid.clone().filter(Uid::is_valid).ok_or(Refusal::BadRequest);
+        let usable = |uid: &Option<Uid>| uid.clone().filter(is_usable).ok_or(Refusal::BadRequest);
         let request =
             Request { class: usable(&command.affected_class)?, instance: usable(&command.affected_instance)? };
         if !command.has_data_set {
@@ -166,6 +166,12 @@ impl Store {
         }
         if differs { Err(Refusal::Mismatch) } else { Ok(()) }
     }
+}
+
+/// Whether a UID has only the characters of one. Numbers with leading zeros, which the standard forbids (PS3.5 section 9.1), are in
+/// the field, and archives take them.
+fn is_usable(uid: &Uid) -> bool {
+    !uid.is_empty() && uid.as_str().bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
 /// Counts an instance that is given up before its end: it never existed.

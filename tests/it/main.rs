@@ -13,6 +13,7 @@ mod demo;
 mod demo_broker;
 mod dicom_commitment;
 mod dicom_peers;
+mod dicom_source;
 mod full_disk;
 mod gateway;
 mod hl7_peers;

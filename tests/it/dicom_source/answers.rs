@@ -1,0 +1,95 @@
+//! What a modality is told, and what is kept of what it sent.
+
+use wardgate::wire::dicom_values::CT_IMAGE;
+use wardgate::wire::dimse::{Command, Status};
+
+use super::device::{CT, Device, instance, uid};
+use super::{arrived, ct, start};
+use crate::support::dicom::files_in;
+use crate::support::dicom_files::hashes_in;
+use crate::support::wait::eventually;
+
+#[test]
+fn a_second_copy_is_acknowledged_and_not_sent_twice_and_other_bytes_under_the_same_name_are_kept_and_flagged() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "");
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let (own, data) = instance(1, 1, 400_000);
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+    let mut other = data.clone();
+    *other.last_mut().unwrap() ^= 1;
+    assert_eq!(device.store(&own, &other).unwrap(), Status::SUCCESS);
+    device.release();
+    let status = ct(&gateway);
+    let counted = ["stored", "repeats", "flagged", "rejected"].map(|key| status[key].as_u64().unwrap());
+    assert_eq!(counted, [2, 1, 1, 0], "{status}");
+    assert_eq!(status["imaging"]["studies"][0]["instances"], 2);
+    eventually("both are delivered", || gateway.backlog() == 0);
+    let out = folder.path().join("out");
+    assert_eq!((files_in(&out).len(), hashes_in(&out).len()), (2, 2));
+}
+
+#[test]
+fn an_instance_that_says_it_is_another_one_is_refused_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "");
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let (_, data) = instance(1, 1, 1000);
+    assert_eq!(device.store(&uid("1.2.3.4"), &data).unwrap(), Status::CLASS_MISMATCH);
+    let status = ct(&gateway);
+    let counted = ["stored", "rejected", "flagged"].map(|key| status[key].as_u64().unwrap());
+    assert_eq!(counted, [1, 1, 1], "{status}");
+    eventually("it is delivered all the same", || gateway.backlog() == 0);
+}
+
+#[test]
+fn an_instance_over_the_limit_is_read_to_its_end_refused_and_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "max-instance-size = \"1MiB\"");
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let (large, data) = instance(1, 1, 3 << 20);
+    let request = Command::store_request(device.next_message(), CT_IMAGE, large);
+    device.send(CT, &request, Some(&data)).unwrap();
+    let answer = device.answer().unwrap();
+    assert_eq!(answer.status, Some(Status::OUT_OF_RESOURCES));
+    assert_eq!(answer.error_comment.as_deref(), Some("larger than the configured max-instance-size"));
+    let (own, data) = instance(1, 2, 100);
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+    let status = ct(&gateway);
+    assert_eq!((&status["stored"], &status["rejected"]), (&1.into(), &1.into()), "{status}");
+    device.release();
+    eventually("only the small one is delivered", || gateway.backlog() == 0);
+    let files = files_in(&folder.path().join("out"));
+    assert_eq!((files.len(), files[0].metadata().unwrap().len() < 2000), (1, true));
+    let said = gateway.stop();
+    assert!(said.contains("A700") && !said.contains(own.as_str()), "{said}");
+}
+
+#[test]
+fn an_association_that_breaks_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "");
+    for _ in 0..3 {
+        let mut device = Device::associate(gateway.endpoint("ct"));
+        let (own, data) = instance(1, 1, 2 << 20);
+        let command = Command::store_request(1, CT_IMAGE, own);
+        device.send(CT, &command, None).unwrap();
+        let mut out = Vec::new();
+        let first = wardgate::wire::pdu::Pdv { context: CT, is_command: false, is_last: false, data: &data[..1 << 20] };
+        for piece in first.data.chunks(16_000) {
+            wardgate::wire::pdu::write_data(&wardgate::wire::pdu::Pdv { data: piece, ..first }, &mut out);
+        }
+        device.write(&out).unwrap();
+    }
+    eventually("all have ended", || ct(&gateway)["connections"] == 0);
+    let status = ct(&gateway);
+    assert_eq!((&status["received"], &status["imaging"]["associations"]), (&0.into(), &0.into()), "{status}");
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let (own, data) = instance(1, 1, 1000);
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+    device.release();
+    eventually("it is delivered", || gateway.backlog() == 0);
+    assert_eq!(files_in(&folder.path().join("out")).len(), 1);
+    arrived(&gateway, folder.path(), &hashes_in(&folder.path().join("out")));
+}

@@ -1,0 +1,156 @@
+//! Who may associate, how many, and what is agreed.
+
+use wardgate::wire::dicom_values::{APPLICATION_CONTEXT, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
+use wardgate::wire::dimse::{Command, Status};
+use wardgate::wire::pdu::Reject;
+use wardgate::wire::pdu_associate::{
+    AssociateRequest, ContextResult, ProposedContext, Role, UserIdentity, UserInformation,
+};
+
+use super::device::{COMMITMENT, CT, Device, instance, uid};
+use super::{ct, start};
+use crate::support::wait::eventually;
+
+#[test]
+fn titles_are_compared_without_case_and_strangers_are_told_which_title_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "calling = [\"CT1\", \"CT2\"]");
+    let at = gateway.endpoint("ct");
+    let outcome = |calling, called| Device::try_associate(at, calling, called).unwrap().err();
+    assert_eq!(outcome("CT1", "WARDGATE"), None);
+    assert_eq!(outcome("ct2", "wardGate"), None);
+    assert_eq!(outcome("CT3", "WARDGATE"), Some(Reject::CALLING_AE_TITLE));
+    assert_eq!(outcome("CT1", "ARCHIVE"), Some(Reject::CALLED_AE_TITLE));
+    let status = ct(&gateway);
+    assert_eq!((&status["turned-away"], &status["imaging"]["peers"].as_array().unwrap().len()), (&2.into(), &2));
+    let said = gateway.stop();
+    assert!(
+        said.contains("called AE title not recognised") || said.contains("calling AE title not recognised"),
+        "{said}"
+    );
+}
+
+#[test]
+fn one_port_answers_to_several_titles() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = super::ct_to_folder(folder.path(), "").replace("\"WARDGATE\"", "[\"WARDGATE\", \"ARCHIVE\"]");
+    let gateway = crate::support::gateway::Gateway::start(folder.path(), &config);
+    for called in ["WARDGATE", "archive"] {
+        let device = Device::try_associate(gateway.endpoint("ct"), "CT1", called).unwrap().unwrap();
+        assert_eq!(device.accept.called, called.parse().unwrap());
+        device.release();
+    }
+}
+
+#[test]
+fn too_many_associations_are_rejected_for_now_and_there_is_room_again_when_one_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "max-associations = 2");
+    let at = gateway.endpoint("ct");
+    let (first, mut second) = (Device::associate(at), Device::associate(at));
+    let third = Device::try_associate(at, "CT1", "WARDGATE").unwrap().err();
+    assert_eq!(third, Some(Reject::LOCAL_LIMIT));
+    assert_eq!(ct(&gateway)["imaging"]["associations"], 2);
+    assert_eq!(second.echo().unwrap(), Status::SUCCESS);
+    first.release();
+    eventually("there is room again", || Device::try_associate(at, "CT1", "WARDGATE").unwrap().is_ok());
+}
+
+#[test]
+fn one_peer_can_not_take_all_associations() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "max-associations-per-peer = 1");
+    let at = gateway.endpoint("ct");
+    let _first = Device::associate(at);
+    assert_eq!(Device::try_associate(at, "CT2", "WARDGATE").unwrap().err(), Some(Reject::LOCAL_LIMIT));
+}
+
+#[test]
+fn what_a_peer_asks_for_is_answered_and_what_it_does_not_ask_for_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "max-pdu = \"16KiB\"");
+    let mut request = AssociateRequest {
+        protocol_version: 3,
+        called: "WARDGATE".parse().unwrap(),
+        calling: "CT1".parse().unwrap(),
+        application_context: APPLICATION_CONTEXT,
+        contexts: vec![ProposedContext {
+            id: CT,
+            abstract_syntax: CT_IMAGE,
+            transfer_syntaxes: vec![uid("1.2.840.113619.5.2"), IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN],
+        }],
+        user: UserInformation { max_length: 16_384, ..UserInformation::default() },
+    };
+    let plain = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
+    let user = &plain.accept.user;
+    assert_eq!((user.max_length, user.async_window, &user.identity_response), (16 << 10, None, &None));
+    // The first that is proposed, also one that nobody knows.
+    assert_eq!(plain.accept.contexts[0].transfer_syntax, Some(uid("1.2.840.113619.5.2")));
+    plain.release();
+    let role = Role { sop_class: CT_IMAGE, scu: true, scp: true };
+    request.user = UserInformation {
+        async_window: Some((0, 0)),
+        roles: vec![role.clone()],
+        identity: Some(UserIdentity {
+            kind: 2,
+            positive_response_requested: true,
+            primary: b"user".to_vec(),
+            secondary: b"word".to_vec(),
+        }),
+        ..request.user
+    };
+    let asking = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
+    let user = &asking.accept.user;
+    assert_eq!((user.async_window, &user.identity_response), (Some((1, 1)), &Some(Vec::new())));
+    assert_eq!(user.roles, [Role { scp: false, ..role }]);
+    asking.release();
+    assert!(!gateway.stop().contains("word"), "secrets are not logged");
+}
+
+#[test]
+fn a_preference_list_chooses_among_what_is_proposed_and_refuses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "transfer-syntaxes = [\"1.2.840.10008.1.2.4.70\", \"1.2.840.10008.1.2.1\"]");
+    let context = |id, syntaxes: &[&str]| ProposedContext {
+        id,
+        abstract_syntax: CT_IMAGE,
+        transfer_syntaxes: syntaxes.iter().map(|syntax| uid(syntax)).collect(),
+    };
+    let request = AssociateRequest {
+        protocol_version: 1,
+        called: "WARDGATE".parse().unwrap(),
+        calling: "CT1".parse().unwrap(),
+        application_context: APPLICATION_CONTEXT,
+        contexts: vec![
+            context(1, &["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"]),
+            context(3, &["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]),
+            context(5, &["1.2.3.4"]),
+            context(7, &[]),
+        ],
+        user: UserInformation::default(),
+    };
+    let device = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
+    let chosen: Vec<_> =
+        device.accept.contexts.iter().map(|context| (context.result, context.transfer_syntax.clone())).collect();
+    let accepted = |syntax: &str| (ContextResult::Accepted, Some(uid(syntax)));
+    let expected = [
+        accepted("1.2.840.10008.1.2.4.70"),
+        accepted("1.2.840.10008.1.2.1"),
+        accepted("1.2.3.4"),
+        (ContextResult::TransferSyntaxes, None),
+    ];
+    assert_eq!(chosen, expected);
+}
+
+#[test]
+fn storage_commitment_is_not_promised_and_a_request_for_it_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "");
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let context = device.accept.contexts.iter().find(|context| context.id == COMMITMENT).unwrap();
+    assert_eq!(context.result, ContextResult::AbstractSyntax);
+    let request = Command::commitment_request(device.next_message());
+    assert_eq!(device.exchange(CT, &request, Some(b"")).unwrap(), Status::CLASS_NOT_SUPPORTED);
+    let (own, data) = instance(1, 1, 100);
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+}

@@ -1,0 +1,168 @@
+//! A modality in the test's own hands: it says one PDU at a time, so that a test can stop in the middle of anything.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use wardgate::wire::dicom_values::{
+    APPLICATION_CONTEXT, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLEMENTATION_CLASS, STORAGE_COMMITMENT, Uid, VERIFICATION,
+};
+use wardgate::wire::dimse::{Command, Status};
+use wardgate::wire::pdu::{HEADER_BYTES, Header, Kind, Pdv, Pdvs, RELEASE_REQUEST, Reject, write_message};
+use wardgate::wire::pdu_associate::{AssociateAccept, AssociateRequest, ProposedContext, UserInformation};
+
+/// Nothing here takes so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Presentation contexts of [`Device::associate`].
+pub const ECHO: u8 = 1;
+pub const CT: u8 = 3;
+pub const COMMITMENT: u8 = 5;
+
+/// An association.
+pub struct Device {
+    stream: TcpStream,
+    pub accept: AssociateAccept,
+    message: u16,
+}
+
+pub fn uid(text: &str) -> Uid {
+    text.parse().unwrap()
+}
+
+/// A CT instance of this number and study with so many bytes of pixels, as its UID and its data set.
+pub fn instance(study: u32, number: usize, pixels: usize) -> (Uid, Vec<u8>) {
+    let own = uid(&format!("1.2.826.0.1.3680043.10.999.{study}.{number}"));
+    let mut data = Vec::with_capacity(pixels + 512);
+    let mut text = |tag: [u8; 4], vr: &[u8; 2], value: &str| {
+        let length = u16::try_from(value.len().next_multiple_of(2)).unwrap().to_le_bytes();
+        data.extend_from_slice(&[&tag[..], vr, &length, value.as_bytes()].concat());
+        data.resize(data.len().next_multiple_of(2), 0);
+    };
+    text([8, 0, 0x16, 0], b"UI", CT_IMAGE.as_str());
+    text([8, 0, 0x18, 0], b"UI", own.as_str());
+    text([8, 0, 0x60, 0], b"CS", "CT");
+    text([0x20, 0, 0x0d, 0], b"UI", &format!("1.2.826.0.1.3680043.10.999.{study}"));
+    data.extend_from_slice(b"\xe0\x7f\x10\0OB\0\0");
+    data.extend_from_slice(&u32::try_from(pixels).unwrap().to_le_bytes());
+    data.extend((0..pixels).map(|at| u8::try_from((at * 7 + number) % 251).unwrap()));
+    (own, data)
+}
+
+impl Device {
+    /// Associates as CT1 with WARDGATE.
+    #[track_caller]
+    pub fn associate(to: SocketAddr) -> Self {
+        Self::try_associate(to, "CT1", "WARDGATE").unwrap().unwrap()
+    }
+
+    /// Associates, or is rejected.
+    pub fn try_associate(to: SocketAddr, calling: &str, called: &str) -> io::Result<Result<Self, Reject>> {
+        let context = |id, abstract_syntax| ProposedContext {
+            id,
+            abstract_syntax,
+            transfer_syntaxes: vec![EXPLICIT_LITTLE_ENDIAN],
+        };
+        Self::propose(
+            to,
+            &AssociateRequest {
+                protocol_version: 1,
+                called: called.parse().unwrap(),
+                calling: calling.parse().unwrap(),
+                application_context: APPLICATION_CONTEXT,
+                contexts: vec![
+                    context(ECHO, VERIFICATION),
+                    context(CT, CT_IMAGE),
+                    context(COMMITMENT, STORAGE_COMMITMENT),
+                ],
+                user: UserInformation {
+                    max_length: 16_384,
+                    implementation_class: Some(IMPLEMENTATION_CLASS),
+                    implementation_version: Some("TEST".into()),
+                    ..UserInformation::default()
+                },
+            },
+        )
+    }
+
+    /// Proposes what the test wants.
+    pub fn propose(to: SocketAddr, request: &AssociateRequest) -> io::Result<Result<Self, Reject>> {
+        let mut stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&request.bytes())?;
+        let (kind, body) = read_pdu(&mut stream)?;
+        match kind {
+            Kind::AssociateAccept => {
+                let accept = AssociateAccept::read(&body).unwrap();
+                Ok(Ok(Self { stream, accept, message: 0 }))
+            }
+            Kind::AssociateReject => Ok(Err(Reject::read(&body).unwrap())),
+            other => panic!("{other} is no answer to an association request"),
+        }
+    }
+
+    /// C-ECHO.
+    pub fn echo(&mut self) -> io::Result<Status> {
+        let command = Command::echo_request(self.next_message());
+        self.exchange(ECHO, &command, None)
+    }
+
+    /// C-STORE of a CT instance; the status of the answer.
+    pub fn store(&mut self, own: &Uid, data: &[u8]) -> io::Result<Status> {
+        let command = Command::store_request(self.next_message(), CT_IMAGE, own.clone());
+        self.exchange(CT, &command, Some(data))
+    }
+
+    /// Sends a command and its data set, and waits for the answer.
+    pub fn exchange(&mut self, context: u8, command: &Command, data: Option<&[u8]>) -> io::Result<Status> {
+        self.send(context, command, data)?;
+        self.answer().map(|answer| answer.status.unwrap())
+    }
+
+    pub fn send(&mut self, context: u8, command: &Command, data: Option<&[u8]>) -> io::Result<()> {
+        let mut out = Vec::new();
+        write_message(&Pdv { context, is_command: true, is_last: true, data: &command.bytes() }, 16_000, &mut out);
+        if let Some(data) = data {
+            write_message(&Pdv { context, is_command: false, is_last: true, data }, 16_000, &mut out);
+        }
+        self.stream.write_all(&out)
+    }
+
+    /// The next response.
+    pub fn answer(&mut self) -> io::Result<Command> {
+        let (kind, body) = read_pdu(&mut self.stream)?;
+        assert_eq!(kind, Kind::Data, "an answer");
+        let pdv = Pdvs::new(&body).next().unwrap().unwrap();
+        Ok(Command::read(pdv.data).unwrap())
+    }
+
+    /// Bytes as they are.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// The next PDU.
+    pub fn hear(&mut self) -> io::Result<(Kind, Vec<u8>)> {
+        read_pdu(&mut self.stream)
+    }
+
+    /// Releases, and waits for the answer.
+    pub fn release(mut self) {
+        self.stream.write_all(&RELEASE_REQUEST).unwrap();
+        assert_eq!(read_pdu(&mut self.stream).unwrap().0, Kind::ReleaseResponse);
+    }
+
+    pub fn next_message(&mut self) -> u16 {
+        self.message += 1;
+        self.message
+    }
+}
+
+fn read_pdu(stream: &mut TcpStream) -> io::Result<(Kind, Vec<u8>)> {
+    let mut head = [0; HEADER_BYTES];
+    stream.read_exact(&mut head)?;
+    let header = Header::read(head, 1 << 20).unwrap();
+    let mut body = vec![0; header.length as usize];
+    stream.read_exact(&mut body)?;
+    Ok((header.kind, body))
+}
