@@ -13,15 +13,19 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use super::dicom_association::{Archive, Association, AssociationError, Pair};
-use super::dicom_pool::{NoContext, Pool, Rules, Slot, Unasked};
+use super::dicom_commitment::{self, Commitment, Reports};
+use super::dicom_pool::{NoContext, Nothing, Pool, Rules, Slot, Unasked};
+use super::dicom_reports::{ReportsConfig, ReportsListener};
 use super::dicom_store::{Instance, StoreError, store, verdict};
 use super::link;
-use super::{Delivery, Identity, SendError, Upstream, WhenRefused};
+use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::{Body, Envelope};
 use crate::system::tls::ClientTls;
 use crate::values::{ByteSize, HostPort, Problems, SecretRef, Section, Span};
+use crate::wire::commitment::Reference;
 use crate::wire::dicom_values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
 use crate::wire::pdu;
 use crate::wire::pdu_associate::ContextResult;
@@ -68,6 +72,15 @@ pub struct DicomConfig {
     /// 10 s.
     #[serde(default = "release_after")]
     pub release_after: Span,
+    /// Whether an instance counts as delivered only when the archive's storage commitment says that it keeps it; default false.
+    #[serde(default)]
+    pub commitment: bool,
+    /// Where the archive may bring its reports, when it does so on an association of its own, as most do.
+    #[serde(default)]
+    pub commitment_listen: Option<ReportsConfig>,
+    /// From the request to the report; then the instance is stored and asked for again. Default 1 h.
+    #[serde(default = "commitment_timeout")]
+    pub commitment_timeout: Span,
     /// What becomes of an instance that the archive refuses for good.
     #[serde(default)]
     pub when_refused: WhenRefused,
@@ -106,6 +119,10 @@ fn release_after() -> Span {
     Span(Duration::from_secs(10))
 }
 
+fn commitment_timeout() -> Span {
+    Span(Duration::from_secs(3600))
+}
+
 fn write_timeout() -> Span {
     Span(Duration::from_secs(30))
 }
@@ -123,10 +140,19 @@ impl Section for DicomConfig {
         if !(MAX_PDU_MIN..=u64::from(pdu::DATA_BYTES_MAX)).contains(&self.max_pdu.0) {
             problems.error("max-pdu", "it can be \"4KiB\" to \"128KiB\"");
         }
+        if let Some(listen) = &self.commitment_listen {
+            problems.under("commitment-listen", |problems| listen.check(problems));
+            if !self.commitment {
+                problems.error("commitment-listen", "nobody reports there without commitment = true");
+            }
+        }
     }
 
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         link::files(self.tls.as_mut(), visit);
+        if let Some(listen) = &mut self.commitment_listen {
+            listen.files(visit);
+        }
     }
 }
 
@@ -150,7 +176,9 @@ impl DicomConfig {
 pub struct Dicom {
     associations: usize,
     pool: Arc<Pool>,
-    unasked: Unasked,
+    commitment: Option<Commitment>,
+    /// What runs beside: who asks for commitment, and the listener for reports.
+    beside: Vec<AbortHandle>,
 }
 
 impl Upstream for Dicom {
@@ -166,17 +194,32 @@ impl Upstream for Dicom {
         let archive = config.archive();
         let verification = Pair { abstract_syntax: VERIFICATION, transfer_syntax: IMPLICIT_LITTLE_ENDIAN };
         Association::open(&archive, &[verification]).await?.release().await;
-        let unasked: Unasked = Arc::new(|_| None);
-        let rules = Rules { associations: config.associations, quiet: config.release_after.0, standing: Vec::new() };
-        let pool = Arc::new(Pool::new(archive, rules, Arc::clone(&unasked)));
-        Ok(Self { associations: config.associations, pool, unasked })
+        let (associations, quiet) = (config.associations, config.release_after.0);
+        if !config.commitment {
+            let rules = Rules { associations, quiet, standing: Vec::new() };
+            let pool = Arc::new(Pool::new(archive, rules, Arc::new(Nothing)));
+            return Ok(Self { associations, pool, commitment: None, beside: Vec::new() });
+        }
+        let reports = Arc::new(Reports::new(config.commitment_listen.is_some()));
+        let rules = Rules { associations, quiet, standing: vec![dicom_commitment::context()] };
+        let mut beside = Vec::new();
+        if let Some(listen) = &config.commitment_listen {
+            let listener = ReportsListener::open(listen).await?;
+            beside.push(tokio::spawn(listener.run(archive.clone(), Arc::clone(&reports))).abort_handle());
+        }
+        let pool = Arc::new(Pool::new(archive, rules, Arc::clone(&reports) as Arc<dyn Unasked>));
+        let listening = config.commitment_listen.is_some();
+        let (commitment, wanted) = Commitment::new(config.commitment_timeout.0, listening);
+        beside.push(tokio::spawn(dicom_commitment::ask(Arc::clone(&pool), reports, wanted)).abort_handle());
+        Ok(Self { associations, pool, commitment: Some(commitment), beside })
     }
 
     /// Waits for an association to be free; the instance is then sent in a task of its own.
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
         let instance = Instance::open(&envelope.body).await?;
         let slot = self.pool.slot().await;
-        let job = Job { pool: Arc::clone(&self.pool), unasked: Arc::clone(&self.unasked), body: envelope.body.clone() };
+        let (pool, commitment) = (Arc::clone(&self.pool), self.commitment.clone());
+        let job = Job { pool, commitment, body: envelope.body.clone() };
         let (mut done, receiver) = oneshot::channel();
         self.pool.tasks().spawn(async move {
             let outcome = tokio::select! {
@@ -192,23 +235,39 @@ impl Upstream for Dicom {
     }
 
     fn window(&self) -> usize {
-        self.associations
+        if self.commitment.is_some() { dicom_commitment::WAITING_MAX } else { self.associations }
     }
 
     async fn close(self) {
+        self.beside.iter().for_each(AbortHandle::abort);
         self.pool.close().await;
+    }
+}
+
+impl Drop for Dicom {
+    fn drop(&mut self) {
+        self.beside.iter().for_each(AbortHandle::abort);
     }
 }
 
 /// An instance on its way.
 struct Job {
     pool: Arc<Pool>,
-    unasked: Unasked,
+    commitment: Option<Commitment>,
     body: Body,
 }
 
 impl Job {
-    async fn run(self, instance: Instance, mut slot: Slot) -> Result<super::Receipt, SendError> {
+    async fn run(self, instance: Instance, slot: Slot) -> Result<Receipt, SendError> {
+        let (sop_class, sop_instance) = (instance.pair.abstract_syntax.clone(), instance.uid.clone());
+        let receipt = self.store(instance, slot).await?;
+        match &self.commitment {
+            None => Ok(receipt),
+            Some(commitment) => commitment.of(Reference { sop_class, sop_instance }).await,
+        }
+    }
+
+    async fn store(&self, instance: Instance, mut slot: Slot) -> Result<Receipt, SendError> {
         let pair = instance.pair.clone();
         let mut instance = Some(instance);
         loop {
@@ -218,11 +277,10 @@ impl Job {
                 Some(opened) => opened,
                 None => Instance::open(&self.body).await?,
             };
-            let outcome = store(&mut member.association, member.context, opened, self.unasked.as_ref()).await;
-            match outcome {
+            match store(&mut member.association, member.context, opened, self.pool.unasked()).await {
                 Ok(status) => {
                     self.pool.park(member);
-                    return verdict(status).map(|code| super::Receipt { code });
+                    return verdict(status).map(|code| Receipt { code });
                 }
                 // The archive may have ended it in the moment in which we took it: no fault, and a new one tells.
                 Err(StoreError::Association(error)) if member.reused && has_ended(&error) => {}

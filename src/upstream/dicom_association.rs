@@ -13,20 +13,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::SendError;
+use super::dicom_pieces::{Assembly, Outgoing};
 use super::link;
 use crate::system::fault;
 use crate::system::stream::Stream;
 use crate::system::tls::ClientTls;
 use crate::values::HostPort;
 use crate::wire::dicom_values::{APPLICATION_CONTEXT, AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid};
-use crate::wire::dimse::{Command, CommandAssembler};
-use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, PDV_HEADER_BYTES, PduError, Pdv, Pdvs, Reject};
+use crate::wire::dimse::Command;
+use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, PduError, Pdvs, Reject};
 use crate::wire::pdu_associate::{
     AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, Role, UserInformation,
 };
 
-/// Longest data set that is taken from a peer: reports of storage commitment, which may name thousands of instances.
-const DATA_BYTES_MAX: usize = 4 << 20;
 /// Whole PDUs are handed to the network when there are so many bytes of them.
 const FLUSH_BYTES: usize = 64 << 10;
 /// What is written at once: `write-timeout` is about this much.
@@ -37,8 +36,6 @@ const READ_BYTES: usize = 8 << 10;
 const RELEASE_MAX: Duration = Duration::from_secs(5);
 /// After a failed write: how long the peer's reason is looked for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// Before a data PDU's data.
-const BEFORE_DATA: usize = HEADER_BYTES + PDV_HEADER_BYTES;
 
 /// Whom to call, and how.
 #[derive(Clone, PartialEq, Debug)]
@@ -193,7 +190,18 @@ impl Association {
         let limit = archive.connect_timeout;
         let dialled = link::dial(&archive.address, archive.tls.as_ref(), &[], limit).await;
         let stream = dialled.map_err(|error| AssociationError::Dial(error.to_string()))?;
-        let mut association = Self {
+        let mut association = Self::over(stream, archive);
+        let pairs = pairs.get(..CONTEXTS_MAX).unwrap_or(pairs);
+        association.outgoing.bytes = request.bytes();
+        association.flush().await?;
+        let what = "did not answer the request for an association";
+        let answered = timeout(limit, association.answer(pairs)).await;
+        answered.map_err(|_| AssociationError::Silent { what, limit })??;
+        Ok(association)
+    }
+
+    fn over(stream: Stream, archive: &Archive) -> Self {
+        Self {
             stream,
             archive: archive.clone(),
             contexts: Vec::new(),
@@ -204,14 +212,41 @@ impl Association {
             message_id: 0,
             early: false,
             whole: true,
-        };
-        let pairs = pairs.get(..CONTEXTS_MAX).unwrap_or(pairs);
-        association.outgoing.bytes = request.bytes();
-        association.flush().await?;
-        let what = "did not answer the request for an association";
-        let answered = timeout(limit, association.answer(pairs)).await;
-        answered.map_err(|_| AssociationError::Silent { what, limit })??;
-        Ok(association)
+        }
+    }
+
+    /// The other way round: the archive has connected to us and asks for an association. `decide` makes the answer.
+    ///
+    /// # Errors
+    /// [`AssociationError`], also when `decide` rejects it.
+    pub async fn accept(
+        stream: Stream,
+        archive: &Archive,
+        decide: impl FnOnce(&AssociateRequest) -> Result<AssociateAccept, Reject>,
+    ) -> Result<Self, AssociationError> {
+        let mut association = Self::over(stream, archive);
+        let limit = archive.connect_timeout;
+        let what = "did not ask for an association";
+        let asked = timeout(limit, association.pdu()).await;
+        let (kind, body) = asked.map_err(|_| AssociationError::Silent { what, limit })??;
+        if kind != Kind::AssociateRequest {
+            return Err(association.unexpected(kind, &body));
+        }
+        let request = AssociateRequest::read(&body)?;
+        match decide(&request) {
+            Ok(accept) => {
+                association.fragment_bytes = pdu::fragment_bytes_max(request.user.max_length)?;
+                association.outgoing.bytes = accept.bytes();
+                association.flush().await?;
+                Ok(association)
+            }
+            Err(reject) => {
+                association.outgoing.bytes = reject.bytes().to_vec();
+                association.flush().await?;
+                association.whole = false;
+                Err(association.rejected(&reject.bytes()[HEADER_BYTES..]))
+            }
+        }
     }
 
     async fn answer(&mut self, pairs: &[Pair]) -> Result<(), AssociationError> {
@@ -513,84 +548,4 @@ fn negotiated(accept: &AssociateAccept, nth: usize, pair: &Pair) -> Negotiated {
         refused => Err(refused),
     };
     Negotiated { pair: pair.clone(), outcome }
-}
-
-/// PDUs that wait to be written; the last one may still be open.
-#[derive(Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    /// Where the PDU that is being filled begins.
-    open: Option<usize>,
-}
-
-impl Outgoing {
-    /// How many bytes the open PDU still takes.
-    fn room(&self, fragment_bytes: usize) -> usize {
-        fragment_bytes - self.filled()
-    }
-
-    fn filled(&self) -> usize {
-        self.open.map_or(0, |open| self.bytes.len() - open - BEFORE_DATA)
-    }
-
-    fn add(&mut self, piece: &[u8]) {
-        self.begin();
-        self.bytes.extend_from_slice(piece);
-    }
-
-    fn begin(&mut self) -> usize {
-        let at = self.bytes.len();
-        *self.open.get_or_insert_with(|| {
-            self.bytes.resize(at + BEFORE_DATA, 0);
-            at
-        })
-    }
-
-    /// Ends the open PDU; an empty one when there is none.
-    fn seal(&mut self, context: u8, is_command: bool, is_last: bool) {
-        let open = self.begin();
-        self.open = None;
-        let data = self.bytes.get(open + BEFORE_DATA..).unwrap_or_default();
-        let header = pdu::data_header(&Pdv { context, is_command, is_last, data });
-        if let Some(place) = self.bytes.get_mut(open..open + BEFORE_DATA) {
-            place.copy_from_slice(&header);
-        }
-    }
-}
-
-/// A message as its pieces come.
-#[derive(Default)]
-struct Assembly {
-    command: CommandAssembler,
-    /// A command that has come, whose data set comes.
-    data: Option<(u8, Command, Vec<u8>)>,
-}
-
-impl Assembly {
-    /// Takes a piece; the message when that was its last.
-    fn take(&mut self, pdv: &Pdv<'_>) -> Result<Option<Message>, AssociationError> {
-        let mixed = match &self.data {
-            Some((context, ..)) => pdv.is_command || pdv.context != *context,
-            None => !pdv.is_command,
-        };
-        if mixed {
-            return Err(AssociationError::Broken("the pieces of two messages are mixed".into()));
-        }
-        let context = pdv.context;
-        let Some((_, _, data)) = &mut self.data else {
-            let command = self.command.push(pdv).map_err(|error| AssociationError::Broken(error.to_string()))?;
-            let Some(command) = command else { return Ok(None) };
-            if command.has_data_set {
-                self.data = Some((context, command, Vec::new()));
-                return Ok(None);
-            }
-            return Ok(Some(Message { context, command, data: Vec::new() }));
-        };
-        if data.len() + pdv.data.len() > DATA_BYTES_MAX {
-            return Err(AssociationError::Broken(format!("a data set of more than {DATA_BYTES_MAX} bytes")));
-        }
-        data.extend_from_slice(pdv.data);
-        let whole = if pdv.is_last { self.data.take() } else { None };
-        Ok(whole.map(|(context, command, data)| Message { context, command, data }))
-    }
 }

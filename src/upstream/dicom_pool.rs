@@ -16,13 +16,33 @@ use tokio_util::task::TaskTracker;
 
 use super::dicom_association::{Archive, Association, AssociationError, Message, Pair};
 use super::dicom_store::unexpected;
+use crate::wire::dimse::Command;
 use crate::wire::pdu_associate::{CONTEXTS_MAX, ContextResult};
 
 /// A refused context is taken for refused so long; then the archive is asked again, since its settings may have been mended.
 const REFUSAL_BELIEVED: Duration = Duration::from_secs(30);
 
-/// What is done with messages that no request of ours waits for: reports of storage commitment.
-pub type Unasked = Arc<dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync>;
+/// What is done with messages that answer no request of ours: reports of storage commitment.
+pub trait Unasked: Send + Sync {
+    /// The response; `None` when such a message can't come.
+    fn take(&self, message: &Message) -> Option<Command>;
+
+    /// Whether such messages are waited for, so that associations must stay open.
+    fn awaits(&self) -> bool;
+}
+
+/// Nothing can come.
+pub struct Nothing;
+
+impl Unasked for Nothing {
+    fn take(&self, _message: &Message) -> Option<Command> {
+        None
+    }
+
+    fn awaits(&self) -> bool {
+        false
+    }
+}
 
 /// How a [`Pool`] works.
 pub struct Rules {
@@ -43,7 +63,7 @@ pub struct Pool {
     open: Arc<AtomicUsize>,
     idle: Mutex<Vec<Parked>>,
     recent: Mutex<VecDeque<Pair>>,
-    unasked: Unasked,
+    unasked: Arc<dyn Unasked>,
     quiet: Duration,
     tasks: TaskTracker,
 }
@@ -96,7 +116,7 @@ impl Drop for Counted {
 
 impl Pool {
     /// At most `rules.associations` to `archive`.
-    pub fn new(archive: Archive, rules: Rules, unasked: Unasked) -> Self {
+    pub fn new(archive: Archive, rules: Rules, unasked: Arc<dyn Unasked>) -> Self {
         Self {
             archive,
             standing: rules.standing,
@@ -108,6 +128,11 @@ impl Pool {
             unasked,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// What is done with messages that answer none of ours.
+    pub fn unasked(&self) -> &dyn Unasked {
+        self.unasked.as_ref()
     }
 
     /// The tasks of this pool: whoever sends over it runs here, so that [`Self::close`] waits for it.
@@ -213,9 +238,9 @@ impl Pool {
         let contexts = member.association.contexts();
         let pairs = contexts.iter().map(|known| (known.pair.clone(), known.outcome)).collect();
         self.idle().push(Parked { pairs, ask });
-        let (unasked, quiet) = (Arc::clone(&self.unasked), self.quiet);
+        let (unasked, limit) = (Arc::clone(&self.unasked), self.quiet);
         self.tasks.spawn(async move {
-            let quiet = tokio::time::sleep(quiet);
+            let quiet = tokio::time::sleep(limit);
             tokio::pin!(quiet);
             loop {
                 tokio::select! {
@@ -235,7 +260,12 @@ impl Pool {
                             return;
                         }
                     }
-                    () = &mut quiet => break,
+                    () = &mut quiet => {
+                        if !unasked.awaits() {
+                            break;
+                        }
+                        quiet.as_mut().reset(Instant::now() + limit);
+                    }
                 }
             }
             member.association.release().await;

@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::SendError;
 use super::dicom_association::{Association, AssociationError, Message, Pair};
+use super::dicom_pool::Unasked;
 use crate::envelope::{Body, BodyError, BodyReader};
 use crate::wire::dicom_file::{FileError, FileMeta};
 use crate::wire::dicom_values::Uid;
@@ -74,7 +75,7 @@ pub async fn store(
     association: &mut Association,
     context: u8,
     instance: Instance,
-    unasked: &(dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync),
+    unasked: &dyn Unasked,
 ) -> Result<Status, StoreError> {
     let Instance { pair, uid, first, mut rest } = instance;
     let id = association.next_message_id();
@@ -104,7 +105,7 @@ pub async fn store(
 pub async fn answer(
     association: &mut Association,
     id: u16,
-    unasked: &(dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync),
+    unasked: &dyn Unasked,
 ) -> Result<Command, AssociationError> {
     loop {
         let message = association.receive().await?;
@@ -122,10 +123,10 @@ pub async fn answer(
 pub async fn unexpected(
     association: &mut Association,
     message: &Message,
-    unasked: &(dyn Fn(&Message) -> Option<Vec<u8>> + Send + Sync),
+    unasked: &dyn Unasked,
 ) -> Result<(), AssociationError> {
-    match unasked(message) {
-        Some(response) => association.send(message.context, &response, None).await,
+    match unasked.take(message) {
+        Some(response) => association.send(message.context, &response.bytes(), None).await,
         None => Err(broken("it sent a message that answers none of ours")),
     }
 }

@@ -18,7 +18,10 @@ mod answers;
 pub mod commitment;
 pub mod dicom;
 pub mod dicom_association;
+pub mod dicom_commitment;
+mod dicom_pieces;
 pub mod dicom_pool;
+pub mod dicom_reports;
 pub mod dicom_store;
 pub mod directory;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! decides what becomes of a message.
 
 mod dicom;
+mod dicom_commitment;
 mod directory;
 mod https;
 mod mllp;

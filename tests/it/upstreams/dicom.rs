@@ -24,12 +24,12 @@ use crate::support::wait::{eventually, eventually_async};
 const CT: &str = "1.2.840.10008.5.1.4.1.1.2";
 const JPEG_2000: &str = "1.2.840.10008.1.2.4.90";
 
-async fn connect(address: SocketAddr, more: &str) -> Result<Dicom, SendError> {
+pub(super) async fn connect(address: SocketAddr, more: &str) -> Result<Dicom, SendError> {
     let config: DicomConfig = section(&format!("address = \"{address}\"\ncalled = \"ARCHIVE\"\n{more}"));
     Dicom::connect(&config, &identity()).await
 }
 
-async fn send(upstream: &Dicom, envelope: &Envelope) -> Result<String, SendError> {
+pub(super) async fn send(upstream: &Dicom, envelope: &Envelope) -> Result<String, SendError> {
     Ok(upstream.send(envelope).await?.receipt().await?.code)
 }
 
@@ -38,7 +38,7 @@ fn uid(text: &str) -> Uid {
 }
 
 /// A stored instance of an invented patient.
-fn instance(number: u32) -> Envelope {
+pub(super) fn instance(number: u32) -> Envelope {
     file_of(number, &SECONDARY_CAPTURE, &EXPLICIT_LITTLE_ENDIAN)
 }
 
@@ -107,10 +107,19 @@ async fn every_object_of_the_wheels_and_every_odd_one_arrives_unchanged() {
     for object in &sent {
         deliveries.push(upstream.send(&read(&object.path)).await.unwrap());
     }
-    for (delivery, object) in deliveries.iter_mut().zip(&sent) {
-        let outcome = delivery.receipt().await;
-        assert!(outcome.is_ok(), "{}: {outcome:?}", object.path.display());
+    let mut taken = Vec::new();
+    for (delivery, object) in deliveries.iter_mut().zip(sent) {
+        match delivery.receipt().await {
+            Ok(_) => taken.push(object),
+            // pynetdicom knows classes whose storage is a service of its own (palettes, templates) and does not offer that.
+            Err(SendError::Rejected { reason }) if !object.sop_class.starts_with("1.2.840.10008.5.1.4.1.1.") => {
+                assert!(reason.contains(&object.sop_class), "{reason}");
+            }
+            Err(other) => panic!("{}: {other}", object.path.display()),
+        }
     }
+    assert!(taken.len() > 250, "only {}", taken.len());
+    let sent = taken;
     let mut arrived: Vec<_> = archive
         .wait_for("stored", sent.len())
         .iter()
