@@ -321,6 +321,7 @@ async fn perform<O: Operator>(
         Request::LaneSetAside(selection) => value(operator.lane_set_aside(selection).await?),
         Request::SpoolUsage => value(operator.spool_usage().await?),
         Request::SpoolVerify => value(operator.spool_verify(outlet).await?),
+        Request::SpoolAcceptDamage => value(operator.spool_accept_damage().await?),
         Request::SpoolExport(request) => value(operator.spool_export(request, outlet).await?),
         Request::SpoolImport(request) => value(operator.spool_import(request, inlet, outlet).await?),
         Request::Replay(request) => value(operator.replay(request, outlet).await?),

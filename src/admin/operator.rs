@@ -45,6 +45,8 @@ pub trait Operator: Send + Sync + 'static {
     fn spool_usage(&self) -> impl Future<Output = Answer<SpoolUsage>> + Send;
     /// Reads everything; tells its progress.
     fn spool_verify(&self, outlet: &Outlet) -> impl Future<Output = Answer<VerifyReport>> + Send;
+    /// Takes note of all damage that was found; counts the segments.
+    fn spool_accept_damage(&self) -> impl Future<Output = Answer<Count>> + Send;
     /// Seals the chosen messages to the recipients and hands the sealed bytes out through [`Outlet::data`].
     fn spool_export(
         &self,

@@ -39,6 +39,8 @@ pub enum Request {
     SpoolUsage,
     /// Reads and authenticates every record: [`VerifyReport`](super::answers::VerifyReport).
     SpoolVerify,
+    /// A person took note of the damage: it is shown no more: [`Count`](super::answers::Count) of segments.
+    SpoolAcceptDamage,
     /// Messages with their ids, sealed, as `data` lines: [`ExportReport`](super::answers::ExportReport).
     SpoolExport(ExportRequest),
     /// Takes what another box exported, from `data` lines: [`ImportReport`](super::answers::ImportReport).
@@ -74,6 +76,7 @@ impl Request {
             Self::LaneSetAside(_) => "lane-set-aside",
             Self::SpoolUsage => "spool-usage",
             Self::SpoolVerify => "spool-verify",
+            Self::SpoolAcceptDamage => "spool-accept-damage",
             Self::SpoolExport(_) => "spool-export",
             Self::SpoolImport(_) => "spool-import",
             Self::Replay(_) => "replay",

@@ -13,9 +13,9 @@ use super::dead::new_private_file;
 use super::exit::{Exit, Failure, OrExit};
 use super::status_view;
 use super::table::{bytes, count};
-use super::terminal::{note, plain, say, size};
+use super::terminal::{confirm, note, plain, say, size};
 use super::{SocketArgs, say_json, when};
-use crate::admin::answers::{ExportReport, ImportReport, SpoolUsage, VerifyReport, When};
+use crate::admin::answers::{Count, ExportReport, ImportReport, SpoolUsage, VerifyReport, When};
 use crate::admin::lines::DATA_PIECE_BYTES_MAX;
 use crate::admin::operator::Saying;
 use crate::admin::verbs::{ExportRequest, ImportRequest, Request};
@@ -32,10 +32,11 @@ const PIECES_WAITING_MAX: usize = 4;
 Examples:
   wardgate spool usage
   wardgate spool verify
+  wardgate spool accept-damage
   wardgate spool export --upstream engine --recipient age1... --to waiting.age
   wardgate spool import waiting.age --identity key.txt --upstream engine
 
-Safe: usage, verify. Export and import need the right to change and are logged.")]
+Safe: usage, verify. Accept-damage, export and import need the right to change and are logged.")]
 pub struct SpoolArgs {
     #[command(subcommand)]
     command: SpoolCommand,
@@ -45,6 +46,7 @@ pub struct SpoolArgs {
 enum SpoolCommand {
     Usage(UsageArgs),
     Verify(VerifyArgs),
+    AcceptDamage(AcceptDamageArgs),
     Export(ExportArgs),
     Import(ImportArgs),
 }
@@ -71,6 +73,25 @@ struct UsageArgs {
 Example:
   wardgate spool verify       after a power cut that looked bad, or before trusting an old eMMC")]
 struct VerifyArgs {
+    /// Print JSON for a script.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Takes note of the damage that was found, once it was dealt with: its alarm ends, and its segments are given up.
+///
+/// What is readable of them is still delivered; a file in which damage was found is not used again. Damage in
+/// another one raises the alarm again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  wardgate spool accept-damage       after wardgate spool verify, when it is known what was lost")]
+struct AcceptDamageArgs {
+    /// Do it without being asked.
+    #[arg(long)]
+    yes: bool,
     /// Print JSON for a script.
     #[arg(long)]
     json: bool,
@@ -148,6 +169,7 @@ pub async fn run(args: SpoolArgs) -> Result<(), Failure> {
     match args.command {
         SpoolCommand::Usage(args) => usage(args).await,
         SpoolCommand::Verify(args) => verify(args).await,
+        SpoolCommand::AcceptDamage(args) => accept_damage(args).await,
         SpoolCommand::Export(args) => export(args).await,
         SpoolCommand::Import(args) => import(args).await,
     }
@@ -194,6 +216,26 @@ async fn verify(args: VerifyArgs) -> Result<(), Failure> {
         .iter()
         .map(|damage| format!("\n  {} segment {}: {}", damage.log, damage.segment, plain(&damage.text)));
     Err(Failure::new(Exit::Data, format!("the spool is damaged:{}", places.collect::<String>())))
+}
+
+async fn accept_damage(args: AcceptDamageArgs) -> Result<(), Failure> {
+    let mut client = args.socket.connect().await?;
+    let usage: SpoolUsage = client.ask(&Request::SpoolUsage).await?;
+    let damaged: u64 = usage.logs.iter().map(|log| log.quarantined).sum();
+    if damaged == 0 {
+        return if args.json {
+            say_json(&Count::default())
+        } else {
+            say("there is no damage that nobody took note of")
+        };
+    }
+    let question = format!("the damage in {} segments will be shown no more", count(damaged));
+    confirm(&question, "accept", args.yes)?;
+    let done: Count = client.ask(&Request::SpoolAcceptDamage).await?;
+    match args.json {
+        true => say_json(&done),
+        false => say(&format!("the damage in {} segments is taken note of", count(done.changed))),
+    }
 }
 
 async fn export(args: ExportArgs) -> Result<(), Failure> {

@@ -76,6 +76,11 @@ impl Operator for Gateway {
         self.decide(selection, Decision::DeadLetter).await
     }
 
+    async fn spool_accept_damage(&self) -> Answer<Count> {
+        let changed = self.spool.accept_damage().await.map_err(not_written)?;
+        Ok(Count { changed, unknown: Vec::new() })
+    }
+
     async fn spool_usage(&self) -> Answer<SpoolUsage> {
         let path = self.parts.lock().await.config().spool.path.clone();
         let space = disk::space(&path).map_err(failed)?;

@@ -38,11 +38,15 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
         reclaim_expired(log, 1);
         take_free(log)
     });
-    let file = file.or_else(|| make_within_quota(log)).or_else(|| {
-        reclaim(log, |_| true, 1);
-        take_free(log)
-    });
-    file.or_else(|| {
+    let file = file.or_else(|| make_within_quota(log)).or_else(|| make_room(log));
+    // What comes in is worth more than a replay, which counts what it loses.
+    file.or_else(|| let_replays_go(log).then(|| make_room(log)).flatten())
+}
+
+/// A file by giving up originals that are only kept for replay, else by compaction.
+fn make_room(log: &Log) -> Option<FreeFile> {
+    reclaim(log, |_| true, 1);
+    take_free(log).or_else(|| {
         while compact_one(log) {
             // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
             ensure_reserve(log);
@@ -52,6 +56,11 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
         }
         None
     })
+}
+
+/// Takes from replays what they hold until their records are written; false when there was nothing.
+fn let_replays_go(log: &Log) -> bool {
+    !std::mem::take(&mut log.state().replays).is_empty()
 }
 
 /// Keeps one free file and the reserve ready, so that the writer need not wait for a file to be written through.

@@ -324,7 +324,7 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
         let lost =
             if lost > 0 { format!(" and {lost} messages were lost before they were delivered") } else { String::new() };
         let text = format!(
-            "damage was found in {} segments{lost}: see \"wardgate spool verify\"; the disk may be failing",
+            "damage was found in {} segments{lost}: see \"wardgate spool verify\", then \"wardgate spool accept-damage\"; the disk may be failing",
             status.quarantined
         );
         alarms.push(alarm("damaged", text));

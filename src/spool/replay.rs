@@ -1,10 +1,10 @@
 //! Sending kept originals again: which there are, and the records that bring them back into a lane.
 //!
 //! An original that was delivered is held by nothing: its segment may be taken back or compacted at any moment. So all that a
-//! replay may need is pinned before it is searched, until its records are synced and hold it themselves. A telemetry log that is
-//! full drops it all the same; what was lost that way is counted and told.
+//! replay may need is pinned before it is searched, until its records are synced and hold it themselves. A log that is full takes
+//! it all the same, as what comes in is worth more; what was lost that way is counted and told.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -43,7 +43,7 @@ pub struct Replayed {
     pub received_us: Option<(i64, i64)>,
     /// The range begins before the oldest message that is still held, and older ones were taken back.
     pub incomplete: bool,
-    /// Messages that were found, and dropped with their segment before they could be sent.
+    /// Messages that were found, and given up by a full log before they could be sent.
     pub missing: u64,
 }
 
@@ -59,8 +59,8 @@ impl Spool {
             let (log, wanted) = (Arc::clone(&opened.log), order.clone());
             let search = tokio::task::spawn_blocking(move || {
                 let (pin, segments) = Pin::new(log, number, &wanted);
-                let found = originals(&pin.log, segments, &wanted)?;
-                pin.narrow(&found);
+                let mut found = originals(&pin.log, segments, &wanted)?;
+                pin.narrow(&mut found);
                 io::Result::Ok((pin, found))
             });
             let (pin, found) = search.await.map_err(|_| CommitError::Failed)?.map_err(|_| CommitError::Failed)?;
@@ -90,9 +90,9 @@ impl Replayed {
 
     /// Appends the records of what is still there, and looks again once they are synced.
     async fn put(&mut self, opened: &Opened, batch: &[Original]) -> Result<(), CommitError> {
-        let (held, gone): (Vec<_>, Vec<_>) = batch.iter().partition(|original| original.is_held(&opened.log.state()));
+        let (held, gone): (Vec<_>, Vec<_>) = batch.iter().partition(|original| original.is_held(&opened.log));
         append(opened, held.iter().map(|original| prepared_replay(opened, original.replay.clone())).collect()).await?;
-        let dropped = held.into_iter().filter(|original| !original.is_held(&opened.log.state()));
+        let dropped = held.into_iter().filter(|original| !original.is_held(&opened.log));
         for original in gone.into_iter().chain(dropped) {
             self.messages -= 1;
             self.bytes -= original.replay.length;
@@ -106,13 +106,21 @@ impl Replayed {
 struct Original {
     replay: Replay,
     received_us: i64,
-    /// The segments that hold it: its record and earlier pieces.
-    segments: BTreeSet<u64>,
+    /// The segments that hold it, its record and earlier pieces, and their generations when it was found.
+    segments: BTreeMap<u64, u32>,
 }
 
 impl Original {
-    fn is_held(&self, state: &State) -> bool {
-        self.segments.iter().all(|order| state.segments.contains_key(order))
+    /// Whether it can still be sent.
+    fn is_held(&self, log: &Log) -> bool {
+        let generation = |order: &u64| log.state().segments.get(order).map(|held| held.segment.identity.generation);
+        if self.segments.iter().all(|(order, found)| generation(order) == Some(*found)) {
+            return true;
+        }
+        // Compacted meanwhile, which is rare: perhaps without it, and perhaps after its record held it.
+        let found = log.record(self.replay.at, None).ok();
+        let data = found.and_then(|found| record::decode_data(&found.plaintext));
+        data.is_some_and(|(data, _)| is_whole(log, &data))
     }
 }
 
@@ -142,9 +150,15 @@ impl Pin {
     }
 
     /// Lets go of what was not found to be needed.
-    fn narrow(&self, found: &[Original]) {
-        let needed = found.iter().flat_map(|original| original.segments.iter().copied()).collect();
-        self.log.state().replays.insert(self.number, needed);
+    fn narrow(&self, found: &mut [Original]) {
+        let needed = found.iter().flat_map(|original| original.segments.keys().copied()).collect();
+        match self.log.state().replays.get_mut(&self.number) {
+            Some(pinned) => *pinned = needed,
+            // A full log took it meanwhile: what was found is looked for again.
+            None => {
+                found.iter_mut().flat_map(|original| original.segments.values_mut()).for_each(|found| *found = u32::MAX)
+            }
+        }
     }
 }
 
@@ -179,7 +193,7 @@ fn originals(log: &Log, segments: Vec<(Arc<Segment>, u64)>, order: &ReplayOrder)
                     let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
                     if chosen && !is_owed(&log.state(), &data, &replay) && is_whole(log, &data) {
                         let pieces = data.pieces.iter().map(|piece| piece.segment);
-                        let segments = pieces.chain([replay.at.segment]).collect();
+                        let segments = generations(log, pieces.chain([replay.at.segment]));
                         found.push(Original { replay, received_us: received, segments });
                     }
                 }
@@ -187,6 +201,13 @@ fn originals(log: &Log, segments: Vec<(Arc<Segment>, u64)>, order: &ReplayOrder)
         }
     }
     Ok(found)
+}
+
+/// These segments and their generations; 0 for one that is gone, so that what needs it counts as gone.
+fn generations(log: &Log, orders: impl Iterator<Item = u64>) -> BTreeMap<u64, u32> {
+    let state = log.state();
+    let generation = |order| state.segments.get(&order).map_or(0, |held| held.segment.identity.generation);
+    orders.map(|order| (order, generation(order))).collect()
 }
 
 /// Whether a message still waits for the upstream, or is dead for it: it is not sent twice.

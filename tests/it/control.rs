@@ -150,6 +150,10 @@ impl Operator for SmallBox {
         Ok(ImportReport { stored: 1, repeats: 0, bytes })
     }
 
+    async fn spool_accept_damage(&self) -> Answer<Count> {
+        Ok(Count { changed: 1, unknown: Vec::new() })
+    }
+
     async fn replay(&self, _request: ReplayRequest, _outlet: &Outlet) -> Answer<ReplayReport> {
         Ok(ReplayReport { messages: 7, bytes: 7_000, ..ReplayReport::default() })
     }
