@@ -32,13 +32,13 @@
 //!
 //! | record | says | covers |
 //! |---|---|---|
-//! | OPENING | when, the segment before and how many groups it has, damage that is known | with CURSOR and DEAD in the first group: the checkpoint |
+//! | OPENING | when, the segment before and how many groups it has, damage that is known | with CURSOR, DEAD and known GAP in the first group: the checkpoint |
 //! | DATA | id if it is not derived, what the source said, SHA-256, length, places of earlier pieces; last piece of the body | commits a message |
 //! | FRAGMENT | stream number; a piece of up to 256 KiB | nothing by itself: without its DATA it is litter |
 //! | CURSOR | lane, place | all of the lane up to and with the place is done |
 //! | DEAD, DISCARD | message, upstream, why; who | a dead letter begins, ends |
 //! | REPLAY | lane, message and its place | the message comes again in the lane, at this record's place |
-//! | GAP | why, which segment, how many for which lanes | messages that are gone |
+//! | GAP | why, which segment, how many for which lanes | messages that are gone, or damage that a person took note of |
 //! | FOOTER | for each lane count, bytes, first and last; what it refers to; times | the segment is closed |
 //!
 //! A place is a segment's order number and the record's number in it. A message's id is the random id of the segment that
