@@ -120,9 +120,11 @@ impl Gateway {
         };
         let status = watch::Sender::new(Arc::new(Status::default()));
         let mut parts = Parts::new(spool.clone(), status.subscribe(), &config);
-        for trouble in parts.settle(&config).await {
+        let troubles = parts.settle(&config).await;
+        for trouble in troubles.into_iter().chain(parts.keep_recovery().await.err()) {
             tracing::error!("{trouble}");
         }
+        parts.put_in_force().await;
         let gateway = Self {
             file: file.to_owned(),
             spool,
@@ -157,14 +159,19 @@ impl Gateway {
         let mut parts = self.parts.lock().await;
         parts.check_change(&config).map_err(ReloadError::Refused)?;
         let before = parts.config().clone();
-        let troubles = parts.settle(&config).await;
-        let Some(trouble) = troubles.into_iter().next() else {
+        let outcome = match parts.settle(&config).await.into_iter().next() {
+            Some(trouble) => Err(trouble),
+            None => parts.keep_recovery().await,
+        };
+        let Err(trouble) = outcome else {
+            parts.put_in_force().await;
             tracing::info!(config = %config.fingerprint(), "the changed configuration is in force");
             return Ok(());
         };
         for trouble in parts.settle(&before).await {
             tracing::error!("while the former configuration was put back: {trouble}");
         }
+        parts.put_in_force().await;
         Err(ReloadError::Refused(format!("{trouble}. The former configuration is in force again")))
     }
 

@@ -62,6 +62,14 @@ pub struct Count {
     pub unknown: Vec<MessageId>,
 }
 
+/// The lanes that a decision has set going.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Released {
+    /// Their sources; at least one.
+    pub sources: Vec<Name>,
+}
+
 /// What the spool holds and what its disk still has.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -317,6 +317,8 @@ async fn perform<O: Operator>(
         Request::DeadBody(which) => value(operator.dead_body(which.id, outlet).await?),
         Request::DeadRetry(selection) => value(operator.dead_retry(selection).await?),
         Request::DeadDiscard(selection) => value(operator.dead_discard(selection).await?),
+        Request::LaneRetry(selection) => value(operator.lane_retry(selection).await?),
+        Request::LaneSetAside(selection) => value(operator.lane_set_aside(selection).await?),
         Request::SpoolUsage => value(operator.spool_usage().await?),
         Request::SpoolVerify => value(operator.spool_verify(outlet).await?),
         Request::SpoolExport(request) => value(operator.spool_export(request, outlet).await?),

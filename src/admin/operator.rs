@@ -8,10 +8,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::answers::{
-    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Progress, Refusal, ReplayReport,
-    SpoolUsage, VerifyReport,
+    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Progress, Refusal, Released,
+    ReplayReport, SpoolUsage, VerifyReport,
 };
-use super::verbs::{DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, ReplayRequest};
+use super::verbs::{
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LaneSelection, ReplayRequest,
+};
 use crate::envelope::MessageId;
 use crate::status::Status;
 
@@ -35,6 +37,10 @@ pub trait Operator: Send + Sync + 'static {
     fn dead_retry(&self, selection: DeadSelection) -> impl Future<Output = Answer<Count>> + Send;
     /// Gives dead letters up for good; durable when it answers.
     fn dead_discard(&self, selection: DeadSelection) -> impl Future<Output = Answer<Count>> + Send;
+    /// Held lanes send their message again; [`Code::NotFound`] when none of them waits for a person.
+    fn lane_retry(&self, selection: LaneSelection) -> impl Future<Output = Answer<Released>> + Send;
+    /// Held lanes make their message a dead letter and go on; [`Code::NotFound`] when none of them waits for a person.
+    fn lane_set_aside(&self, selection: LaneSelection) -> impl Future<Output = Answer<Released>> + Send;
     /// What the spool holds.
     fn spool_usage(&self) -> impl Future<Output = Answer<SpoolUsage>> + Send;
     /// Reads everything; tells its progress.

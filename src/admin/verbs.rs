@@ -31,6 +31,10 @@ pub enum Request {
     DeadRetry(DeadSelection),
     /// Given up for good: [`Count`](super::answers::Count).
     DeadDiscard(DeadSelection),
+    /// Lanes that wait for a person send their message again: [`Released`](super::answers::Released).
+    LaneRetry(LaneSelection),
+    /// Lanes that wait for a person make their message a dead letter and go on: [`Released`](super::answers::Released).
+    LaneSetAside(LaneSelection),
     /// What the spool holds: [`SpoolUsage`](super::answers::SpoolUsage).
     SpoolUsage,
     /// Reads and authenticates every record: [`VerifyReport`](super::answers::VerifyReport).
@@ -66,6 +70,8 @@ impl Request {
             Self::DeadBody(_) => "dead-body",
             Self::DeadRetry(_) => "dead-retry",
             Self::DeadDiscard(_) => "dead-discard",
+            Self::LaneRetry(_) => "lane-retry",
+            Self::LaneSetAside(_) => "lane-set-aside",
             Self::SpoolUsage => "spool-usage",
             Self::SpoolVerify => "spool-verify",
             Self::SpoolExport(_) => "spool-export",
@@ -152,6 +158,17 @@ pub struct DeadSelection {
     pub upstream: Option<Name>,
 }
 
+/// Lanes that are held until a person decides (`when-refused = "hold"`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LaneSelection {
+    /// To this upstream.
+    pub upstream: Name,
+    /// Only that of this source.
+    #[serde(default)]
+    pub source: Option<Name>,
+}
+
 /// Messages to carry to another box or into a file, sealed. Marks nothing as delivered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -231,6 +248,14 @@ mod tests {
         let line = r#"{"verb":"dead-show","id":"00112233445566778899aabbccddeeff"}"#;
         let Request::DeadShow(DeadRef { id }) = serde_json::from_str(line).unwrap() else { panic!("another verb") };
         assert_eq!(id.to_string(), "00112233445566778899aabbccddeeff");
+    }
+
+    #[test]
+    fn deciding_about_a_lane_is_a_change_and_names_its_upstream() {
+        let line = r#"{"verb":"lane-set-aside","upstream":"engine"}"#;
+        let request: Request = serde_json::from_str(line).unwrap();
+        assert_eq!((request.verb(), request.level()), ("lane-set-aside", Level::Change));
+        assert!(serde_json::from_str::<Request>(r#"{"verb":"lane-retry","source":"monitors"}"#).is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::table::{bytes, count};
 use super::terminal::{note, plain};
 use crate::collector::{Collection, Progress, collect};
 use crate::system::tls::ClientTls;
-use crate::upstream::sealing::Opener;
+use crate::upstream::opening::Opener;
 use crate::values::{HostPort, SecretRef};
 
 /// How often the progress line is written: to a terminal, and to a file or journal.

@@ -26,6 +26,7 @@ pub mod exit;
 pub mod imaging_view;
 pub mod inbox;
 pub mod keys;
+pub mod lane;
 pub mod ledger;
 pub mod mllp_client;
 pub mod monitors;
@@ -73,6 +74,7 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Dead(dead::DeadArgs),
+    Lane(lane::LaneArgs),
     Spool(spool::SpoolArgs),
     Probe(probe::ProbeArgs),
     Replay(replay::ReplayArgs),
@@ -132,6 +134,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => block_on(status::run(args)),
         Command::Dead(args) => block_on(dead::run(args)),
+        Command::Lane(args) => block_on(lane::run(args)),
         Command::Spool(args) => block_on(spool::run(args)),
         Command::Probe(args) => block_on(probe::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),

@@ -22,7 +22,7 @@ use super::terminal::{note, plain, say};
 use crate::admin::answers::{Damage, Progress, When};
 use crate::envelope::{Class, Envelope};
 use crate::spool::{Damaged, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root};
-use crate::upstream::sealing::{OpenError, Opener};
+use crate::upstream::opening::{OpenError, Opener};
 use crate::values::Name;
 
 /// The list of what was written, one JSON object a line.

@@ -20,7 +20,7 @@ use crate::admin::lines::DATA_PIECE_BYTES_MAX;
 use crate::admin::operator::Saying;
 use crate::admin::verbs::{ExportRequest, ImportRequest, Request};
 use crate::envelope::MessageId;
-use crate::upstream::sealing::{OpenError, Opener};
+use crate::upstream::opening::{OpenError, Opener};
 use crate::values::Name;
 
 /// Pieces that wait between the file and the socket.

@@ -21,7 +21,7 @@ use crate::system::backoff::Backoff;
 use crate::system::tls::ClientTls;
 use crate::system::{credentials, stream};
 use crate::upstream::mqtt_link::{Hello, Link, cant_say, goodbye_fault, ping};
-use crate::upstream::sealing::Opener;
+use crate::upstream::opening::Opener;
 use crate::values::{HostPort, SecretRef};
 use crate::wire::mqtt::{Fault, Granted};
 use crate::wire::mqtt_label::{Received, write_receipts};

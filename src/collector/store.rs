@@ -26,7 +26,7 @@ use mqtt_protocol_core::mqtt::result_code::PubackReasonCode;
 
 use super::parts::Parts;
 use crate::system::disk::{FolderLock, sync_folder};
-use crate::upstream::sealing::Opener;
+use crate::upstream::opening::Opener;
 use crate::values::Name;
 use crate::wire::mqtt_label::{Label, LabelError, Received};
 

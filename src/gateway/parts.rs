@@ -18,9 +18,9 @@ use crate::route;
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started};
 use crate::spool::Spool;
-use crate::status::{Alarm, SourceStatus, Status, UpstreamCounters, UpstreamStatus};
+use crate::status::{Alarm, LaneStatus, SourceStatus, Status, UpstreamCounters, UpstreamStatus};
 use crate::upstream::forwarder::Forwarding;
-use crate::upstream::holds::Holds;
+use crate::upstream::holds::{Decision, Holds};
 use crate::upstream::{Identity, UpstreamConfig};
 use crate::values::Name;
 
@@ -47,6 +47,7 @@ struct RunningUpstream {
     /// The lanes that its forwarder holds.
     lanes: Vec<(Class, Name)>,
     counters: Arc<UpstreamCounters>,
+    holds: Arc<Holds>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -93,21 +94,36 @@ impl Parts {
         self.spool.check_limits(new_spool)
     }
 
-    /// Makes what runs equal to `config`; tells what could not be opened at once (it is tried on all the same).
+    /// Makes what runs equal to `config`; tells what could not be opened at once (it is tried on all the same). Does nothing that
+    /// can't be undone by settling on the former configuration: that is done by [`Parts::put_in_force`].
     pub async fn settle(&mut self, config: &Config) -> Vec<String> {
-        self.spool.set_limits(&config.spool);
         let identity_changed =
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
         self.config = config.clone();
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
-        let mut troubles = self.start_sources().await;
-        let (spool, recipients) = (self.spool.clone(), config.spool.recovery.clone());
+        self.start_sources().await
+    }
+
+    /// Seals the root key to the recipients of the configuration.
+    ///
+    /// # Errors
+    /// In words; the sealed key is then as it was.
+    pub async fn keep_recovery(&self) -> Result<(), String> {
+        let (spool, recipients) = (self.spool.clone(), self.config.spool.recovery.clone());
         let kept = tokio::task::spawn_blocking(move || spool.keep_recovery(&recipients)).await;
-        if let Err(error) = kept.unwrap_or_else(|error| Err(error.into())) {
-            troubles.push(format!("[spool] recovery: the key can't be sealed to its recipients: {error}"));
+        kept.unwrap_or_else(|error| Err(error.into()))
+            .map_err(|error| format!("[spool] recovery: the key can't be sealed to its recipients: {error}"))
+    }
+
+    /// The configuration that runs is taken: from now on it decides where messages go, how long originals stay, and what is
+    /// buried. None of this can be undone, so none of it happens while it may still be refused.
+    pub async fn put_in_force(&mut self) {
+        self.spool.set_limits(&self.config.spool);
+        for (name, source) in &self.sources {
+            source.targets.send_replace(self.targets(name));
         }
-        troubles
+        self.settle_burials().await;
     }
 
     /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.
@@ -141,6 +157,14 @@ impl Parts {
         self.burials.stop().await;
     }
 
+    /// Decides about the lanes to an upstream that wait for a person, or about the one from `source`; the sources of those that did.
+    pub fn decide(&self, upstream: &Name, source: Option<&Name>, decision: Decision) -> Vec<Name> {
+        let Some(upstream) = self.upstreams.get(upstream) else { return Vec::new() };
+        let mut sources = upstream.holds.waiting();
+        sources.retain(|held| source.is_none_or(|source| source == held) && upstream.holds.decide(held, decision));
+        sources
+    }
+
     /// Sources for the snapshot.
     pub fn sources(&self) -> BTreeMap<Name, SourceStatus> {
         let now_ms = self.spool.now().uptime_ms;
@@ -161,7 +185,7 @@ impl Parts {
         self.upstreams.iter().map(|(name, upstream)| (name.clone(), status(upstream))).collect()
     }
 
-    /// What only the configuration can tell: sources that are silent for too long, lanes that nobody serves.
+    /// What only the parts can tell: sources that are silent for too long, lanes that nobody serves, lanes that wait for a person.
     pub fn alarms(&self) -> Vec<Alarm> {
         let mut alarms = Vec::new();
         let now_ms = self.spool.now().uptime_ms;
@@ -177,6 +201,7 @@ impl Parts {
             }
         }
         for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+            alarms.extend(self.decision_wanted(&lane));
             if !self.config.upstreams.contains_key(&lane.upstream) {
                 let text = format!(
                     "{} messages wait for an upstream that is not configured any more: add it again, with retired = \"drain\" \
@@ -193,12 +218,24 @@ impl Parts {
         alarms
     }
 
-    /// Stops the sources that are gone or changed, and tells the others their targets.
+    /// A lane that stands still until a person decides, with the commands that decide.
+    fn decision_wanted(&self, lane: &LaneStatus) -> Option<Alarm> {
+        let LaneStatus { source, upstream, backlog, held, .. } = lane;
+        self.upstreams.get(upstream)?.holds.waiting().contains(source).then_some(())?;
+        let why = held.as_deref().unwrap_or("the first message was refused");
+        let which = format!("--upstream {upstream} --source {source}");
+        let text = format!(
+            "{backlog} messages stand still until you decide: {why}. Mend the cause and run wardgate lane retry {which}, or \
+             run wardgate lane set-aside {which} to make the first one a dead letter and go on"
+        );
+        Some(Alarm { code: "lane-held".into(), about: format!("{source} > {upstream}"), text })
+    }
+
+    /// Stops the sources that are gone or changed.
     async fn stop_sources(&mut self) {
         let mut kept = BTreeMap::new();
         for (name, source) in std::mem::take(&mut self.sources) {
             if self.config.sources.get(&name) == Some(&source.part) {
-                source.targets.send_replace(self.targets(&name));
                 kept.insert(name, source);
             } else {
                 source.stop.cancel();
@@ -246,7 +283,7 @@ impl Parts {
             }
         }
         self.upstreams = kept;
-        self.settle_burials().await;
+        self.end_burials().await;
         for (name, standing) in self.config.upstreams.clone() {
             if let Some(part) = standing.part().filter(|_| !self.upstreams.contains_key(&name)) {
                 self.start_upstream(name, part.clone());
@@ -256,7 +293,7 @@ impl Parts {
 
     fn start_upstream(&mut self, name: Name, part: Part<UpstreamConfig>) {
         let lanes = self.lanes_of(&name);
-        let counters: Arc<UpstreamCounters> = Arc::default();
+        let (counters, holds): (Arc<UpstreamCounters>, Arc<Holds>) = Default::default();
         let gateway = &self.config.gateway;
         let identity = Identity { gateway: gateway.name.clone(), site: gateway.site.clone(), upstream: name.clone() };
         let forwarding = Forwarding {
@@ -264,22 +301,25 @@ impl Parts {
             spool: self.spool.clone(),
             lanes: lanes.iter().map(|(class, source)| self.spool.lane(*class, source, &name)).collect(),
             counters: Arc::clone(&counters),
-            holds: Arc::new(Holds::default()),
+            holds: Arc::clone(&holds),
             status: self.status.clone(),
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(part.config.clone().forward(forwarding, stop.clone()));
-        self.upstreams.insert(name, RunningUpstream { part, lanes, counters, stop, task });
+        self.upstreams.insert(name, RunningUpstream { part, lanes, counters, holds, stop, task });
     }
 
-    /// Ends burials of upstreams that are not buried any more, before anybody else holds their lanes; begins and renews the
-    /// others.
-    async fn settle_burials(&mut self) {
+    /// Ends burials of upstreams that are not buried any more, before anybody else holds their lanes.
+    async fn end_burials(&mut self) {
         for name in self.burials.upstreams() {
             if self.config.upstreams.get(&name) != Some(&Standing::Buried) {
                 self.burials.end(&name).await;
             }
         }
+    }
+
+    /// Begins and renews burials. Not before the configuration is taken: what is buried stays buried.
+    async fn settle_burials(&mut self) {
         let buried = self.config.upstreams.iter().filter(|(_, standing)| **standing == Standing::Buried);
         let buried: Vec<Name> = buried.map(|(name, _)| name.clone()).collect();
         for name in buried {

@@ -4,17 +4,18 @@
 
 use super::{DRAIN_MAX, Gateway, keyfile};
 use crate::admin::answers::{
-    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, ReplayReport, SpoolUsage,
-    VerifyReport, When,
+    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, Released, ReplayReport,
+    SpoolUsage, VerifyReport, When,
 };
 use crate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use crate::admin::verbs::{
-    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LIST_MAX, ReplayRequest,
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LIST_MAX, LaneSelection, ReplayRequest,
 };
 use crate::envelope::{Class, MessageId};
 use crate::spool::{CommitError, Dead, ReplayOrder, Spool};
 use crate::status::Status;
 use crate::system::disk;
+use crate::upstream::holds::Decision;
 
 impl Operator for Gateway {
     async fn status(&self) -> Status {
@@ -65,6 +66,14 @@ impl Operator for Gateway {
         let (chosen, unknown) = self.choose(&selection);
         let changed = self.spool.discard(&chosen, None).await.map_err(not_written)?;
         Ok(Count { changed, unknown })
+    }
+
+    async fn lane_retry(&self, selection: LaneSelection) -> Answer<Released> {
+        self.decide(selection, Decision::Retry).await
+    }
+
+    async fn lane_set_aside(&self, selection: LaneSelection) -> Answer<Released> {
+        self.decide(selection, Decision::DeadLetter).await
     }
 
     async fn spool_usage(&self) -> Answer<SpoolUsage> {
@@ -158,6 +167,13 @@ impl Gateway {
                 && selection.upstream.as_ref().is_none_or(|upstream| dead.upstream == *upstream)
         });
         (dead, unknown)
+    }
+
+    async fn decide(&self, selection: LaneSelection, decision: Decision) -> Answer<Released> {
+        let LaneSelection { upstream, source } = selection;
+        let sources = self.parts.lock().await.decide(&upstream, source.as_ref(), decision);
+        let text = || format!("no such lane to \"{upstream}\" waits for a person; see wardgate status");
+        if sources.is_empty() { Err(Refusal::new(Code::NotFound, text())) } else { Ok(Released { sources }) }
     }
 
     /// Dead letters for people; reads each message from disk, off the runtime's threads.

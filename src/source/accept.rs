@@ -34,7 +34,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(250);
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// Connections at once unless the configuration says otherwise.
 pub const CONNECTIONS_DEFAULT: usize = 256;
-/// Connections at once that a configuration may ask for: each costs some ten KiB, and file descriptors are not endless.
+/// Connections at once that a configuration may ask for: each costs some twenty KiB, and file descriptors are not endless.
 pub const CONNECTIONS_MAX: usize = 4096;
 
 /// Who may come in.

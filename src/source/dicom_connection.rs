@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dicom::DicomConfig;
 use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
 use super::dicom_link::{Closing, Frame, Link};
-use super::dicom_store::{Refusal, STREAMS_MAX, Store};
+use super::dicom_store::{Refusal, Store};
 use crate::source::Stop;
 use crate::source::intake::Intake;
 use crate::source::seldom::Seldom;
@@ -24,6 +23,9 @@ use crate::wire::dimse::{Command, CommandAssembler, CommandField, Status};
 use crate::wire::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
 use crate::wire::pdu_associate::AssociateRequest;
 
+/// Between two PDUs of one instance: its sender holds room in memory that others wait for.
+const STALL_TIME: Duration = Duration::from_secs(60);
+
 /// What all connections of a source share.
 pub(super) struct Settings {
     policy: Policy,
@@ -32,7 +34,6 @@ pub(super) struct Settings {
     artim: Duration,
     idle: Duration,
     write: Duration,
-    streams: Arc<Semaphore>,
     rejections: Seldom,
     faults: Seldom,
     endings: Seldom,
@@ -47,7 +48,6 @@ impl Settings {
             artim: config.artim_timeout.0,
             idle: config.idle_timeout.0,
             write: config.write_timeout.0,
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             rejections: Seldom::default(),
             faults: Seldom::default(),
             endings: Seldom::default(),
@@ -182,10 +182,12 @@ impl Connection<'_> {
 
     async fn step(&mut self, stop: &Stop) -> Result<(), Closing> {
         let is_quiet = self.session.is_quiet();
+        let idle = self.session.settings.idle;
+        let patience = if self.session.arrival.is_some() { idle.min(STALL_TIME) } else { idle };
         let frame = tokio::select! {
             biased;
             () = stop.cancelled(), if is_quiet => return Err(Closing::Stopped),
-            frame = timeout(self.session.settings.idle, self.link.next()) => frame.map_err(|_| Closing::Idle)??,
+            frame = timeout(patience, self.link.next()) => frame.map_err(|_| Closing::Idle)??,
         };
         match frame.kind {
             Kind::Data => {
@@ -285,8 +287,7 @@ impl Session {
         let data = match command.field {
             CommandField::EchoRequest => Data::Scrap(Some(Answer { status: Status::SUCCESS, words: "" })),
             CommandField::StoreRequest => {
-                let settings = &self.settings;
-                let way = (&self.intake, &settings.streams, settings.instance_bytes_max);
+                let way = (&self.intake, self.settings.instance_bytes_max);
                 match Store::begin(&command, context, &self.association, way).await {
                     Ok(store) => Data::Store(Box::new(store)),
                     Err(refusal) => Data::Scrap(Some(self.refused(refusal))),

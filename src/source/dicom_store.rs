@@ -3,24 +3,16 @@
 //! Its file head is ours, its data set is written as it comes, byte for byte, and looked at only in passing. It answers a status
 //! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged.
 
-use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use super::dicom_association::{Association, Context};
-use super::intake::{About, Incoming, Intake};
+use super::intake::{About, Incoming, Intake, Share};
 use crate::envelope::Flags;
-use crate::spool::{CommitError, Committed, IN_FLIGHT_BYTES_MAX};
+use crate::spool::{CommitError, Committed};
 use crate::status::imaging::Instance;
 use crate::wire::dicom_file::FileMeta;
 use crate::wire::dicom_header::{Facts, Scanner};
 use crate::wire::dicom_values::Uid;
 use crate::wire::dimse::{Command, Status};
 
-/// What an instance holds in memory at most: one fragment of the spool.
-const FRAGMENT_BYTES: usize = 256 << 10;
-/// Instances of one source that arrive at once: half of the budget, so that stalled ones leave room for short messages.
-pub(super) const STREAMS_MAX: usize = IN_FLIGHT_BYTES_MAX / FRAGMENT_BYTES / 2;
 /// Longest text of a modality that is shown: a code string (PS3.5 section 6.2, CS).
 const MODALITY_CHARACTERS_MAX: usize = 16;
 
@@ -98,8 +90,7 @@ struct Request {
 /// On its way into the log, and what it may hold in memory meanwhile.
 struct Arriving {
     incoming: Incoming,
-    _bytes: OwnedSemaphorePermit,
-    _stream: OwnedSemaphorePermit,
+    share: Share,
 }
 
 impl Store {
@@ -111,7 +102,7 @@ impl Store {
         command: &Command,
         context: &Context,
         association: &Association,
-        (intake, streams, bytes_max): (&Intake, &Arc<Semaphore>, u64),
+        (intake, bytes_max): (&Intake, u64),
     ) -> Result<Self, Refusal> {
         let usable = |uid: &Option<Uid>| uid.clone().filter(is_usable).ok_or(Refusal::BadRequest);
         let request =
@@ -128,13 +119,10 @@ impl Store {
             transfer_syntax: context.transfer_syntax.clone(),
             source_ae: association.calling.clone(),
         };
-        // Unwrap safety: the semaphore is the source's own and never closed.
-        #[allow(clippy::unwrap_used)]
-        let stream = Arc::clone(streams).acquire_owned().await.unwrap();
-        let bytes = intake.reserve(FRAGMENT_BYTES).await;
+        let share = intake.stream_share().await;
         let mut incoming = intake.begin();
         let arriving = match incoming.write(&head.bytes()).await {
-            Ok(()) => Ok(Arriving { incoming, _bytes: bytes, _stream: stream }),
+            Ok(()) => Ok(Arriving { incoming, share }),
             Err(error) => Err(lost(error.into(), intake)),
         };
         let scanner = Scanner::new(&context.transfer_syntax);
@@ -162,7 +150,8 @@ impl Store {
     /// # Errors
     /// The refusal.
     pub(super) async fn finish(self, intake: &Intake) -> Result<(), Refusal> {
-        let Arriving { incoming, _bytes, _stream } = self.arriving?;
+        let Arriving { incoming, share } = self.arriving?;
+        let _share = share.arrived();
         let facts = self.scanner.finish();
         let differs = self.request.differs_from(&facts);
         let about = About {

@@ -8,9 +8,21 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::envelope::{Class, Flags, Meta, Stamp};
-use crate::spool::{CommitError, Committed, Draft, IN_FLIGHT_BYTES_MAX, Spool};
+use crate::spool::{
+    CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight,
+    STREAMED_BYTES_MAX, Spool,
+};
 use crate::status::SourceCounters;
 use crate::values::Name;
+
+/// What a streamed body holds in memory at most: the piece that fills, and the one that is on its way to the disk.
+pub const STREAM_BYTES: usize = 2 * FRAGMENT_BYTES;
+/// What a message that is gathered holds in memory at most; a longer one is streamed.
+pub const GATHER_BYTES: usize = 64 << 10;
+/// Of what unfinished messages may hold, stalled senders of one source leave a quarter to the other sources.
+const fn of_one_source(bytes: usize) -> usize {
+    bytes / 4 * 3
+}
 
 /// A source's way into the spool. Cheap to clone: one for each connection.
 #[derive(Clone)]
@@ -25,7 +37,10 @@ struct Inner {
     spool: Spool,
     targets: watch::Receiver<Arc<[Name]>>,
     counters: Arc<SourceCounters>,
-    budget: Arc<Semaphore>,
+    in_flight: InFlight,
+    /// What unfinished messages of this source may hold, streamed and gathered.
+    streamed: Arc<Semaphore>,
+    gathered: Arc<Semaphore>,
 }
 
 /// What the protocol's reader found out about a message, by the time it commits.
@@ -39,7 +54,7 @@ pub struct About {
 }
 
 impl Intake {
-    /// The intake of one source. `budget` is shared by all sources and counts bytes.
+    /// The intake of one source. The budget of bytes in flight is the spool's: all sources share it.
     pub fn new(
         source: Name,
         protocol: &'static str,
@@ -47,9 +62,12 @@ impl Intake {
         spool: Spool,
         targets: watch::Receiver<Arc<[Name]>>,
     ) -> Self {
-        let budget = Arc::clone(spool.budget());
+        let in_flight = spool.in_flight().clone();
+        let part = |bytes| Arc::new(Semaphore::new(of_one_source(bytes)));
+        let (streamed, gathered) = (part(STREAMED_BYTES_MAX), part(GATHERED_BYTES_MAX));
         let counters = Arc::default();
-        Self { inner: Arc::new(Inner { source, protocol, class, spool, targets, counters, budget }) }
+        let inner = Inner { source, protocol, class, spool, targets, counters, in_flight, streamed, gathered };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The source's name.
@@ -67,12 +85,24 @@ impl Intake {
         self.inner.spool.now().uptime_ms
     }
 
-    /// Waits until `bytes` more may be held in memory; they are given back when the permit is dropped.
-    pub async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
-        let count = u32::try_from(bytes.min(IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
-        // Unwrap safety: the semaphore lives as long as the spool and is never closed.
-        #[allow(clippy::unwrap_used)]
-        Arc::clone(&self.inner.budget).acquire_many_owned(count).await.unwrap()
+    /// Waits until `bytes` of a message that has wholly arrived may be held in memory.
+    pub async fn share(&self, bytes: usize) -> Share {
+        Share { _bytes: taken(&self.inner.in_flight.all, bytes.min(IN_FLIGHT_BYTES_MAX)).await, _unfinished: None }
+    }
+
+    /// Room for a message that comes in several reads and is gathered in memory, up to [`GATHER_BYTES`]. Waits while stalled
+    /// senders hold all the room that there is for unfinished messages.
+    pub async fn gather_share(&self) -> Share {
+        let inner = &self.inner;
+        unfinished([&inner.gathered, &inner.in_flight.gathered, &inner.in_flight.all], GATHER_BYTES).await
+    }
+
+    /// Room for one body that is streamed into the spool, up to [`STREAM_BYTES`]: take it before the first
+    /// [`Incoming::write`], whatever the protocol. The room is small and all sources share it: it must not be kept for a sender
+    /// that may say nothing for ever, so the caller sets a time in which a body must go on, and drops message and share when it does not.
+    pub async fn stream_share(&self) -> Share {
+        let inner = &self.inner;
+        unfinished([&inner.streamed, &inner.in_flight.streamed, &inner.in_flight.all], STREAM_BYTES).await
     }
 
     /// Begins a message; its time of reception is now.
@@ -86,6 +116,34 @@ impl Intake {
     }
 }
 
+/// What a message may hold in memory, given back when this is dropped. A message takes one share; while it holds it, it waits for
+/// no other but one that is larger in kind (to gather, then to stream), so that no two messages can wait for each other.
+pub struct Share {
+    _bytes: OwnedSemaphorePermit,
+    /// Its part of what unfinished messages may hold: the source's own, and that of all sources.
+    _unfinished: Option<[OwnedSemaphorePermit; 2]>,
+}
+
+impl Share {
+    /// The message has wholly arrived: its sender can't keep the room any more, only our own disk can.
+    pub fn arrived(self) -> Self {
+        Self { _bytes: self._bytes, _unfinished: None }
+    }
+}
+
+async fn unfinished([own, shared, all]: [&Arc<Semaphore>; 3], bytes: usize) -> Share {
+    let unfinished = [taken(own, bytes).await, taken(shared, bytes).await];
+    Share { _bytes: taken(all, bytes).await, _unfinished: Some(unfinished) }
+}
+
+/// Waits in line for so many permits.
+async fn taken(budget: &Arc<Semaphore>, bytes: usize) -> OwnedSemaphorePermit {
+    let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+    // Unwrap safety: these semaphores live as long as the spool or the source and are never closed.
+    #[allow(clippy::unwrap_used)]
+    Arc::clone(budget).acquire_many_owned(count).await.unwrap()
+}
+
 /// A message that is arriving. Dropped without a commit, it never existed.
 pub struct Incoming {
     intake: Intake,
@@ -94,7 +152,8 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device.
+    /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device. Who writes a body
+    /// as it arrives holds a [`Intake::stream_share`].
     ///
     /// # Errors
     /// [`CommitError`] when the log is full or has failed; the message is then lost to us and the device must be told.
@@ -142,5 +201,50 @@ impl Incoming {
             counters.flagged.one();
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::spool::{Disk, Secret, SpoolConfig};
+
+    async fn all_that_it_gets<F: Future<Output = Share>>(share: impl Fn() -> F) -> Vec<Share> {
+        let mut shares = Vec::new();
+        while let Ok(share) = timeout(Duration::from_millis(20), share()).await {
+            shares.push(share);
+        }
+        shares
+    }
+
+    #[tokio::test]
+    async fn stalled_senders_of_two_sources_leave_room_for_others_and_for_what_has_arrived() {
+        let folder = tempfile::tempdir().unwrap();
+        let config: SpoolConfig = toml::from_str("path = '/unused'\nkey = 'unused'").unwrap();
+        let spool = Spool::open(Arc::new(Disk::open(folder.path()).unwrap()), Secret::random(), &config).unwrap();
+        let (_targets, routed) = watch::channel(Arc::from([]));
+        let intake =
+            |name: &str| Intake::new(name.parse().unwrap(), "mllp", Class::Clinical, spool.clone(), routed.clone());
+        let (one, two) = (intake("one"), intake("two"));
+        let mut streams = all_that_it_gets(|| one.stream_share()).await;
+        assert!((1..STREAMED_BYTES_MAX / STREAM_BYTES).contains(&streams.len()), "one source took all");
+        streams.extend(all_that_it_gets(|| two.stream_share()).await);
+        assert_eq!(streams.len(), STREAMED_BYTES_MAX / STREAM_BYTES);
+        let mut gathered = all_that_it_gets(|| one.gather_share()).await;
+        gathered.extend(all_that_it_gets(|| two.gather_share()).await);
+        assert_eq!(gathered.len(), GATHERED_BYTES_MAX / GATHER_BYTES);
+        // They may stall for ever: what has arrived does not wait for them.
+        let left = IN_FLIGHT_BYTES_MAX - STREAMED_BYTES_MAX - GATHERED_BYTES_MAX;
+        assert_eq!(spool.in_flight().all.available_permits(), left);
+        drop(timeout(Duration::from_secs(20), two.share(left)).await.unwrap());
+        // One that has arrived makes room for the next that arrives, even before it is on disk.
+        let arrived = streams.pop().unwrap().arrived();
+        let next = timeout(Duration::from_secs(20), two.stream_share()).await.unwrap();
+        drop((arrived, next, streams, gathered));
+        assert_eq!(spool.in_flight().all.available_permits(), IN_FLIGHT_BYTES_MAX);
     }
 }

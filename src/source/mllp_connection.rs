@@ -1,8 +1,9 @@
 //! The loop of one MLLP connection: read, store, answer, in this order and never another.
 //!
 //! A message that is whole in memory is written and committed in one go; a long one goes into the spool in pieces while it
-//! arrives. Each message takes its share of the one budget at once and never a second time, so that two connections can't wait
-//! for each other, and a short one holds it for the time of its commit only, however slowly it came. Nothing of a body is ever logged: peers, codes and counts only.
+//! arrives. What comes in one read takes its share of the one budget for the time of its commit only. What comes in several takes
+//! one before it gathers more than a little, and loses it when its frame does not end in time: so neither memory nor the
+//! messages of others depend on how many senders stall. Nothing of a body is ever logged: peers, codes and counts only.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -10,15 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::mllp::MllpConfig;
 use crate::envelope::Flags;
 use crate::source::Stop;
-use crate::source::intake::{About, Incoming, Intake};
+use crate::source::intake::{About, GATHER_BYTES, Incoming, Intake, Share};
 use crate::source::seldom::Seldom;
-use crate::spool::{CommitError, IN_FLIGHT_BYTES_MAX};
+use crate::spool::CommitError;
 use crate::system::clock;
 use crate::system::stream::Stream;
 use crate::wire::ack::{self, Answer, CONTROL_ID_BYTES_MAX, Fault};
@@ -28,14 +28,12 @@ use crate::wire::mllp::{Decoder, END, End, Event, Quirks, VT};
 
 /// Bytes that one read takes at most.
 const READ_BYTES: usize = 16 << 10;
-/// A body up to this size is kept in memory until it is whole; a longer one is streamed.
-const GATHERED_BYTES_MAX: usize = 64 << 10;
-/// What a streamed body holds in memory at most: one fragment of the spool.
-const FRAGMENT_BYTES: usize = 256 << 10;
-/// Bodies of one source that are streamed at once: half of the budget, so that stalled ones leave room for short messages.
-const STREAMS_MAX: usize = IN_FLIGHT_BYTES_MAX / FRAGMENT_BYTES / 2;
+/// What a connection may hold of an unfinished message without a share of the budget, and what it keeps of its buffers when idle.
+const FREE_BYTES: usize = 4 << 10;
 /// A frame that has so many bytes more has earned another `frame-timeout`.
 const FRAME_STEP_BYTES: u64 = 256 << 10;
+/// What a frame that had to wait for its share has left at least: one that does not go on then has stalled, and others wait too.
+const TURN_TIME: Duration = Duration::from_secs(1);
 /// How long a lone `FS` waits for its `CR`. A peer that never sends the `CR` waits for it once.
 const UNDECIDED_TIME: Duration = Duration::from_millis(25);
 /// Junk without a frame after which a peer is taken for something else than a device.
@@ -44,7 +42,7 @@ const JUNK_BYTES_MAX: u64 = 1 << 20;
 const FAREWELL_TIME: Duration = Duration::from_millis(250);
 
 // A streamed body leaves its whole header behind in what was gathered.
-const _: () = assert!(GATHERED_BYTES_MAX - READ_BYTES >= HEADER_BYTES_MAX);
+const _: () = assert!(GATHER_BYTES - READ_BYTES >= HEADER_BYTES_MAX);
 
 /// What all connections of a source share.
 pub(super) struct Settings {
@@ -56,7 +54,6 @@ pub(super) struct Settings {
     charset: Option<String>,
     /// The last MSH-10 that we gave: begins with the wall clock, so that it does not come again after a restart.
     control_id: AtomicU64,
-    streams: Arc<Semaphore>,
     quirks: Seldom,
     faults: Seldom,
     endings: Seldom,
@@ -72,7 +69,6 @@ impl Settings {
             write: config.write_timeout.0,
             charset: config.charset.clone(),
             control_id: AtomicU64::new(clock::wall().us.unsigned_abs()),
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             quirks: Seldom::default(),
             faults: Seldom::default(),
             endings: Seldom::default(),
@@ -118,6 +114,8 @@ pub(super) async fn serve(stream: Stream, settings: Arc<Settings>, intake: Intak
         gathered: Vec::new(),
         out: Vec::new(),
         frame_since: None,
+        turn: None,
+        waited: Duration::ZERO,
         bare_fs: false,
         junk: 0,
         is_device: false,
@@ -138,6 +136,10 @@ struct Connection {
     gathered: Vec<u8>,
     out: Vec<u8>,
     frame_since: Option<Instant>,
+    /// When the frame last came out of a wait for its share.
+    turn: Option<Instant>,
+    /// How long what the last read brought has waited for shares.
+    waited: Duration,
     /// The peer does not send the CR after FS.
     bare_fs: bool,
     /// Junk since the last frame.
@@ -150,18 +152,19 @@ struct Connection {
 
 /// Where the bytes of a message go.
 enum Message {
-    /// Into `gathered`, until it is whole.
-    Gathering(Incoming),
+    /// Into `gathered`, until it is whole; with its share once it is more than a little.
+    Gathering(Incoming, Option<Share>),
     /// Into the spool.
     Streaming(Incoming, Share),
     /// Nowhere: it is over the limit, or the spool did not take it.
     Lost(Fault),
 }
 
-/// What a message may hold in memory, given back when it is dropped.
-struct Share {
-    _bytes: OwnedSemaphorePermit,
-    _stream: Option<OwnedSemaphorePermit>,
+/// How a message is held while it arrives.
+#[derive(Clone, Copy)]
+enum Kind {
+    Gathered,
+    Streamed,
 }
 
 impl Connection {
@@ -224,7 +227,7 @@ impl Connection {
         match self.decoder.settle() {
             Some(end) => {
                 self.bare_fs = true;
-                self.frame_since = None;
+                (self.frame_since, self.turn) = (None, None);
                 self.finish(end).await
             }
             None => Ok(()),
@@ -234,17 +237,20 @@ impl Connection {
     fn frame_deadline(&mut self) -> Instant {
         let since = *self.frame_since.get_or_insert_with(Instant::now);
         let steps = u32::try_from(self.decoder.length() / FRAME_STEP_BYTES).unwrap_or(u32::MAX);
-        since + self.settings.frame.saturating_mul(steps.saturating_add(1))
+        let deadline = since + self.settings.frame.saturating_mul(steps.saturating_add(1));
+        self.turn.map_or(deadline, |turn| deadline.max(turn + TURN_TIME))
     }
 
     async fn take(&mut self, mut input: &[u8], stop: &Stop) -> Result<(), Closing> {
         let began = Instant::now();
+        self.waited = Duration::ZERO;
         while let Some(event) = self.decoder.pull(&mut input) {
             match event {
-                Event::Body(bytes) => self.body(bytes).await,
+                // What follows a body in the same read is, nearly always, its end.
+                Event::Body(bytes) => self.body(bytes, !input.is_empty()).await,
                 Event::End(end) => {
                     self.bare_fs &= end.quirks.has(Quirks::FS_WITHOUT_CR);
-                    self.frame_since = None;
+                    (self.frame_since, self.turn) = (None, None);
                     self.finish(end).await?;
                     if stop.is_cancelled() {
                         return Err(Closing::Stopped);
@@ -253,15 +259,19 @@ impl Connection {
                 Event::Cut(count) => {
                     self.intake.counters().discarded_bytes.add(count);
                     self.message = None;
-                    self.frame_since = None;
+                    (self.frame_since, self.turn) = (None, None);
                 }
-                Event::Oversize => self.message = Some(Message::Lost(Fault::TooLarge)),
+                Event::Oversize => {
+                    self.message = Some(Message::Lost(Fault::TooLarge));
+                    self.keep_header();
+                }
                 Event::Junk(count) => self.scrap(count)?,
             }
         }
-        // The time that our own storage took is not the peer's fault.
+        // The time that our own storage took is not the peer's fault. The wait for a share counts, so that a line of stalled
+        // senders does not take its whole frame time one after the other; what has come meanwhile is read in any case.
         if let Some(since) = &mut self.frame_since {
-            *since += began.elapsed();
+            *since += began.elapsed().saturating_sub(self.waited);
         }
         Ok(())
     }
@@ -273,35 +283,50 @@ impl Connection {
         if self.junk > JUNK_BYTES_MAX { Err(Closing::Junk) } else { Ok(()) }
     }
 
-    async fn body(&mut self, bytes: &[u8]) {
+    async fn body(&mut self, bytes: &[u8], is_ending: bool) {
         let message = self.message.take().unwrap_or_else(|| {
             self.gathered.clear();
-            Message::Gathering(self.intake.begin())
+            self.frame_since.get_or_insert_with(Instant::now);
+            Message::Gathering(self.intake.begin(), None)
         });
         self.message = Some(match message {
-            Message::Gathering(incoming) if self.gathered.len() + bytes.len() <= GATHERED_BYTES_MAX => {
-                self.gathered.extend_from_slice(bytes);
-                Message::Gathering(incoming)
-            }
-            Message::Gathering(incoming) => {
-                let share = self.stream_share().await;
-                let message = Message::Streaming(incoming, share);
-                let message = message.written(&self.gathered).await.written(bytes).await;
-                self.gathered.truncate(HEADER_BYTES_MAX);
-                self.gathered.shrink_to(HEADER_BYTES_MAX);
-                message
+            Message::Gathering(incoming, share) => {
+                let length = self.gathered.len() + bytes.len();
+                let share = match share {
+                    None if length > free_bytes(is_ending) => Some(self.share(Kind::Gathered).await),
+                    share => share,
+                };
+                if length <= GATHER_BYTES {
+                    self.gathered.extend_from_slice(bytes);
+                    Message::Gathering(incoming, share)
+                } else {
+                    // What is gathered keeps its share until it has gone over into the other.
+                    let message = Message::Streaming(incoming, self.share(Kind::Streamed).await);
+                    let message = message.written(&self.gathered).await.written(bytes).await;
+                    self.keep_header();
+                    message
+                }
             }
             Message::Streaming(..) => message.written(bytes).await,
             Message::Lost(fault) => Message::Lost(fault),
         });
     }
 
-    /// Room for a body that does not fit into what is gathered. Its sender may stall: so only some of them get it at once.
-    async fn stream_share(&self) -> Share {
-        // Unwrap safety: the semaphore is the source's own and never closed.
-        #[allow(clippy::unwrap_used)]
-        let stream = Arc::clone(&self.settings.streams).acquire_owned().await.unwrap();
-        Share { _bytes: self.intake.reserve(FRAGMENT_BYTES).await, _stream: Some(stream) }
+    async fn share(&mut self, kind: Kind) -> Share {
+        let began = Instant::now();
+        let share = match kind {
+            Kind::Gathered => self.intake.gather_share().await,
+            Kind::Streamed => self.intake.stream_share().await,
+        };
+        self.waited += began.elapsed();
+        self.turn = Some(Instant::now());
+        share
+    }
+
+    /// Keeps of a long body what its answer needs.
+    fn keep_header(&mut self) {
+        self.gathered.truncate(HEADER_BYTES_MAX);
+        self.gathered.shrink_to_fit();
     }
 
     /// A frame has ended: store the message, then answer it.
@@ -332,7 +357,7 @@ impl Connection {
             self.complain(fault, end);
         }
         self.compose(&header, self.codes(&header, outcome), fault);
-        self.gathered = gathered;
+        self.gathered = small(gathered);
         self.send().await
     }
 
@@ -367,15 +392,18 @@ impl Connection {
 
     async fn store(&self, message: Message, gathered: &[u8], about: About) -> Result<(), Fault> {
         let (incoming, _share) = match message {
-            Message::Gathering(mut incoming) => {
-                let share = Share { _bytes: self.intake.reserve(gathered.len()).await, _stream: None };
+            Message::Gathering(mut incoming, share) => {
+                let share = match share {
+                    Some(share) => share.arrived(),
+                    None => self.intake.share(gathered.len()).await,
+                };
                 if let Err(error) = incoming.write(gathered).await {
                     self.intake.counters().refused.one();
                     return Err(refusal(error));
                 }
                 (incoming, share)
             }
-            Message::Streaming(incoming, share) => (incoming, share),
+            Message::Streaming(incoming, share) => (incoming, share.arrived()),
             Message::Lost(fault) => {
                 if fault == Fault::CannotStore {
                     self.intake.counters().refused.one();
@@ -406,7 +434,7 @@ impl Connection {
             self.stream.flush().await
         });
         let written = written.await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
-        self.out.clear();
+        self.out = small(std::mem::take(&mut self.out));
         written.map_err(|error| match error.kind() {
             ErrorKind::TimedOut => Closing::Deaf,
             _ => Closing::Broken(error),
@@ -475,8 +503,32 @@ impl Message {
     }
 }
 
+/// What an unfinished message may hold without a share: a little, and one read more when it seems to end with that.
+fn free_bytes(is_ending: bool) -> usize {
+    if is_ending { FREE_BYTES + READ_BYTES } else { FREE_BYTES }
+}
+
+/// An empty buffer that is as good as the one before, without the memory of a long message.
+fn small(mut buffer: Vec<u8>) -> Vec<u8> {
+    buffer.clear();
+    buffer.shrink_to(FREE_BYTES);
+    buffer
+}
+
 fn refusal(error: CommitError) -> Fault {
     match error {
         CommitError::Full | CommitError::Failed => Fault::CannotStore,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_does_not_keep_the_memory_of_a_long_message() {
+        let long = Vec::from([0; GATHER_BYTES]);
+        assert!(small(long).capacity() <= FREE_BYTES);
+        assert_eq!(small(Vec::with_capacity(1_000)).capacity(), 1_000, "a short one would allocate anew each time");
     }
 }

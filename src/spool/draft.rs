@@ -76,12 +76,22 @@ impl Draft {
         self.length += bytes.len() as u64;
         while self.buffer.len() + bytes.len() > FRAGMENT_BYTES {
             let (now, later) = bytes.split_at(FRAGMENT_BYTES - self.buffer.len());
-            self.buffer.extend_from_slice(now);
+            self.keep(now);
             bytes = later;
             self.flush().await?;
         }
-        self.buffer.extend_from_slice(bytes);
+        self.keep(bytes);
         Ok(())
+    }
+
+    /// Buffers bytes, for which there is room in a piece; the buffer never grows beyond one.
+    fn keep(&mut self, bytes: &[u8]) {
+        let (length, capacity) = (self.buffer.len(), self.buffer.capacity());
+        let wanted = length + bytes.len();
+        if wanted > capacity {
+            self.buffer.reserve_exact(wanted.max((2 * capacity).min(FRAGMENT_BYTES)) - length);
+        }
+        self.buffer.extend_from_slice(bytes);
     }
 
     /// Bytes so far.

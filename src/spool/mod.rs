@@ -71,6 +71,7 @@ mod duplicates;
 mod escrow;
 mod frame;
 mod import;
+mod in_flight;
 mod index;
 mod index_file;
 #[cfg(test)]
@@ -111,11 +112,11 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 
-pub use draft::Draft;
+pub use draft::{Draft, FRAGMENT_BYTES};
 pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
 pub use import::{Import, ImportError, Imported};
+pub use in_flight::{GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, STREAMED_BYTES_MAX};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
 pub use operations::{ReplayOrder, Replayed};
@@ -137,8 +138,6 @@ use requests::Requests;
 use uptime::Uptime;
 use writer::{Request, Writer};
 
-/// Bytes that all connections together may hold in memory before the spool has taken them.
-pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// Least quota of a log, in segments: one that is written, one that is free, one for compaction, one that is full.
 const QUOTA_SEGMENTS_MIN: u64 = 4;
 
@@ -312,7 +311,7 @@ struct Inner {
     uptime: Arc<Uptime>,
     duplicates: Arc<Duplicates>,
     index: Arc<Index>,
-    budget: Arc<Semaphore>,
+    in_flight: InFlight,
     streams: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
     keeper: mpsc::Sender<()>,
@@ -372,7 +371,7 @@ impl Spool {
             uptime,
             duplicates,
             index,
-            budget: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+            in_flight: InFlight::default(),
             streams: AtomicU64::new(1),
             threads: Mutex::new(threads),
             keeper,
@@ -394,9 +393,9 @@ impl Spool {
         self.inner.uptime.stamp()
     }
 
-    /// The budget for bytes in memory on their way in, one permit a byte.
-    pub fn budget(&self) -> &Arc<Semaphore> {
-        &self.inner.budget
+    /// The budget for bytes in memory on their way in.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.inner.in_flight
     }
 
     /// The lane from a source to an upstream, from its cursor on; made when it is new. One holder at a time: the caller answers for it.

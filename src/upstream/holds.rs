@@ -36,6 +36,11 @@ impl Holds {
         true
     }
 
+    /// The sources whose lanes wait for a person.
+    pub fn waiting(&self) -> Vec<Name> {
+        self.locked().iter().filter(|(_, decision)| decision.is_none()).map(|(source, _)| source.clone()).collect()
+    }
+
     /// Waits for a person's decision about the lane from `source`. Cancelling ends the hold.
     pub(super) async fn decision(&self, source: &Name) -> Decision {
         self.locked().entry(source.clone()).or_default();
@@ -82,9 +87,10 @@ mod tests {
             let (holds, source) = (Arc::clone(&holds), source.clone());
             async move { holds.decision(&source).await }
         });
-        while !holds.decide(&source, Decision::DeadLetter) {
+        while holds.waiting() != [source.clone()] {
             tokio::task::yield_now().await;
         }
+        assert!(holds.decide(&source, Decision::DeadLetter) && holds.waiting().is_empty());
         assert_eq!(waiting.await.unwrap(), Decision::DeadLetter);
         assert!(!holds.decide(&source, Decision::Retry), "it is decided");
     }

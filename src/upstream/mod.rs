@@ -30,6 +30,7 @@ pub mod mqtt;
 pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
+pub mod opening;
 pub mod sealing;
 pub mod url;
 

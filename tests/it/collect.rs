@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wardgate::collector::{Collection, Progress, collect};
 use wardgate::envelope::Envelope;
 use wardgate::upstream::mqtt::Mqtt;
-use wardgate::upstream::sealing::Opener;
+use wardgate::upstream::opening::Opener;
 use wardgate::upstream::{SendError, Upstream};
 
 use crate::mqtt::{about, age_key, config, hex, long, message, sha256, tls_options};

@@ -14,13 +14,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use wardgate::admin::access::ControlConfig;
 use wardgate::admin::answers::{
-    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, ReplayReport, SpoolUsage,
-    VerifyReport,
+    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, Released, ReplayReport,
+    SpoolUsage, VerifyReport,
 };
 use wardgate::admin::control::{ControlError, ControlSocket};
 use wardgate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use wardgate::admin::scrape::{MetricsConfig, MetricsPage};
-use wardgate::admin::verbs::{DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, ReplayRequest};
+use wardgate::admin::verbs::{
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LaneSelection, ReplayRequest,
+};
 use wardgate::envelope::{Class, MessageId};
 use wardgate::status::{SourceCounters, Status};
 
@@ -108,6 +110,14 @@ impl Operator for SmallBox {
     async fn dead_discard(&self, _selection: DeadSelection) -> Answer<Count> {
         self.discarded.fetch_add(1, Ordering::SeqCst);
         Ok(Count { changed: 1, unknown: vec![] })
+    }
+
+    async fn lane_retry(&self, selection: LaneSelection) -> Answer<Released> {
+        Err(Refusal::new(Code::NotFound, format!("no lane to {} waits", selection.upstream)))
+    }
+
+    async fn lane_set_aside(&self, _selection: LaneSelection) -> Answer<Released> {
+        Ok(Released { sources: vec!["monitors".parse().unwrap()] })
     }
 
     async fn spool_usage(&self) -> Answer<SpoolUsage> {

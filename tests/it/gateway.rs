@@ -4,6 +4,7 @@ mod dead;
 mod delivery;
 mod keys;
 mod reload;
+mod shortage;
 mod stopping;
 mod tls;
 

@@ -18,6 +18,8 @@ use crate::support::wait::eventually;
 
 /// What nobody may see: the patient's name, number and date of birth, and MSH-10.
 const SECRETS: [&str; 4] = ["Quolbertson", "PATNO-7719344", "19370214", "CTRL-XQ9042"];
+/// MSH-8 to MSH-21 with the name where a device should name the message's type, its version, its charset and its profile.
+const MISUSED: &str = "SECURITY|ORU^R01^Quolbertson|CTRL-XQ9042|P|Quolbertson^2.5||||||Quolbertson; charset=Quolbertson~UNICODE Quolbertson|Quolbertson||Quolbertson";
 
 /// A message with all of it, and a long text.
 fn message(text_bytes: usize) -> Vec<u8> {
@@ -26,6 +28,16 @@ fn message(text_bytes: usize) -> Vec<u8> {
     let patient = format!("PID|1||{number}||{name}^Zyxa||{birth}|F\r");
     let text = format!("OBX|1|TX|^note||{}{name}\r", "x".repeat(text_bytes));
     format!("{head}{patient}{text}").into_bytes()
+}
+
+/// The same patient in fields of the header that are read, and that are no place for one.
+fn misused() -> Vec<u8> {
+    String::from_utf8(message(4)).unwrap().replace(&message_fields(), &format!("|{MISUSED}\r")).into_bytes()
+}
+
+/// What [`MISUSED`] takes the place of.
+fn message_fields() -> String {
+    format!("||ORU^R01^ORU_R01|{}|P|2.5.1\r", SECRETS[3])
 }
 
 /// Which of the secrets are in there.
@@ -62,7 +74,7 @@ fn page(address: SocketAddr) -> String {
 /// A good message, the same again, a long one, one without a header, bytes between frames, and one that breaks off.
 fn sends_everything_that_a_device_can(to: SocketAddr) {
     let mut device = Device::connect(to);
-    for body in [message(1), message(1), message(600_000)] {
+    for body in [message(1), message(1), message(600_000), misused()] {
         assert_eq!(device.send(&body), "AA");
     }
     device.write(&[b"XXX", message(2).as_slice()].concat()).unwrap();
@@ -107,10 +119,10 @@ async fn a_patient_is_found_in_payloads_and_nowhere_else() {
     let metrics = configure(folder.path(), refusing.listening().port(), broker.port);
     let gateway = Gateway::again_with(folder.path(), &[("RUST_LOG", "trace")]);
     sends_everything_that_a_device_can(gateway.endpoint("monitors"));
-    eventually("the engine refused", || gateway.dead().len() >= 2);
+    eventually("the engine refused", || gateway.dead().len() >= 3);
     eventually("the source saw the connections end", || gateway.status()["sources"]["monitors"]["connections"] == 0);
     eventually("nothing waits", || gateway.backlog() == 0);
-    let wholes = subscriber.wait_for(3).await;
+    let wholes = subscriber.wait_for(4).await;
 
     for (asked, answer) in told(&gateway) {
         keeps_quiet(&asked, answer);
@@ -146,7 +158,7 @@ async fn a_patient_is_found_in_payloads_and_nowhere_else() {
     // And it did go through all of this.
     let payloads: Vec<Vec<u8>> = wholes.into_iter().map(|whole| whole.bytes).collect();
     let archived: Vec<Vec<u8>> = archived.iter().map(|path| fs::read(path).unwrap()).collect();
-    for sent in [message(1), message(600_000)] {
+    for sent in [message(1), message(600_000), misused()] {
         assert_eq!(revealed(&sent), SECRETS);
         assert!(payloads.contains(&sent) && archived.contains(&sent));
     }

@@ -72,3 +72,32 @@ fn a_message_that_is_refused_for_now_is_sent_again_before_the_next() {
     let status = gateway.status();
     assert_eq!((&status["upstreams"]["engine"]["retried"], gateway.dead().len()), (&1.into(), 0), "{status}");
 }
+
+#[test]
+fn a_lane_that_is_held_says_what_to_type_and_goes_on_when_a_person_has_decided() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_server, config) = answering(store.path(), "AR,AR,AA");
+    let gateway =
+        Gateway::start(folder.path(), &config.replace("plain = true", "plain = true\nwhen-refused = \"hold\""));
+    let idle = gateway.asked(&["lane", "retry", "--upstream", "engine"]);
+    assert!(!idle.status.success() && idle.said.contains("waits for a person"), "{}", idle.said);
+    let mut device = Device::connect(gateway.endpoint("monitors"));
+    assert_eq!((device.send(&message("1")), device.send(&message("2"))), ("AA".into(), "AA".into()));
+    let advice = || gateway.alarms().into_iter().find(|(code, _)| code == "lane-held").map(|(_, text)| text);
+    let which = "--upstream engine --source monitors";
+    let asks = || advice().is_some_and(|text| text.contains(&format!("wardgate lane retry {which}")));
+    eventually("the status says what to type", asks);
+    assert_eq!((gateway.backlog(), gateway.dead().len()), (2, 0), "it stands still");
+
+    gateway.ask(&["lane", "retry", "--upstream", "engine", "--source", "monitors"]);
+    eventually("it was sent again and refused again", || order(store.path()) == ["1 AR", "1 AR"] && asks());
+    let released = gateway.ask(&["lane", "set-aside", "--upstream", "engine", "--yes"]);
+    assert!(released.contains("monitors > engine"), "{released}");
+    eventually("the next one has passed", || gateway.backlog() == 0);
+    assert_eq!(order(store.path()), ["1 AR", "1 AR", "2 AA"]);
+    assert_eq!((gateway.dead().len(), advice()), (1, None));
+    let log = gateway.stop();
+    let decisions = log.lines().filter(|line| line.contains("a change was asked for") && line.contains("uid"));
+    let decided: Vec<&str> = decisions.filter(|line| line.contains("lane-")).collect();
+    assert!(decided.len() == 3 && decided[2].contains("lane-set-aside"), "{log}");
+}

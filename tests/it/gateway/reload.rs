@@ -113,3 +113,36 @@ fn what_waits_for_an_upstream_that_is_given_up_can_become_dead_letters() {
     let dead = gateway.dead();
     assert!(dead.len() == 1 && dead[0]["reason"] == "the upstream was retired", "{dead:?}");
 }
+
+#[test]
+fn a_refused_file_buries_nothing_forgets_nothing_and_moves_no_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut old, new) = (Engine::down(), Engine::up());
+    let both =
+        source("monitors") + &engine("old", old.port) + &engine("new", new.port) + &route("monitors", &["old", "new"]);
+    let gateway = Gateway::start(folder.path(), &both);
+    let mut device = Device::connect(gateway.endpoint("monitors"));
+    let ids: Vec<String> = (0..40).map(|id| id.to_string()).collect();
+    assert!(ids.iter().all(|id| device.send(&message(id)) == "AA"));
+    eventually("the new one has all", || gateway.backlog_of("new") == 0);
+
+    // It gives the old upstream up, and can't be applied.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    for attempt in 0..10 {
+        let buried = source("monitors")
+            + &engine("new", new.port)
+            + "[upstream.old]\nretired = \"dead-letter\"\n"
+            + &route("monitors", &["new"])
+            + &source(&format!("lab-{attempt}")).replace(":0", &format!(":{port}"))
+            + &route(&format!("lab-{attempt}"), &["new"]);
+        let why = gateway.reload(&buried).unwrap();
+        assert!(why.contains("lab") && why.contains("former configuration"), "{why}");
+        assert_eq!(gateway.dead().len(), 0, "attempt {attempt}");
+    }
+    assert_eq!(gateway.backlog_of("old"), 40);
+    assert_eq!(device.send(&message("last")), "AA");
+    old.restore();
+    eventually("everything arrived", || gateway.backlog() == 0);
+    assert_eq!(old.first_arrivals().0, [ids, vec!["last".to_owned()]].concat());
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use wardgate::upstream::https::{Https, HttpsConfig};
-use wardgate::upstream::sealing::Opener;
+use wardgate::upstream::opening::Opener;
 use wardgate::upstream::{SendError, Upstream};
 
 use super::directory::age_identity;
