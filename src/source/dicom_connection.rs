@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dicom::DicomConfig;
@@ -24,6 +23,9 @@ use crate::wire::dicom_values::Uid;
 use crate::wire::dimse::{Command, CommandAssembler, CommandField, Status};
 use crate::wire::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
 use crate::wire::pdu_associate::AssociateRequest;
+
+/// Between two PDUs of one instance: its sender holds room in memory that others wait for.
+const STALL_TIME: Duration = Duration::from_secs(60);
 
 /// What all connections of a source share.
 pub(super) struct Settings {
@@ -187,10 +189,12 @@ impl Connection<'_> {
 
     async fn step(&mut self, stop: &Stop) -> Result<(), Closing> {
         let is_quiet = self.session.is_quiet();
+        let idle = self.session.settings.idle;
+        let patience = if self.session.arrival.is_some() { idle.min(STALL_TIME) } else { idle };
         let frame = tokio::select! {
             biased;
             () = stop.cancelled(), if is_quiet => return Err(Closing::Stopped),
-            frame = timeout(self.session.settings.idle, self.link.next()) => frame.map_err(|_| Closing::Idle)??,
+            frame = timeout(patience, self.link.next()) => frame.map_err(|_| Closing::Idle)??,
         };
         match frame.kind {
             Kind::Data => {
@@ -294,8 +298,7 @@ impl Session {
         let data = match command.field {
             CommandField::EchoRequest => Data::Scrap(Some(Answer { status: Status::SUCCESS, words: "" })),
             CommandField::StoreRequest => {
-                let settings = &self.settings;
-                let way = (&self.intake, settings.instance_bytes_max);
+                let way = (&self.intake, self.settings.instance_bytes_max);
                 match Store::begin(&command, context, &self.association, way).await {
                     Ok(store) => Data::Store(Box::new(store)),
                     Err(refusal) => Data::Scrap(Some(self.refused(refusal))),

@@ -90,7 +90,7 @@ struct Request {
 /// On its way into the log, and what it may hold in memory meanwhile.
 struct Arriving {
     incoming: Incoming,
-    _share: Share,
+    share: Share,
 }
 
 impl Store {
@@ -123,7 +123,7 @@ impl Store {
         let share = intake.stream_share().await;
         let mut incoming = intake.begin();
         let arriving = match incoming.write(&head.bytes()).await {
-            Ok(()) => Ok(Arriving { incoming, _share: share }),
+            Ok(()) => Ok(Arriving { incoming, share }),
             Err(error) => Err(lost(error.into(), intake)),
         };
         let scanner = Scanner::new(&context.transfer_syntax);
@@ -151,7 +151,8 @@ impl Store {
     /// # Errors
     /// The refusal.
     pub(super) async fn finish(self, intake: &Intake) -> Result<(), Refusal> {
-        let Arriving { incoming, _share } = self.arriving?;
+        let Arriving { incoming, share } = self.arriving?;
+        let _share = share.arrived();
         let facts = self.scanner.finish();
         let differs = self.request.differs_from(&facts);
         let about = About {

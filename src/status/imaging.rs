@@ -61,11 +61,11 @@ pub struct Instance<'a> {
 }
 
 impl Imaging {
-    /// An association of a peer was accepted at uptime `now_ms`. A peer is known again by its title and address.
+    /// An association of a peer was accepted at uptime `now_ms`. A peer is known again when all that is told of it is the same: a
+    /// title that two machines use, or a changed software, shows as two.
     pub fn met(&self, peer: PeerStatus, now_ms: u64) {
         self.with(|inner| {
-            let known =
-                inner.peers.iter().position(|(old, _)| old.calling == peer.calling && old.address == peer.address);
+            let known = inner.peers.iter().position(|(old, _)| *old == peer);
             keep(&mut inner.peers, known, (peer, now_ms), PEERS_MAX);
         });
     }
@@ -158,7 +158,7 @@ pub struct PeerStatus {
     pub implementation_version: String,
     /// Whom its certificate names.
     pub certificate: Option<String>,
-    /// Seconds since its last association began.
+    /// Seconds since its last association began; 0 where it is noted.
     pub last_s: u64,
 }
 

@@ -26,7 +26,7 @@ fn each_is_answered(lines: &str, cases: &[(&str, &[&str])]) -> Vec<Value> {
     let before = memory_kib(&gateway);
     let mut outcomes = Vec::new();
     for (case, expected) in cases {
-        let outcome = hostile(at, "WARDGATE", case);
+        let outcome = hostile(at, "WARDGATE", case, &[]);
         assert_eq!((&outcome["pdus"], &outcome["closed"]), (&json!(expected), &json!(true)), "{case}: {outcome}");
         outcomes.push(outcome);
     }

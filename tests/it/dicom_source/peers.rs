@@ -35,7 +35,7 @@ fn modalities_of_three_makers_echo_and_store_and_the_study_is_seen() {
     let software = status["imaging"]["peers"][0]["implementation-class"].as_str().unwrap();
     assert!(software.starts_with("1."), "{status}");
     let shown = gateway.ask(&["status"]);
-    assert!(shown.contains("QUIET FOR") && shown.contains("OFFIS_DCMTK"), "{shown}");
+    assert!(shown.contains("QUIET FOR") && shown.contains("MIRCTN") && shown.contains("OFFIS_DCMTK"), "{shown}");
     assert_eq!(status["imaging"]["associations"], 0);
     gateway.stop();
 }
