@@ -50,9 +50,10 @@ pub struct Facts {
     pub accession_number: Option<Vec<u8>>,
     /// (0010,0020), in the data set's own character set. Patient data: never shown.
     pub patient_id: Option<Vec<u8>>,
-    /// All of the header in which these values can be was read: what is `None` is not there.
+    /// The header was read as far as these values can be, and says which instance it is: what is `None` is not there. Neither
+    /// this nor `unreadable`: the rest lies beyond [`SCAN_BYTES_MAX`].
     pub complete: bool,
-    /// The data set is deflated, or something in it can't be: it is to be kept and flagged.
+    /// The data set is deflated, or is none, or does not say which instance it is: it is to be kept and flagged.
     pub unreadable: bool,
 }
 
@@ -77,7 +78,7 @@ pub struct Scanner {
     state: State,
     /// Of the data set; `None`: deflated.
     encoding: Option<Encoding>,
-    /// Bytes looked at or skipped, all from the beginning.
+    /// Bytes from the beginning to the end of the present element.
     position: u64,
     /// Open sequences and items of undefined length.
     depth: u32,
@@ -94,7 +95,7 @@ enum State {
     /// An element's header; some of it may be in hand.
     Header,
     /// So many bytes that are of no interest.
-    Skip(u64),
+    Skip(u32),
     /// The rest of a value that is wanted: so many bytes.
     Value(Tag, usize),
     /// Nothing: the rest of the data set is not looked at.
@@ -178,72 +179,76 @@ impl Scanner {
 
     /// The data set has ended: what is known of it.
     pub fn finish(mut self) -> Facts {
-        if !self.is_done() {
-            let whole = matches!(self.state, State::Header) && self.held.length == 0 && self.depth == 0;
-            self.facts.complete |= whole;
-            self.facts.unreadable |= !whole;
+        match self.state {
+            State::Done => {}
+            State::Header if self.held.length == 0 && self.depth == 0 => self.end(),
+            _ => self.fail(),
         }
         self.facts
     }
 
     fn header(&mut self, input: &mut &[u8]) {
-        let encoding = if self.implicit_from.is_some() { Some(Encoding::Implicit) } else { self.encoding };
-        let Some(encoding) = encoding else { return self.stop(false) };
         let mut wanted = 8;
         loop {
             if !self.held.fill(wanted, input) {
                 return;
             }
+            if self.position == 0 {
+                self.recognise();
+            }
+            let encoding = if self.implicit_from.is_some() { Some(Encoding::Implicit) } else { self.encoding };
+            let Some(encoding) = encoding else { return self.fail() };
             match element::read(encoding, self.held.bytes()) {
                 Step::Header(header) => return self.element(&header),
                 Step::Short(more) if more <= HEADER_BYTES_MAX => wanted = more,
-                Step::Short(_) | Step::Nonsense => return self.stop(false),
+                Step::Short(_) | Step::Nonsense => return self.fail(),
             }
         }
+    }
+
+    /// Some write explicit where implicit was agreed, and the other way round: the first element shows it. Two letters where its
+    /// length would be are none: no first element is that long.
+    fn recognise(&mut self) {
+        let is_explicit = self.held.bytes().get(4..6).is_some_and(|vr| vr.iter().all(u8::is_ascii_uppercase));
+        self.encoding = match self.encoding {
+            Some(Encoding::Implicit) if is_explicit => Some(Encoding::Explicit),
+            Some(Encoding::Explicit) if !is_explicit => Some(Encoding::Implicit),
+            agreed => agreed,
+        };
     }
 
     fn element(&mut self, header: &Header) {
         self.held.length = 0;
         self.position += header.bytes as u64;
-        if self.depth == 0 && header.tag >= PIXELS && !header.tag.is_delimiter() {
-            return self.stop(true);
+        if self.depth == 0 && !header.tag.is_delimiter() {
+            // Top-level elements are in ascending order: beyond the last wanted one nothing is to be expected. What has not shown
+            // everything by then is looked at further, for those who write in disorder.
+            self.facts.complete = header.tag > SERIES && self.facts.has_identity() || self.facts.complete;
+            if header.tag >= PIXELS || (self.facts.complete && self.facts.has_all()) {
+                return self.end();
+            }
         }
-        self.passed(header.tag);
         let opens = header.length == UNDEFINED;
         match header.tag {
             ITEM_END | SEQUENCE_END if self.depth > 0 => self.close(),
             ITEM if opens && self.depth > 0 => self.open(header),
             // At the top there is nothing to close; some writers leave empty delimiters there.
-            ITEM | ITEM_END | SEQUENCE_END if opens || (self.depth == 0 && header.length != 0) => self.stop(false),
+            ITEM | ITEM_END | SEQUENCE_END if self.depth == 0 && header.length != 0 => self.fail(),
             _ if opens => self.open(header),
             _ => self.value(header),
         }
     }
 
-    /// Top-level elements are in ascending order: beyond the last wanted one nothing is to be expected. An instance that has not
-    /// shown everything by then is looked at further, for those who write in disorder.
-    fn passed(&mut self, tag: Tag) {
-        if self.depth == 0 && tag > SERIES && !tag.is_delimiter() {
-            self.facts.complete = true;
-        }
-    }
-
     fn value(&mut self, header: &Header) {
-        if self.facts.complete && self.facts.has_all() {
-            return self.stop(true);
-        }
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-        if self.depth == 0 && WANTED.contains(&header.tag) && (1..=VALUE_BYTES_MAX).contains(&length) {
-            self.state = State::Value(header.tag, length);
-            self.position += u64::from(header.length);
-        } else {
-            self.state = State::Skip(header.length.into());
-            if header.length == 0 {
-                self.next();
+        self.position += u64::from(header.length);
+        match usize::try_from(header.length).unwrap_or(usize::MAX) {
+            0 => self.next(),
+            length @ 1..=VALUE_BYTES_MAX if self.depth == 0 && WANTED.contains(&header.tag) => {
+                self.state = State::Value(header.tag, length);
             }
-        }
-        if self.position + u64::from(header.length) > SCAN_BYTES_MAX && !matches!(self.state, State::Value(..)) {
-            self.stop(self.facts.complete);
+            // What comes after it is too far away.
+            _ if self.position >= SCAN_BYTES_MAX => self.give_up(),
+            _ => self.state = State::Skip(header.length),
         }
     }
 
@@ -254,7 +259,7 @@ impl Scanner {
             Some(vr) => [*b"SQ", *b"UN", *b"OB", *b"OW"].contains(&vr),
         };
         if !is_sequence || self.depth >= DEPTH_MAX {
-            return self.stop(false);
+            return self.fail();
         }
         self.depth += 1;
         if header.vr == Some(*b"UN") && self.implicit_from.is_none() {
@@ -271,13 +276,12 @@ impl Scanner {
         self.next();
     }
 
-    fn skip(&mut self, count: u64, input: &mut &[u8]) {
+    fn skip(&mut self, count: u32, input: &mut &[u8]) {
         let here = usize::try_from(count).unwrap_or(usize::MAX).min(input.len());
         *input = input.get(here..).unwrap_or_default();
-        self.position += here as u64;
-        self.state = State::Skip(count - here as u64);
-        if count == here as u64 {
-            self.next();
+        match count - u32::try_from(here).unwrap_or(count) {
+            0 => self.next(),
+            rest => self.state = State::Skip(rest),
         }
     }
 
@@ -286,40 +290,54 @@ impl Scanner {
         self.held.length = 0;
         self.state = State::Header;
         if self.position >= SCAN_BYTES_MAX {
-            self.stop(self.facts.complete);
+            self.give_up();
         }
     }
 
-    /// Looks no further: because there is nothing more to see, or because it can't.
-    fn stop(&mut self, is_well: bool) {
+    /// It has looked far enough. What has not said by now which instance it is, is most likely no data set.
+    fn give_up(&mut self) {
         self.state = State::Done;
-        self.held.length = 0;
-        self.facts.complete |= is_well;
-        self.facts.unreadable |= !is_well;
+        self.facts.unreadable = !self.facts.has_identity();
+    }
+
+    /// The header has ended as it should. One without its own SOP class and instance is none that can be read.
+    fn end(&mut self) {
+        self.state = State::Done;
+        self.facts.complete = self.facts.has_identity();
+        self.facts.unreadable = !self.facts.complete;
+    }
+
+    /// Here is something that can't be. After all wanted values it does no harm.
+    fn fail(&mut self) {
+        self.state = State::Done;
+        self.facts.unreadable = !self.facts.complete;
     }
 
     /// The first value of each counts.
     fn keep(&mut self, tag: Tag) {
         let value = trim_end(self.held.bytes());
-        if value.is_empty() {
-            return;
-        }
+        let Some(start) = value.iter().position(|byte| *byte != b' ') else { return };
+        let value = value.get(start..).unwrap_or_default();
         let facts = &mut self.facts;
         match tag {
             SOP_CLASS => first(&mut facts.sop_class, Uid::read(value)),
             SOP_INSTANCE => first(&mut facts.sop_instance, Uid::read(value)),
             STUDY => first(&mut facts.study, Uid::read(value)),
             SERIES => first(&mut facts.series, Uid::read(value)),
-            MODALITY => first(&mut facts.modality, Some(from_latin1(value.trim_ascii()))),
-            CHARACTER_SET => first(&mut facts.character_set, Some(from_latin1(value.trim_ascii()))),
-            ACCESSION_NUMBER => first(&mut facts.accession_number, Some(value.trim_ascii_start().to_vec())),
-            PATIENT_ID => first(&mut facts.patient_id, Some(value.trim_ascii_start().to_vec())),
+            MODALITY => first(&mut facts.modality, Some(from_latin1(value))),
+            CHARACTER_SET => first(&mut facts.character_set, Some(from_latin1(value))),
+            ACCESSION_NUMBER => first(&mut facts.accession_number, Some(value.to_vec())),
+            PATIENT_ID => first(&mut facts.patient_id, Some(value.to_vec())),
             _ => {}
         }
     }
 }
 
 impl Facts {
+    fn has_identity(&self) -> bool {
+        self.sop_class.is_some() && self.sop_instance.is_some()
+    }
+
     fn has_all(&self) -> bool {
         let uids = [&self.sop_class, &self.sop_instance, &self.study, &self.series];
         let texts = [&self.modality, &self.character_set].iter().all(|text| text.is_some());

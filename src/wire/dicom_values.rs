@@ -35,10 +35,11 @@ pub enum ValueError {
 pub struct AeTitle(String);
 
 impl AeTitle {
-    /// What a peer sent; only the first 16 bytes count. Blanks and NULs around it are taken off; it may be empty.
+    /// What a peer sent; only the first 16 bytes count, and a NUL ends it. Blanks around it are taken off; it may be empty.
     pub fn read(bytes: &[u8]) -> Self {
         let bytes = bytes.get(..AE_TITLE_BYTES).unwrap_or(bytes);
-        Self(from_latin1(bytes).trim_matches([' ', '\0']).to_owned())
+        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        Self(from_latin1(text).trim_matches(' ').to_owned())
     }
 
     /// The title without the blanks around it, as it was sent.

@@ -297,8 +297,8 @@ impl Command {
             tag::DATA_SET_TYPE => self.has_data_set = number(value).is_some_and(|kind| kind != NO_DATA_SET),
             tag::STATUS => self.status = number(value).map(Status),
             tag::ERROR_COMMENT => {
-                let value = trim_end(value);
-                self.error_comment = Some(from_latin1(value.get(..COMMENT_BYTES_MAX).unwrap_or(value)));
+                let value = trim_end(value.get(..COMMENT_BYTES_MAX).unwrap_or(value));
+                self.error_comment = Some(from_latin1(value));
             }
             tag::AFFECTED_INSTANCE => self.affected_instance = uid(value),
             tag::REQUESTED_INSTANCE => self.requested_instance = uid(value),

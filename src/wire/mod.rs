@@ -18,8 +18,16 @@ pub mod mqtt;
 pub mod mqtt_label;
 pub mod pdu;
 pub mod pdu_associate;
+mod pdu_item;
+mod pdu_user;
 
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod dicom_header_tests;
+#[cfg(test)]
+mod dimse_tests;
+#[cfg(test)]
 mod mllp_tests;
+#[cfg(test)]
+mod pdu_tests;

@@ -258,7 +258,7 @@ pub fn fragment_bytes_max(peer_maximum: u32) -> Result<usize, PduError> {
 /// What goes before `pdv.data` on the wire: the header of a P-DATA PDU with this one PDV, and the PDV's own. For those who write
 /// data without copying it.
 pub fn data_header(pdv: &Pdv<'_>) -> [u8; HEADER_BYTES + PDV_HEADER_BYTES] {
-    // Unwrap safety: pieces are cut to `fragment_bytes_max`; one of 4 GiB would be sent with a length that no peer takes.
+    // Pieces are cut to `fragment_bytes_max`; one of 4 GiB would be announced with a length that no peer takes.
     let item = u32::try_from(pdv.data.len() + 2).unwrap_or(u32::MAX - 4);
     let [p, q, r, s] = (item.saturating_add(4)).to_be_bytes();
     let [a, b, c, d] = item.to_be_bytes();
