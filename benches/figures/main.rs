@@ -12,6 +12,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 mod broker;
+mod dicom;
+mod dicom_floor;
+mod dicom_objects;
+mod dicom_peers;
 mod floor;
 mod load;
 mod message;
@@ -30,6 +34,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("wear", rows::wear),
     ("memory", rows::memory),
     ("drain", rows::drain),
+    ("dicom", dicom::rows),
 ];
 
 /// How long and how often; set by the command line.
@@ -45,6 +50,12 @@ pub struct Plan {
     pub drained: u64,
     /// Seconds over which lone messages are sent, one each second.
     pub lone_seconds: u64,
+    /// CT images of 0.5 MB that a study has.
+    pub images: usize,
+    /// Bytes of the pixel data of a large DICOM object.
+    pub large: u64,
+    /// Bytes of the one that must not fit into memory.
+    pub huge: u64,
     /// Groups of rows to measure; empty means all.
     pub only: Vec<String>,
     /// Folder for data: on the disk that is to be measured.
@@ -61,6 +72,9 @@ impl Plan {
             backlog: 1 << 30,
             drained: 200_000,
             lone_seconds: 600,
+            images: 500,
+            large: 200_000_000,
+            huge: 2 << 30,
             only: Vec::new(),
             folder: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/figures"),
             wear_folder: None,
@@ -68,7 +82,8 @@ impl Plan {
     }
 
     fn quick(self) -> Self {
-        Self { runs: 1, seconds: 2, backlog: 32 << 20, drained: 5_000, lone_seconds: 10, ..self }
+        let dicom = Self { images: 40, large: 20_000_000, huge: 64 << 20, ..self };
+        Self { runs: 1, seconds: 2, backlog: 32 << 20, drained: 5_000, lone_seconds: 10, ..dicom }
     }
 
     fn has(&self, group: &str) -> bool {
@@ -79,6 +94,7 @@ impl Plan {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
+        Some("floor") if arguments.get(1).is_some_and(|mode| mode == "dicom") => dicom_floor::serve(&arguments[2..]),
         Some("floor") => floor::serve(&arguments[1..]),
         _ => measure(&plan(arguments)),
     }
@@ -104,7 +120,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom]"
     );
     std::process::exit(2);
 }

@@ -40,7 +40,8 @@ impl fmt::Display for Row {
     }
 }
 
-fn row(figure: &str, target: &'static str, measured: String, details: String) -> Row {
+/// A line of the table.
+pub fn row(figure: &str, target: &'static str, measured: String, details: String) -> Row {
     Row { figure: figure.to_owned(), target, measured, details }
 }
 
@@ -266,7 +267,8 @@ pub fn drain(plan: &Plan) -> Vec<Row> {
     )]
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The median of at least one value.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -274,13 +276,14 @@ fn median(values: &[f64]) -> f64 {
 }
 
 /// Median, least and greatest.
-fn spread(values: &[f64]) -> String {
+pub fn spread(values: &[f64]) -> String {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let places = if greatest < 100.0 { 2 } else { 0 };
     format!("{:.places$} ({least:.places$} to {greatest:.places$})", median(values))
 }
 
-fn mib(kib: u64) -> String {
+/// Kibibytes as mebibytes.
+pub fn mib(kib: u64) -> String {
     format!("{:.1}", kib as f64 / 1024.0)
 }

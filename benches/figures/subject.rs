@@ -20,12 +20,14 @@ pub enum Upstream {
     Mllp(SocketAddr),
     /// An MQTT broker without TLS.
     Mqtt(SocketAddr),
+    /// A DICOM archive without TLS, called `ARCHIVE`; the source is then DICOM too, called `WARDGATE`.
+    Dicom(SocketAddr),
 }
 
 /// A running process under test.
 pub struct Subject {
     child: Child,
-    /// Where it takes MLLP.
+    /// Where it takes MLLP, or DICOM.
     pub address: SocketAddr,
     /// From its start until it accepted a connection, in seconds.
     pub started_in: f64,
@@ -34,9 +36,16 @@ pub struct Subject {
 
 /// The one place that knows the configuration's keys.
 fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -> String {
+    let (log, source) = match upstream {
+        Upstream::Dicom(_) => ("imaging", "dicom]\nae-title = \"WARDGATE\""),
+        Upstream::Mllp(_) | Upstream::Mqtt(_) => ("clinical", "mllp]"),
+    };
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
+        Upstream::Dicom(to) => {
+            format!("[upstream.up.dicom]\naddress = \"{to}\"\ncalled = \"ARCHIVE\"\nplain = true\n")
+        }
     };
     let folder = folder.display();
     format!(
@@ -49,10 +58,10 @@ control = {{ socket = "{folder}/control.sock" }}
 path = "{folder}/spool"
 key = {{ file = "{folder}/spool.key" }}
 
-[spool.clinical]
+[spool.{log}]
 quota = "{quota}"
 
-[source.load.mllp]
+[source.load.{source}
 listen = "{address}"
 
 {upstream}
@@ -86,6 +95,16 @@ impl Subject {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["floor", mode, &address.to_string()]).arg(folder.join("log"));
         command.args(forward.map(|address| address.to_string()));
+        Self::start(command, address, folder)
+    }
+
+    /// Starts the floor for DICOM, which keeps its files in `folder`.
+    pub fn dicom_floor(folder: &Path) -> Self {
+        let _absent = fs::remove_dir_all(folder);
+        fs::create_dir_all(folder).unwrap();
+        let address = free_address();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["floor", "dicom", &address.to_string()]).arg(folder);
         Self::start(command, address, folder)
     }
 

@@ -10,7 +10,7 @@ use crate::support::dicom::{
     modality, send_image, storescu, tls_anonymous_client, tls_client, tls_server,
 };
 use crate::support::dicom_files::{
-    bad_objects, ct_images, data_set_hash, data_set_hash_of, hashes, hashes_in, large_objects, odd_objects,
+    bad_objects, ct_images, data_set_hash, data_set_hash_of, faults, hashes, hashes_in, large_objects, odd_objects,
     wheel_objects,
 };
 use crate::support::orthanc::{Known, Orthanc};
@@ -29,6 +29,9 @@ fn storescu_dcmsend_and_send_image_bring_the_bytes_that_storescp_keeps() {
     let explicit = ["-X", "1.2.840.10008.1.2.1"];
     succeeds(&mut send_image(archive.address, ARCHIVE, &explicit, &[&images[2].path]));
     assert_eq!(archive.files().len(), 3);
+    let kept = store.path().join(format!("CT.{}", images[0].sop_instance));
+    assert!(!faults(&images[0].path).is_empty());
+    assert_eq!(faults(&kept), faults(&images[0].path));
     // These objects have nothing that an encoder could write otherwise.
     assert_eq!(hashes_in(store.path()), hashes(&images));
 }
@@ -144,15 +147,17 @@ fn the_rule_breakers_are_lawful_where_they_say_so() {
         ("command-after-data", json!(["8001:0000", "8030:0000"])),
         ("small-fragments", json!(["8001:0000"])),
     ] {
-        let heard = hostile(archive.address, ARCHIVE, case);
+        let heard = hostile(archive.address, ARCHIVE, case, &[]);
         assert_eq!(heard["statuses"], statuses, "{heard}");
         assert_eq!(heard["pdus"].as_array().unwrap().last().unwrap(), "RELEASE-RP", "{heard}");
     }
-    assert_eq!(hostile(archive.address, ARCHIVE, "version-2")["pdus"], json!(["RJ 1/2/2"]));
+    assert_eq!(hostile(archive.address, ARCHIVE, "version-2", &["--within", "1"])["pdus"], json!(["RJ 1/2/2"]));
     let end = HostileArchive::start("split-answers");
     let outbox = tempfile::tempdir().unwrap();
     let images = ct_images(outbox.path(), 1);
     let said = succeeds(&mut storescu(end.address, ARCHIVE, &[], &[&images[0].path]));
     assert_eq!(answers(&said)[0].1, "Success");
-    assert_eq!(end.associations(1)[0]["stored"], 1);
+    let heard = &end.associations(1)[0];
+    assert_eq!(heard["pdus"], json!(["RQ", "DATA", "RELEASE-RQ"]));
+    assert_eq!(heard["stored"], 1);
 }

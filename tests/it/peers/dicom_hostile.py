@@ -5,7 +5,8 @@ Runs one case (--list names them) and prints one JSON object:
   statuses  of the DIMSE answers among them, hexadecimal, with the command: "8030:0000"
   accepted  result of each presentation context, when there was an AC
   longest   longest P-DATA PDU that came back, in bytes after its head
-  closed    whether the other end closed the connection, within --within seconds of the last byte that we sent
+  closed    whether the other end closed the connection, within --within seconds of the last byte that we sent; after a release
+            it is for us to close, and it gets a moment only
   seconds   from the first byte until the end
 Cases that send something lawful end it with a release, and then "RELEASE-RP" is among the PDUs.
 """
@@ -27,7 +28,7 @@ parser.add_argument("case", nargs="?")
 parser.add_argument("--to", help="HOST:PORT")
 parser.add_argument("--called", default="WARDGATE")
 parser.add_argument("--calling", default="MODALITY")
-parser.add_argument("--within", type=float, default=3.0, help="seconds to wait for answers and for the end of the connection")
+parser.add_argument("--within", type=float, default=5.0, help="seconds to wait for answers and for the end of the connection")
 parser.add_argument("--pause", type=float, default=0.2, help="seconds between the bytes of the slow cases")
 parser.add_argument("--count", type=int, default=200, help="connections of the case 'connections'")
 parser.add_argument("--list", action="store_true")
@@ -164,7 +165,8 @@ class Peer:
 
     def result(self):
         ended = time.monotonic() - self.began
-        self.listen(args.within, lambda: False)
+        released = bool(self.seen) and self.seen[-1][0] == 6
+        self.listen(0.05 if released else args.within, lambda: False)
         ended = ended if not self.closed else time.monotonic() - self.began
         names = [REASONS[p[0]](p) if p[0] in REASONS else NAMES.get(p[0], hex(p[0])) for p in self.seen]
         return {"pdus": names, "statuses": self.statuses(), "accepted": self.accepted(), "closed": self.closed,

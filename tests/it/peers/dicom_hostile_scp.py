@@ -1,7 +1,7 @@
 """A DICOM archive that breaks the rules, or keeps them in ways that few do: bytes on a socket, no DICOM library.
 
 Prints "listening HOST:PORT", serves one CASE for ever (one association at a time), and prints one JSON object in a line for each
-association: what the client sent ("RQ", "DATA", "RELEASE-RQ", "RELEASE-RP", "ABORT source/reason"), the longest P-DATA PDU in bytes
+association: what the client sent ("RQ", "DATA" for any number in a row, "RELEASE-RQ", "RELEASE-RP", "ABORT source/reason"), the longest P-DATA PDU in bytes
 after its head, the objects that came whole, whether the client closed, and the seconds it took. It stores nothing.
 
   good                 a plain archive: accepts the first transfer syntax of each context, answers 0000
@@ -122,7 +122,9 @@ class Client:
     def next(self):
         kind, length = struct.unpack(">BxI", self.read(6))
         body = self.read(length)
-        self.names.append(f"ABORT {body[2]}/{body[3]}" if kind == 7 else NAMES.get(kind, hex(kind)))
+        name = f"ABORT {body[2]}/{body[3]}" if kind == 7 else NAMES.get(kind, hex(kind))
+        if kind != 4 or self.names[-1:] != [name]:
+            self.names.append(name)
         if kind == 4:
             self.longest = max(self.longest, length)
         return kind, body

@@ -167,7 +167,7 @@ def bad(folder):
     make("lying-length", lambda head: b"\x08\0\x08\0OB\0\0" + struct.pack("<I", 1 << 30) + b"1234")
     make("lying-text", lambda head: b"\x08\0\x16\0UI\xfe\xff" + b"1.2.3")
     make("empty", lambda head: b"")
-    make("half-element", lambda head: b"\x08\0\5\0C")
+    make("half-element", lambda head: b"\x08\0\5\0CS\x0a\0")
     make("odd-length", lambda head: head + b"\0")
     make("noise", lambda head: random.Random(5).randbytes(100_000))
     make("descending-tags", lambda head: b"\x10\0\x20\0LO\x04\0TEST" + head)

@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -190,6 +191,7 @@ def reported_on(association, result, kind):
     return "%04X" % answer.Status if "Status" in answer else "no answer"
 
 
+warnings.simplefilter("ignore")  # about UIDs that are bad on purpose
 _config.UNRESTRICTED_STORAGE_SERVICE = not args.transfer_syntaxes
 ae = AE(ae_title=args.ae_title)
 ae.maximum_pdu_size = args.max_pdu

@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -54,7 +55,9 @@ parser.add_argument("--certificate")
 parser.add_argument("--key")
 args = parser.parse_args()
 
+warnings.simplefilter("ignore")  # about UIDs that are bad on purpose
 _config.STORE_SEND_CHUNKED_DATASET = True
+UID._PRIVATE_TS_ENCODING = (True, True)  # private transfer syntaxes are fine: nothing is decoded
 lock = threading.Lock()
 reported = threading.Event()
 reporter_gone = threading.Event()

@@ -33,23 +33,27 @@ pub fn dcmtk(program: &str) -> Command {
 
 /// `storescu` that calls `called`; options, then files, follow. `+sd` is on: folders may be given.
 pub fn storescu(to: SocketAddr, called: &str, options: &[&str], files: &[&Path]) -> Command {
-    sender("storescu", &["+sd"], to, called, options, files)
+    let mut command = sender("storescu", to, called, &[&["+sd"], options].concat());
+    command.args(files);
+    command
 }
 
 /// `dcmsend` that calls `called`: contexts as the files need them, one transfer syntax each (`storescu` needs `-x..` for that).
 pub fn dcmsend(to: SocketAddr, called: &str, options: &[&str], files: &[&Path]) -> Command {
-    sender("dcmsend", &["+sd"], to, called, options, files)
+    let mut command = sender("dcmsend", to, called, &[&["+sd"], options].concat());
+    command.args(files);
+    command
 }
 
 /// `echoscu` that calls `called`.
 pub fn echoscu(to: SocketAddr, called: &str, options: &[&str]) -> Command {
-    sender("echoscu", &[], to, called, options, &[])
+    sender("echoscu", to, called, options)
 }
 
-fn sender(program: &str, own: &[&str], to: SocketAddr, called: &str, options: &[&str], files: &[&Path]) -> Command {
+fn sender(program: &str, to: SocketAddr, called: &str, options: &[&str]) -> Command {
     let mut command = dcmtk(program);
-    command.args(own).args(["-aet", "MODALITY", "-aec", called]).args(options);
-    command.arg(to.ip().to_string()).arg(to.port().to_string()).args(files);
+    command.args(["-aet", "MODALITY", "-aec", called]).args(options);
+    command.arg(to.ip().to_string()).arg(to.port().to_string());
     command
 }
 
@@ -239,10 +243,12 @@ pub fn events(said: &str, kind: &str) -> Vec<Value> {
 }
 
 /// One case of `tests/it/peers/dicom_hostile.py` against `to`: what the other end answered, as the script tells it (`pdu`: the types
-/// of the PDUs that came back, `closed`: whether the other end closed, `seconds`).
+/// of the PDUs that came back, `closed`: whether the other end closed, `seconds`). It ends when the other end closes; one that leaves
+/// the connection open costs the seconds of `--within` (5).
 #[track_caller]
-pub fn hostile(to: SocketAddr, called: &str, case: &str) -> Value {
-    let ended = run(python_peer("dicom_hostile.py").args(["--to", &to.to_string(), "--called", called, case]));
+pub fn hostile(to: SocketAddr, called: &str, case: &str, options: &[&str]) -> Value {
+    let mut command = python_peer("dicom_hostile.py");
+    let ended = run(command.args(["--to", &to.to_string(), "--called", called, case]).args(options));
     let line = ended.said.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{case}: {error}; it said:\n{}", ended.said))
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Deserialize;
 
-use super::process::succeeds;
+use super::process::{run, succeeds};
 use super::tools::python_peer;
 
 /// A preamble, `DICM`, and the group length element (explicit VR little endian, PS3.10 section 7.1).
@@ -112,6 +112,16 @@ pub fn data_set_hash(path: &Path) -> String {
 pub fn data_set_hash_of(file: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&SHA256, &file[data_set_offset(file)..]);
     data_encoding::HEXLOWER.encode(digest.as_ref())
+}
+
+/// What `dciodvfy` of dicom3tools finds wrong with an object, sorted: its errors, not its warnings. Compare with the faults of what was
+/// sent: objects have faults of their own.
+#[track_caller]
+pub fn faults(path: &Path) -> Vec<String> {
+    let said = run(Command::new("dciodvfy").arg(path)).said;
+    let mut faults: Vec<_> = said.lines().filter(|line| line.starts_with("Error")).map(str::to_owned).collect();
+    faults.sort();
+    faults
 }
 
 /// The data set hashes of the files in a folder, sorted: what an archive holds.

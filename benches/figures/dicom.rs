@@ -1,0 +1,157 @@
+//! The rows for DICOM: the same sender (dcmtk's `storescu`) to wardgate, to `storescp`, to Orthanc and to the floor, in turn.
+//!
+//! wardgate stores and forwards in every row, to a `storescp` that writes what comes; what it is compared with stores only, but in the
+//! row that says otherwise.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::dicom_objects::dealt_out;
+use crate::dicom_peers::{Peer, orthanc, send, sink, storescp};
+use crate::rows::{Row, median, mib, row, spread};
+use crate::subject::{Subject, Upstream};
+use crate::{Plan, proc};
+
+/// Objects and backlog of one run fit.
+const QUOTA: &str = "12GiB";
+const ARRIVES_WITHIN: Duration = Duration::from_secs(600);
+/// Large objects of a run.
+const LARGE: usize = 4;
+const IDLES_AFTER: Duration = Duration::from_secs(3);
+
+/// Folders of this group; what is sent is made once.
+struct Rooms {
+    subject: PathBuf,
+    peer: PathBuf,
+    sink: PathBuf,
+    study: Vec<PathBuf>,
+    study_of_four: Vec<PathBuf>,
+    large: Vec<PathBuf>,
+    large_of_four: Vec<PathBuf>,
+}
+
+impl Rooms {
+    fn furnished(plan: &Plan) -> Self {
+        let folder = plan.folder.join("dicom");
+        let files = folder.join("files");
+        Self {
+            subject: folder.join("subject"),
+            peer: folder.join("peer"),
+            sink: folder.join("sink"),
+            study: dealt_out(&files, "one", 1, plan.images, None),
+            study_of_four: dealt_out(&files, "four", 4, plan.images, None),
+            large: dealt_out(&files, "large", 1, LARGE, Some(plan.large)),
+            large_of_four: dealt_out(&files, "larges", 4, LARGE, Some(plan.large)),
+        }
+    }
+
+    fn wardgate(&self) -> (Subject, Peer) {
+        let up = sink(&self.sink);
+        (Subject::wardgate_within(&self.subject, Upstream::Dicom(up.address), QUOTA), up)
+    }
+}
+
+/// All rows.
+pub fn rows(plan: &Plan) -> Vec<Row> {
+    let rooms = Rooms::furnished(plan);
+    let study = format!("{} CT instances of 0.5 MB", plan.images);
+    let stock = format!("{study}, stock storescu, one association: rate over storescp");
+    let nodelay = "the same with NODELAY on both: rate over storescp, which does not sync";
+    let mut rows = vec![
+        over_storescp(plan, &rooms, (&stock, ">= 10"), true, &rooms.study),
+        over_storescp(plan, &rooms, (nodelay, ">= 0.8"), false, &rooms.study),
+        over_storescp(plan, &rooms, ("four associations: rate over storescp", ">= 1.0"), false, &rooms.study_of_four),
+        over_orthanc(plan, &rooms),
+    ];
+    for (figure, target, folders) in [
+        ("large instances: MB/s over the floor (receive, encrypt, write, sync)", ">= 0.8", &rooms.large),
+        ("the same, four associations", "", &rooms.large_of_four),
+    ] {
+        rows.push(over_floor(plan, &rooms, figure, target, folders));
+    }
+    rows.extend(memory(plan, &rooms));
+    rows
+}
+
+/// Instances each second until all were answered.
+fn rate(plan: &Plan, folders: &[PathBuf], to: std::net::SocketAddr, stock: bool) -> f64 {
+    plan.images as f64 / send(folders, to, stock)
+}
+
+fn over_storescp(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), stock: bool, folders: &[PathBuf]) -> Row {
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..plan.runs {
+        let peer = storescp(&rooms.peer, stock, &[]);
+        theirs.push(rate(plan, folders, peer.address, stock));
+        drop(peer);
+        let (subject, up) = rooms.wardgate();
+        ours.push(rate(plan, folders, subject.address, stock));
+        up.wait_for(plan.images, ARRIVES_WITHIN);
+    }
+    compared(what.0, what.1, &ours, "storescp", &theirs)
+}
+
+fn over_orthanc(plan: &Plan, rooms: &Rooms) -> Row {
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..plan.runs {
+        let up = sink(&rooms.sink);
+        let peer = orthanc(&rooms.peer, up.address);
+        theirs.push(end_to_end(plan, rooms, peer.address, &up));
+        drop((peer, up));
+        let (subject, up) = rooms.wardgate();
+        ours.push(end_to_end(plan, rooms, subject.address, &up));
+    }
+    let figure = "instances/s end to end, NODELAY, one association: over Orthanc storing and forwarding";
+    compared(figure, ">= 3", &ours, "Orthanc", &theirs)
+}
+
+/// Instances each second until the other end had all.
+fn end_to_end(plan: &Plan, rooms: &Rooms, to: std::net::SocketAddr, up: &Peer) -> f64 {
+    let began = Instant::now();
+    send(&rooms.study, to, false);
+    up.wait_for(plan.images, ARRIVES_WITHIN);
+    plan.images as f64 / began.elapsed().as_secs_f64()
+}
+
+fn over_floor(plan: &Plan, rooms: &Rooms, figure: &str, target: &'static str, folders: &[PathBuf]) -> Row {
+    let (mut floor, mut ours) = (Vec::new(), Vec::new());
+    let megabytes = (plan.large * LARGE as u64) as f64 / 1e6;
+    for _ in 0..plan.runs {
+        let subject = Subject::dicom_floor(&rooms.subject);
+        floor.push(megabytes / send(folders, subject.address, false));
+        drop(subject);
+        let (subject, up) = rooms.wardgate();
+        ours.push(megabytes / send(folders, subject.address, false));
+        up.wait_for(LARGE, ARRIVES_WITHIN);
+    }
+    let figure = format!("{LARGE} instances of {} MB, {figure}", plan.large / 1_000_000);
+    compared(&figure, target, &ours, "floor", &floor)
+}
+
+fn compared(figure: &str, target: &'static str, ours: &[f64], other: &str, theirs: &[f64]) -> Row {
+    let ratio = median(ours) / median(theirs);
+    row(figure, target, format!("{ratio:.2}"), format!("ours {}; {other} {}", spread(ours), spread(theirs)))
+}
+
+/// Peaks of resident memory above idle, while objects arrive and leave.
+fn memory(plan: &Plan, rooms: &Rooms) -> Vec<Row> {
+    let four = peak_above_idle(rooms, &rooms.large_of_four, LARGE);
+    let files = rooms.peer.with_file_name("files");
+    let huge = dealt_out(Path::new(&files), "huge", 1, 1, Some(plan.huge));
+    let one = peak_above_idle(rooms, &huge, 1);
+    let gibibytes = plan.huge as f64 / f64::from(1 << 30);
+    vec![
+        row("MiB above idle at most, four associations of large instances at once", "<= 32", mib(four), String::new()),
+        row(&format!("the same, one instance of {gibibytes} GiB arrives and leaves"), "<= 32", mib(one), String::new()),
+    ]
+}
+
+fn peak_above_idle(rooms: &Rooms, folders: &[PathBuf], objects: usize) -> u64 {
+    let (subject, up) = rooms.wardgate();
+    std::thread::sleep(IDLES_AFTER);
+    let idle = proc::resident_kib(subject.pid());
+    proc::forget_peak(subject.pid());
+    send(folders, subject.address, false);
+    up.wait_for(objects, ARRIVES_WITHIN);
+    proc::peak_kib(subject.pid()).saturating_sub(idle)
+}
