@@ -104,10 +104,8 @@ struct Bad(Exit, String);
 
 impl From<AssociationError> for Bad {
     fn from(error: AssociationError) -> Self {
-        let nobody = matches!(
-            error,
-            AssociationError::Dial(_) | AssociationError::Closed(_) | AssociationError::Silent { .. }
-        );
+        let nobody =
+            matches!(error, AssociationError::Dial(_) | AssociationError::Closed(_) | AssociationError::Silent { .. });
         Self(if nobody { Exit::Unavailable } else { Exit::Data }, error.to_string())
     }
 }
@@ -295,8 +293,7 @@ async fn commit(args: &DicomArgs, archive: &Archive, sop_instance: &Uid) -> Resu
 
 fn told(finding: &Finding) -> String {
     let over = if finding.tls { "TLS" } else { "plain TCP" };
-    let mut lines =
-        vec![format!("{}  {} called as {}, over {over}", finding.address, finding.called, finding.calling)];
+    let mut lines = vec![format!("{}  {} called as {}, over {over}", finding.address, finding.called, finding.calling)];
     for step in &finding.steps {
         let mark = if step.good { "good" } else { "bad " };
         lines.push(format!("  {mark}  {:<11}  {:>8.1} ms  {}", step.step, step.ms, plain(&step.words)));
