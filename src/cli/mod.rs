@@ -32,6 +32,7 @@ pub mod mllp_client;
 pub mod monitors;
 pub mod patients;
 pub mod probe;
+mod probe_dicom;
 pub mod recover;
 pub mod replay;
 pub mod run;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::exit::{Exit, Failure, OrExit};
 use super::mllp_client::{Answer, MllpClient, MllpError};
 use super::patients::patient;
+use super::probe_dicom::{DicomArgs, dicom};
 use super::say_json;
 use super::terminal::{plain, say};
 use crate::system::tls::{ClientTls, Connector};
@@ -20,8 +21,10 @@ use crate::wire::ack::Code;
 #[command(after_help = "\
 Example:
   wardgate probe mllp engine.st-marys.example:2575
+  wardgate probe dicom pacs.st-marys.example:11112 --called PACS
 
-Safe for this box. The system that is probed gets a real message about an invented patient: ask its owner first.")]
+Safe for this box. The system that is probed gets a real message about an invented patient (DICOM: with
+--store only): ask its owner first.")]
 pub struct ProbeArgs {
     #[command(subcommand)]
     command: ProbeCommand,
@@ -30,6 +33,24 @@ pub struct ProbeArgs {
 #[derive(Debug, Subcommand)]
 enum ProbeCommand {
     Mllp(MllpArgs),
+    Dicom(Box<DicomArgs>),
+}
+
+/// TLS of a probe's connection.
+#[derive(Debug, Args)]
+pub(super) struct TlsArgs {
+    /// Use TLS and trust this CA (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Our certificate, for a peer that wants one (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
+    tls_certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_certificate"])]
+    tls_key: Option<PathBuf>,
+    /// The name in the peer's certificate, when it is not the host in ADDRESS.
+    #[arg(long, value_name = "NAME", requires = "tls_ca")]
+    tls_name: Option<String>,
 }
 
 /// Sends one HL7 v2 message with an invented patient over MLLP and shows the acknowledgement and the time that it took.
@@ -49,18 +70,8 @@ struct MllpArgs {
     /// Host and port.
     #[arg(value_name = "ADDRESS")]
     address: HostPort,
-    /// Use TLS and trust this CA (PEM).
-    #[arg(long, value_name = "FILE")]
-    tls_ca: Option<PathBuf>,
-    /// Our certificate, for a peer that wants one (PEM).
-    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
-    tls_certificate: Option<PathBuf>,
-    /// Its private key (PEM).
-    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_certificate"])]
-    tls_key: Option<PathBuf>,
-    /// The name in the peer's certificate, when it is not the host in ADDRESS.
-    #[arg(long, value_name = "NAME", requires = "tls_ca")]
-    tls_name: Option<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Ask for a commit acknowledgement only (MSH-15 AL, MSH-16 NE), as bedside devices do.
     #[arg(long)]
     enhanced: bool,
@@ -97,11 +108,12 @@ struct Finding {
 pub async fn run(args: ProbeArgs) -> Result<(), Failure> {
     match args.command {
         ProbeCommand::Mllp(args) => mllp(args).await,
+        ProbeCommand::Dicom(args) => dicom(*args).await,
     }
 }
 
 async fn mllp(args: MllpArgs) -> Result<(), Failure> {
-    let connector = connector(&args)?;
+    let connector = args.tls.connector()?;
     let limit = args.timeout.0;
     let begun = Instant::now();
     let connected = MllpClient::connect(&args.address, connector.as_ref(), limit).await;
@@ -130,20 +142,27 @@ async fn mllp(args: MllpArgs) -> Result<(), Failure> {
     verdict(&finding, &answer)
 }
 
-/// TLS as the options want it; `None` without a CA.
-fn connector(args: &MllpArgs) -> Result<Option<Connector>, Failure> {
-    let Some(ca) = &args.tls_ca else { return Ok(None) };
-    let absolute = |path: &PathBuf| {
-        let path = std::path::absolute(path).or_exit(Exit::Config, format!("can't use {}", path.display()))?;
-        Ok::<_, Failure>(SecretRef::File(path))
-    };
-    let tls = ClientTls {
-        ca: absolute(ca)?,
-        certificate: args.tls_certificate.as_ref().map(absolute).transpose()?,
-        key: args.tls_key.as_ref().map(absolute).transpose()?,
-        server_name: args.tls_name.clone(),
-    };
-    tls.connector().or_exit(Exit::Config, "can't use TLS").map(Some)
+impl TlsArgs {
+    /// TLS as the options want it; `None` without a CA.
+    pub(super) fn client(&self) -> Result<Option<ClientTls>, Failure> {
+        let Some(ca) = &self.tls_ca else { return Ok(None) };
+        let absolute = |path: &PathBuf| {
+            let path = std::path::absolute(path).or_exit(Exit::Config, format!("can't use {}", path.display()))?;
+            Ok::<_, Failure>(SecretRef::File(path))
+        };
+        Ok(Some(ClientTls {
+            ca: absolute(ca)?,
+            certificate: self.tls_certificate.as_ref().map(absolute).transpose()?,
+            key: self.tls_key.as_ref().map(absolute).transpose()?,
+            server_name: self.tls_name.clone(),
+        }))
+    }
+
+    /// The same, ready to dial: files that can't be used are told at once.
+    pub(super) fn connector(&self) -> Result<Option<Connector>, Failure> {
+        let tls = self.client()?.map(|tls| tls.connector());
+        tls.transpose().or_exit(Exit::Config, "can't use TLS")
+    }
 }
 
 /// A message about an invented patient, for training (MSH-11 T), with an observation that no one can take for a result.
@@ -216,7 +235,7 @@ fn failure(error: MllpError) -> Failure {
     Failure { exit, error: error.into() }
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 10_000.0).round() / 10.0
 }
 

@@ -151,6 +151,7 @@ pub struct Association {
     stream: Stream,
     archive: Archive,
     contexts: Vec<Negotiated>,
+    peer: UserInformation,
     fragment_bytes: usize,
     outgoing: Outgoing,
     received: BytesMut,
@@ -205,6 +206,7 @@ impl Association {
             stream,
             archive: archive.clone(),
             contexts: Vec::new(),
+            peer: UserInformation::default(),
             fragment_bytes: 0,
             outgoing: Outgoing::default(),
             received: BytesMut::new(),
@@ -258,12 +260,18 @@ impl Association {
         };
         self.contexts = pairs.iter().enumerate().map(|(nth, pair)| negotiated(&accept, nth, pair)).collect();
         self.fragment_bytes = pdu::fragment_bytes_max(accept.user.max_length)?;
+        self.peer = accept.user;
         Ok(())
     }
 
     /// What became of the context of this pair; `None`: it was not proposed.
     pub fn context(&self, pair: &Pair) -> Option<Result<u8, ContextResult>> {
         self.contexts.iter().find(|negotiated| negotiated.pair == *pair).map(|negotiated| negotiated.outcome)
+    }
+
+    /// What the archive says of itself: its longest PDU, its implementation.
+    pub fn peer(&self) -> &UserInformation {
+        &self.peer
     }
 
     /// All contexts that were proposed.

@@ -87,12 +87,12 @@ pub async fn store(
     }
     association.end_of_data(context).await?;
     let early = association.early;
-    let answer = answer(association, id, unasked).await?;
-    let status = match (answer.field, answer.status) {
-        (CommandField::StoreResponse, Some(status)) => status,
-        _ => return Err(broken("it answered C-STORE with something else").into()),
+    let (answer, before) = answer_after(association, id, unasked).await?;
+    let (CommandField::StoreResponse, Some(status)) = (answer.field, answer.status) else {
+        return Err(broken("it answered C-STORE with something else").into());
     };
-    if early && status.is_receipt() {
+    // What came early may have been a report of commitment.
+    if early && before == 0 && status.is_receipt() {
         return Err(broken("it said that it has an instance before it had all of it").into());
     }
     Ok(status)
@@ -107,12 +107,23 @@ pub async fn answer(
     id: u16,
     unasked: &dyn Unasked,
 ) -> Result<Command, AssociationError> {
+    answer_after(association, id, unasked).await.map(|(command, _)| command)
+}
+
+/// The same, and how many other messages came before it.
+async fn answer_after(
+    association: &mut Association,
+    id: u16,
+    unasked: &dyn Unasked,
+) -> Result<(Command, usize), AssociationError> {
+    let mut before = 0;
     loop {
         let message = association.receive().await?;
         if message.command.responded_to == Some(id) && message.command.field.is_response() {
-            return Ok(message.command);
+            return Ok((message.command, before));
         }
         unexpected(association, &message, unasked).await?;
+        before += 1;
     }
 }
 

@@ -23,6 +23,7 @@ mod mqtt;
 mod peers;
 mod privacy;
 mod probe;
+mod probe_dicom;
 mod spool_commands;
 mod support;
 mod sync_order;
