@@ -65,7 +65,7 @@ impl Report {
         if let Some(entry) = named(&self.referenced) {
             return Some(Outcome::Stored(entry.warning.number()));
         }
-        self.failed.first().or(self.others.first()).map(failed)
+        self.failed.first().or_else(|| self.others.first()).map(failed)
     }
 }
 

@@ -275,13 +275,13 @@ async fn orthanc_stores_what_we_send_unchanged_and_a_second_copy_is_no_fault() {
     assert!(told.starts_with("refused"), "{told}");
 }
 
-/// An instance of 48 MiB that is made when it is read, and counts how far that went.
+/// An instance of 28 MiB that is made when it is read, and counts how far that went.
 struct Lazy {
     head: Vec<u8>,
     read: AtomicUsize,
 }
 
-const LAZY: (usize, usize) = (192, 256 << 10);
+const LAZY: (usize, usize) = (112, 256 << 10);
 
 impl Pieces for Lazy {
     fn count(&self) -> usize {
