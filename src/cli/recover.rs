@@ -21,7 +21,10 @@ use super::table::{bytes, count};
 use super::terminal::{note, plain, say};
 use crate::admin::answers::{Damage, Progress, When};
 use crate::envelope::{Class, Envelope};
-use crate::spool::{Damaged, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root};
+use crate::spool::{
+    Damaged, KeyError, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root,
+    refuse_destroyed,
+};
 use crate::upstream::sealing::{OpenError, Opener};
 use crate::values::Name;
 
@@ -147,6 +150,9 @@ fn root_key(spool: &Path, identity: &Path) -> Result<Secret, Failure> {
     let read = File::open(&path).and_then(|file| file.take(RECOVERY_BYTES_MAX).read_to_end(&mut sealed));
     read.map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
+            if let Err(error @ KeyError::Destroyed(_)) = refuse_destroyed(spool) {
+                return Failure::new(Exit::Config, error.to_string());
+            }
             let why = "[spool] recovery named nobody while the box was alive, or this is not a spool";
             Failure::new(Exit::Config, format!("{} is not there: {why}", path.display()))
         }

@@ -63,7 +63,7 @@
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
 //! (the way to it), `recovery`, `compact`, `keeper` · `index`, `index_file` · `draft`, `duplicates`, `lanes`, `operations` (what the house sees) · `survey`
-//! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
+//! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box) · `outside` (told without opening).
 
 mod compact;
 mod draft;
@@ -82,6 +82,7 @@ mod keys;
 mod lanes;
 mod log;
 mod operations;
+mod outside;
 mod reader;
 mod record;
 mod recovery;
@@ -103,7 +104,7 @@ mod transfer_tests;
 mod uptime;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -119,6 +120,7 @@ pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
 pub use operations::{ReplayOrder, Replayed};
+pub use outside::{check_root, is_empty, refuse_destroyed};
 pub use record::Dead;
 pub use rescue::{Rescue, RescueError};
 pub use seal::Secret;
@@ -442,11 +444,6 @@ fn source_tag(spool: &[u8; 16], source: &Name) -> u16 {
     context.update(source.as_str().as_bytes());
     let hash = context.finish();
     hash.as_ref().first_chunk().map_or(1, |bytes| u16::from_le_bytes(*bytes).max(1))
-}
-
-/// Whether a folder holds no segments: a key may then be made for it.
-pub fn is_empty(path: &Path) -> bool {
-    Disk::open(path).and_then(|disk| recovery::has_segments(&disk)).is_ok_and(|segments| !segments)
 }
 
 fn logs_of(opened: &[Opened; 3]) -> [Arc<Log>; 3] {

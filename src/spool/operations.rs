@@ -241,7 +241,7 @@ impl Spool {
         }
         let [first, ..] = &self.inner.logs;
         let storage = &*first.log.storage;
-        let erased = first.log.keys().destroy(storage);
+        let erased = first.log.keys().destroy(storage, self.now().wall_us);
         for name in [escrow::RECOVERY_FILE, escrow::RECIPIENTS, index_file::NAME] {
             erase_small(storage, name)?;
         }

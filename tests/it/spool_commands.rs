@@ -216,6 +216,9 @@ fn keys_are_rotated_in_service_and_destroyed_for_good() {
     }
     gateway.process.signal("TERM");
     eventually("the service ends", || gateway.process.has_ended());
-    let again = run(wardgate().arg("run").arg("--config").arg(folder.path().join("gateway.toml")));
-    assert_eq!(again.status.code(), Some(78), "{}", again.said);
+    for command in [&["run", "--config"][..], &["check"]] {
+        let again = run(wardgate().args(command).arg(folder.path().join("gateway.toml")));
+        assert_eq!(again.status.code(), Some(78), "{}", again.said);
+        assert!(again.said.contains("were destroyed on request at 20"), "{}", again.said);
+    }
 }
