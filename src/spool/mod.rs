@@ -119,7 +119,7 @@ pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
 pub use import::{Import, ImportError, Imported};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
-pub use operations::{ReplayOrder, Replayed};
+pub use operations::{RETIRED, ReplayOrder, Replayed};
 pub use outside::{check_root, is_empty, refuse_destroyed};
 pub use record::Dead;
 pub use rescue::{Rescue, RescueError};
