@@ -327,7 +327,7 @@ impl RunningUpstream {
     }
 }
 
-/// `1 message waits`, `2 messages wait`.
+/// `1 message still waits`, `2 messages still wait`.
 fn waiting(messages: u64) -> String {
-    format!("{} wait{}", counted(messages, "message"), if messages == 1 { "s" } else { "" })
+    format!("{} still wait{}", counted(messages, "message"), if messages == 1 { "s" } else { "" })
 }

@@ -20,6 +20,7 @@
 //!
 //! ```text
 //! <path>/keyring.0, keyring.1      spool id and epoch keys, sealed by the root key, twice          (keys.rs)
+//! <path>/keys-destroyed            only when a person destroyed the keys: when that was             (keys.rs)
 //! <path>/recovery.age              the root key, sealed to the recovery recipients                  (escrow.rs)
 //! <path>/index.redb                made again from the logs whenever it is not theirs               (index_file.rs, index.rs)
 //! <path>/<log>/NNNNNN.seg          segment files of clinical, imaging and telemetry; the name says nothing

@@ -263,8 +263,8 @@ mod tests {
             ("[mllp]\naddress = 'a:1'\nplain = true\nreceipt = 'written'", Some("is lost")),
             ("[https]\nurl = 'http://a/in'\nplain = true\nwhen-refused = 'hold'", None),
             ("[https]\nurl = 'https://a/in'\nplain = true", Some("https:// goes with tls")),
-            ("[directory]\npath = '/mnt/usb'\nunsealed = true\nmarker = 'WARDGATE'", None),
-            ("[directory]\npath = '/mnt/usb'", Some("seal-to")),
+            ("[directory]\npath = '/'\nunsealed = true\nmarker = 'WARDGATE'", None),
+            ("[directory]\npath = '/'", Some("seal-to")),
         ] {
             let found = problems(text);
             assert_eq!(found.len(), usize::from(told.is_some()), "{text}: {found:?}");
