@@ -209,6 +209,9 @@ pub trait Pieces: Send + Sync {
     fn read(&self, index: usize) -> Result<Bytes, BodyError>;
 }
 
+/// How the words of a [`BodyError`] begin; also those of a dead letter that came of one.
+pub const UNREADABLE: &str = "the stored body can't be read";
+
 /// A body could not be read back: damaged on disk, or the disk failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the stored body can't be read: {0}")]
@@ -300,6 +303,7 @@ mod tests {
         let id = MessageId::new([7; 12], 513);
         assert_eq!(id.to_string().parse::<MessageId>().unwrap(), id);
         assert!("7".parse::<MessageId>().is_err());
+        assert!(BodyError("x".into()).to_string().starts_with(UNREADABLE));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Gateway {
     importing: Mutex<()>,
     status: watch::Sender<Arc<Status>>,
     started: Instant,
+    /// What the last check of all records found damaged.
+    damaged: std::sync::Mutex<Vec<Alarm>>,
     /// Why the last reload was refused, until one is taken.
     refused: std::sync::Mutex<Option<String>>,
     _lock: FolderLock,
@@ -133,6 +135,7 @@ impl Gateway {
             importing: Mutex::default(),
             status,
             started: Instant::now(),
+            damaged: std::sync::Mutex::default(),
             refused: std::sync::Mutex::default(),
             _lock: lock,
         };
@@ -217,6 +220,7 @@ impl Gateway {
             gateway: config.gateway.name.to_string(),
             site: config.gateway.site.to_string(),
             running_s: self.started.elapsed().as_secs(),
+            since: since(self.started.elapsed()),
             config: config.fingerprint(),
             sources: parts.sources(),
             upstreams: parts.upstreams(),
@@ -227,6 +231,12 @@ impl Gateway {
         };
         status.alarms.extend(parts.alarms());
         drop(parts);
+        let damaged = self.damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        // The check names files, which is more than the spool says by itself.
+        status
+            .alarms
+            .retain(|alarm| !damaged.iter().any(|found| (&found.code, &found.about) == (&alarm.code, &alarm.about)));
+        status.alarms.extend(damaged);
         let refused = self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         status.alarms.extend(refused.map(|text| Alarm {
             code: "config-refused".into(),
@@ -242,4 +252,10 @@ impl Gateway {
         status.alarms.extend(new);
         status
     }
+}
+
+/// When that was, by the clock as it is now: a clock that is set right later makes this right, too.
+fn since(elapsed: Duration) -> String {
+    let then = jiff::Timestamp::now().checked_sub(elapsed).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    format!("{then:.0}")
 }

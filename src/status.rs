@@ -247,6 +247,12 @@ pub struct LaneStatus {
     pub oldest_s: Option<u64>,
     /// Dead letters that are kept.
     pub dead: u64,
+    /// Of these, such whose upstream was retired.
+    #[serde(default)]
+    pub dead_retired: u64,
+    /// Of these, such that can't be read back: damaged on this box's disk.
+    #[serde(default)]
+    pub dead_damaged: u64,
     /// Why it is held, if it is.
     pub held: Option<String>,
 }
@@ -297,8 +303,11 @@ pub struct Status {
     pub gateway: String,
     /// The site's name.
     pub site: String,
-    /// Seconds since the process started.
+    /// Seconds since the process started; all counters count from then.
     pub running_s: u64,
+    /// When that was: RFC 3339, by the box's clock as it is now.
+    #[serde(default)]
+    pub since: String,
     /// SHA-256 of the configuration in force, first 16 hexadecimal digits.
     pub config: String,
     /// Sources by name.

@@ -18,6 +18,24 @@ pub const STORAGE_COMMITMENT: &str = "storage-commitment";
 /// Longest [`Name`], in bytes: it becomes part of topics, file names and certificates.
 pub const NAME_BYTES_MAX: usize = 48;
 
+/// A count with its thousands apart: `1 234 567`.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// So many of something, as people say it: `1 message`, `1 234 messages`. For nouns whose plural ends in s.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// Why a text is not the value it should be. Says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

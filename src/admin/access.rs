@@ -15,6 +15,8 @@ use crate::values::{Problems, SecretRef, Section};
 
 /// Where the socket is unless the configuration says otherwise; also where the command line looks for it.
 pub const SOCKET_PATH: &str = "/run/wardgate/control.sock";
+/// Where a user's own programs keep their sockets, by the XDG base directory specification; set at a login.
+const RUNTIME_FOLDER: &str = "XDG_RUNTIME_DIR";
 /// Longest path that fits into a socket address, with room for the suffix of the name under which it is made.
 const SOCKET_PATH_BYTES_MAX: usize = 96;
 
@@ -53,6 +55,13 @@ impl Section for ControlConfig {
     }
 
     fn files(&mut self, _visit: &mut dyn FnMut(&mut SecretRef)) {}
+}
+
+/// A place for the socket that a user without rights can make.
+pub fn own_socket() -> PathBuf {
+    let folder = std::env::var_os(RUNTIME_FOLDER).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let folder = folder.or_else(|| std::env::var_os("HOME").map(PathBuf::from)).unwrap_or_else(std::env::temp_dir);
+    folder.join("wardgate.sock")
 }
 
 /// The one at the other end of the socket, as the kernel knows it.

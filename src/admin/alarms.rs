@@ -1,14 +1,18 @@
 //! What a person must see, derived from the snapshot: each alarm says what is wrong and what to do about it.
 //!
-//! A pure function of numbers and states. The parts add alarms of their own (the spool's, a certificate that ends); silence
-//! is raised where the configuration says how long a source may be silent.
+//! Pure functions of numbers and states. The parts add alarms of their own (the spool's: full, failed, damaged; a certificate
+//! that ends); silence is raised where the configuration says how long a source may be silent.
 
-use crate::status::{Alarm, LaneStatus, Link, LogStatus, Status};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::answers::Damage;
+use crate::status::{Alarm, LaneStatus, Link, Status};
+use crate::values::counted;
 
 /// A lane whose oldest message waits for longer, in seconds, raises an alarm.
 const BACKLOG_AGE_S: u64 = 5 * 60;
-/// A log that is fuller than this, in percent of its quota, raises an alarm.
-const QUOTA_PERCENT: u64 = 80;
+/// Damaged files that an alarm names.
+const FILES_MAX: usize = 5;
 
 /// The alarms that follow from the snapshot, beside those that are already in it.
 pub fn derive(status: &Status) -> Vec<Alarm> {
@@ -20,7 +24,6 @@ pub fn derive(status: &Status) -> Vec<Alarm> {
         }
     }
     alarms.extend(status.lanes.iter().flat_map(|lane| of_lane(status, lane)));
-    alarms.extend(status.logs.iter().filter_map(of_log));
     alarms
 }
 
@@ -37,34 +40,57 @@ fn of_lane(status: &Status, lane: &LaneStatus) -> Vec<Alarm> {
             Some(Link::Idle | Link::Connecting) | None => "there is no connection yet".to_owned(),
         };
         let text = format!(
-            "{} messages wait, the oldest for {} min: {cause}. Nothing is lost; it is sent when the upstream takes it",
-            lane.backlog,
+            "{} waiting, the oldest for {} min: {cause}. Nothing is lost; it is sent when the upstream takes it",
+            counted(lane.backlog, "message"),
             age_s / 60
         );
         alarms.push(alarm("backlog-age", &about, text));
     }
-    if lane.dead > 0 {
-        let text = format!(
-            "{} messages were refused for good. See wardgate dead list --upstream {}, mend the cause, then retry or discard them",
-            lane.dead, lane.upstream
-        );
-        alarms.push(alarm("dead-letters", &about, text));
-    }
+    alarms.extend(of_dead(lane, &about));
     alarms
 }
 
-fn of_log(log: &LogStatus) -> Option<Alarm> {
-    if let Some(why) = &log.refusing {
-        let text = format!(
-            "new messages are refused: {why}. Devices are told and try again; it goes on by itself when there is room"
-        );
-        return Some(alarm("refusing", &log.log, text));
+/// Dead letters, each kind with what to do about it: a message that is damaged here can never be sent, one that was given up
+/// with its upstream waits for another one.
+fn of_dead(lane: &LaneStatus, about: &str) -> Option<Alarm> {
+    let refused = lane.dead.saturating_sub(lane.dead_retired + lane.dead_damaged);
+    let upstream = &lane.upstream;
+    let kinds = [
+        (refused, "refused for good: mend the cause, then retry or discard".to_owned()),
+        (
+            lane.dead_retired,
+            format!("left over from the retired upstream: export them, retry them when [upstream.{upstream}] is in use again, or discard"),
+        ),
+        (
+            lane.dead_damaged,
+            "damaged on this box's disk and can't be sent: ask the sender for them again, discard them here, and look after the \
+             disk (wardgate spool verify)"
+                .to_owned(),
+        ),
+    ];
+    let told = kinds.iter().filter(|(number, _)| *number > 0);
+    let told: Vec<String> = told.map(|(number, what)| format!("{} {what}", counted(*number, "message"))).collect();
+    let text = format!("{}. See wardgate dead list --upstream {upstream}", told.join("; "));
+    (!told.is_empty()).then(|| alarm("dead-letters", about, text))
+}
+
+/// What a check of all records found: one alarm for each log, with the files.
+pub fn of_damage(damage: &[Damage]) -> Vec<Alarm> {
+    let mut logs: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for place in damage {
+        logs.entry(place.log.as_str()).or_default().insert(&place.file);
     }
-    let percent = u128::from(log.used) * 100 / u128::from(log.quota.max(1));
-    (percent >= u128::from(QUOTA_PERCENT)).then(|| {
-        let text = format!("{percent} % of the quota are used by messages that are not delivered. Mend the upstream, or raise [spool.{}] quota", log.log);
-        alarm("quota", &log.log, text)
-    })
+    let told = logs.into_iter().map(|(log, files)| {
+        let more = if files.len() > FILES_MAX { ", ..." } else { "" };
+        let shown: Vec<&str> = files.iter().copied().take(FILES_MAX).collect();
+        let text = format!(
+            "\"wardgate spool verify\" found damage in {}{more}: what can't be read is lost, the rest goes on. The disk may be \
+             failing: replace it soon. This goes when a check finds nothing",
+            shown.join(", ")
+        );
+        alarm("damaged", log, text)
+    });
+    told.collect()
 }
 
 fn alarm(code: &str, about: impl ToString, text: String) -> Alarm {
@@ -88,9 +114,39 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_to_do() {
         let status = sample::troubled();
-        assert_eq!(codes(&status), ["source-down", "backlog-age", "dead-letters", "quota"]);
+        assert_eq!(codes(&status), ["source-down", "backlog-age", "dead-letters"]);
         let alarms = derive(&status);
         assert!(alarms.iter().any(|alarm| alarm.text.contains("connection refused")), "{alarms:?}");
         assert!(alarms.iter().any(|alarm| alarm.text.contains("wardgate dead list --upstream engine")));
+    }
+
+    #[test]
+    fn each_kind_of_dead_letter_is_told_with_what_to_do_about_it() {
+        let mut status = sample::healthy();
+        let told = |status: &Status| derive(status).into_iter().map(|alarm| alarm.text).collect::<Vec<_>>().join("\n");
+        let lane = LaneStatus { dead: 1, ..status.lanes[0].clone() };
+        status.lanes = vec![LaneStatus { dead_retired: 1, ..lane.clone() }];
+        assert!(told(&status).starts_with("1 message left over from the retired upstream: "), "{}", told(&status));
+        assert!(!told(&status).contains("mend the cause"), "nobody refused it");
+        status.lanes = vec![LaneStatus { dead: 4, dead_damaged: 2, dead_retired: 1, ..lane }];
+        let text = told(&status);
+        for words in ["1 message refused for good", "2 messages damaged on this box's disk", "1 message left over"] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn damage_that_a_check_found_names_its_files() {
+        let place = |segment, file: &str| Damage {
+            log: crate::envelope::Class::Clinical,
+            segment,
+            file: file.into(),
+            text: "record 3 is lost".into(),
+        };
+        let alarms = of_damage(&[place(1, "/spool/clinical/000001.seg"), place(1, "/spool/clinical/000001.seg")]);
+        assert_eq!(alarms.len(), 1);
+        assert_eq!((alarms[0].code.as_str(), alarms[0].about.as_str()), ("damaged", "clinical"));
+        assert_eq!(alarms[0].text.matches("/spool/clinical/000001.seg").count(), 1, "{}", alarms[0].text);
+        assert_eq!(of_damage(&[]), []);
     }
 }

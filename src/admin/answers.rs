@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::ids::IdPattern;
 use crate::envelope::{Class, MessageId, Stamp};
 use crate::status::{LaneStatus, LogStatus};
 use crate::values::{Name, ValueError};
@@ -58,8 +59,7 @@ pub struct Count {
     /// Changed.
     pub changed: u64,
     /// Named, but not (or no longer) a dead letter.
-    #[serde(with = "ids_as_text")]
-    pub unknown: Vec<MessageId>,
+    pub unknown: Vec<IdPattern>,
 }
 
 /// The lanes that a decision has set going.
@@ -108,6 +108,9 @@ pub struct Damage {
     pub log: Class,
     /// The segment's order number.
     pub segment: u64,
+    /// Its file.
+    #[serde(default)]
+    pub file: String,
     /// What is wrong and what it means, in words.
     pub text: String,
 }
@@ -123,8 +126,7 @@ pub struct ExportReport {
     /// Messages that can't be read any more and are not in the export: see `spool verify`.
     pub damaged: u64,
     /// Named, but not kept here.
-    #[serde(with = "ids_as_text")]
-    pub unknown: Vec<MessageId>,
+    pub unknown: Vec<IdPattern>,
 }
 
 /// What was imported.
@@ -207,11 +209,11 @@ impl Refusal {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
-    /// Not a request, or one that contradicts itself.
+    /// Not a request, one that contradicts itself, or one that names a source or upstream that is not known here.
     BadRequest,
     /// The peer's uid and groups do not allow it.
     NotPermitted,
-    /// There is no such message, source or upstream.
+    /// There is no such message.
     NotFound,
     /// Can't be done now (starting, stopping, too many connections, full): try again.
     Unavailable,
@@ -274,21 +276,5 @@ pub(super) mod as_text {
         D: Deserializer<'de>,
     {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// A list of ids, each as text.
-pub(super) mod ids_as_text {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::envelope::MessageId;
-
-    pub fn serialize<S: Serializer>(ids: &[MessageId], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(ids.iter().map(ToString::to_string))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<MessageId>, D::Error> {
-        let texts = Vec::<String>::deserialize(deserializer)?;
-        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
     }
 }

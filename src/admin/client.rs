@@ -32,7 +32,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 pub enum ClientError {
     /// Nobody answers on the socket.
     #[error(
-        "wardgate is not running: nobody answers on {0}\n  start it:  systemctl start wardgate   (by hand: wardgate run --config FILE)\n  why it stopped:  journalctl -u wardgate -e"
+        "wardgate is not running: nobody answers on {0}\n  start it:  systemctl start wardgate   (by hand: wardgate run --config FILE)\n  why it stopped:  journalctl -u wardgate -e\n  it has a socket elsewhere ([gateway.control] socket):  give its path with --socket PATH"
     )]
     NotRunning(PathBuf),
     /// The file system keeps this user out.

@@ -56,7 +56,13 @@ pub enum ControlError {
     #[error(transparent)]
     Group(#[from] NoSuchGroup),
     /// The file system says no.
-    #[error("can't make the control socket {path}: {cause}; its folder must be writable for the service's user")]
+    #[error(
+        "can't make the control socket {path}: {cause}; its folder must be writable for the service's user. Not root, not under \
+         systemd? Give it another place in the configuration, and to each command with --socket:\n\
+         \x20 [gateway.control]\n\
+         \x20 socket = \"{}\"",
+        access::own_socket().display()
+    )]
     Io {
         /// The socket.
         path: PathBuf,

@@ -6,6 +6,7 @@
 //! verb that is made for it (`dead-body`), which counts as a change and is logged.
 //!
 //! * [`verbs`]: requests. [`answers`]: what comes back. [`operator`]: the trait that carries them out.
+//! * [`ids`]: messages as people name them.
 //! * [`access`]: `[gateway] control`, and who may read and who may change, by the peer's uid and groups.
 //! * [`lines`]: JSON lines with a bound, for both ends.
 //! * [`control`]: the server side. [`client`]: the side of the command line.
@@ -17,6 +18,7 @@ pub mod alarms;
 pub mod answers;
 pub mod client;
 pub mod control;
+pub mod ids;
 pub mod lines;
 pub mod metrics;
 pub mod operator;

@@ -11,10 +11,10 @@ use super::answers::{
     Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Progress, Refusal, Released,
     ReplayReport, SpoolUsage, VerifyReport,
 };
+use super::ids::IdPattern;
 use super::verbs::{
     DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LaneSelection, ReplayRequest,
 };
-use crate::envelope::MessageId;
 use crate::status::Status;
 
 /// Pieces of progress and data that may wait for a slow reader before the job waits too.
@@ -30,9 +30,9 @@ pub trait Operator: Send + Sync + 'static {
     /// Dead letters, the newest first.
     fn dead_list(&self, query: DeadQuery) -> impl Future<Output = Answer<DeadList>> + Send;
     /// One message, for each upstream that refused it; [`Code::NotFound`] when there is none.
-    fn dead_show(&self, id: MessageId) -> impl Future<Output = Answer<Vec<DeadLetter>>> + Send;
+    fn dead_show(&self, id: IdPattern) -> impl Future<Output = Answer<Vec<DeadLetter>>> + Send;
     /// Its body, through [`Outlet::data`]; answers its length.
-    fn dead_body(&self, id: MessageId, outlet: &Outlet) -> impl Future<Output = Answer<u64>> + Send;
+    fn dead_body(&self, id: IdPattern, outlet: &Outlet) -> impl Future<Output = Answer<u64>> + Send;
     /// Puts dead letters back at the end of their lanes; durable when it answers.
     fn dead_retry(&self, selection: DeadSelection) -> impl Future<Output = Answer<Count>> + Send;
     /// Gives dead letters up for good; durable when it answers.

@@ -25,6 +25,7 @@ pub(crate) fn healthy() -> Status {
         gateway: "icu-3-east".into(),
         site: "st-marys".into(),
         running_s: 7_200,
+        since: "2026-11-22T12:00:00Z".into(),
         config: "0123456789abcdef".into(),
         sources: [(name("monitors"), source.snapshot("mllp", "10.20.0.1:2575", 7_200_000))].into(),
         upstreams: [(name("engine"), upstream.snapshot("mllp", "engine.st-marys.example:2575", 7_200_000))].into(),
@@ -52,7 +53,17 @@ pub(crate) fn troubled() -> Status {
 
 fn lane(backlog: u64, backlog_bytes: u64, oldest_s: Option<u64>, dead: u64) -> LaneStatus {
     let (source, upstream) = (name("monitors"), name("engine"));
-    LaneStatus { source, upstream, backlog, backlog_bytes, oldest_s, dead, held: None }
+    LaneStatus {
+        source,
+        upstream,
+        backlog,
+        backlog_bytes,
+        oldest_s,
+        dead,
+        dead_retired: 0,
+        dead_damaged: 0,
+        held: None,
+    }
 }
 
 fn log(used: u64) -> LogStatus {

@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::answers::{Refusal, When, as_text, ids_as_text};
-use crate::envelope::MessageId;
+use super::answers::{Refusal, When};
+use super::ids::IdPattern;
 use crate::values::Name;
 
 /// Most ids that one request may name.
@@ -142,8 +142,7 @@ pub struct DeadQuery {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DeadRef {
     /// Which message.
-    #[serde(with = "as_text")]
-    pub id: MessageId,
+    pub id: IdPattern,
 }
 
 /// Dead letters to retry or discard: by id, or all that the filters leave.
@@ -151,8 +150,7 @@ pub struct DeadRef {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct DeadSelection {
     /// These; empty when `all` is set.
-    #[serde(with = "ids_as_text")]
-    pub ids: Vec<MessageId>,
+    pub ids: Vec<IdPattern>,
     /// Every one that the filters leave.
     pub all: bool,
     /// Only of this source.
@@ -177,8 +175,7 @@ pub struct LaneSelection {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct ExportRequest {
     /// These; empty: all that the filters leave.
-    #[serde(with = "ids_as_text")]
-    pub ids: Vec<MessageId>,
+    pub ids: Vec<IdPattern>,
     /// Only of this source.
     pub source: Option<Name>,
     /// Only those that still wait for this upstream (or are dead for it).
@@ -239,7 +236,7 @@ mod tests {
     fn a_selection_of_nothing_is_refused() {
         let request = Request::DeadDiscard(DeadSelection::default());
         assert_eq!(request.check().unwrap_err().code, Code::BadRequest);
-        let both = DeadSelection { ids: vec![MessageId([1; 16])], all: true, ..DeadSelection::default() };
+        let both = DeadSelection { ids: vec!["5b0c...e1".parse().unwrap()], all: true, ..DeadSelection::default() };
         assert_eq!(Request::DeadRetry(both).check().unwrap_err().code, Code::BadRequest);
     }
 
@@ -263,8 +260,8 @@ mod tests {
 
     #[test]
     fn showing_a_body_counts_as_a_change() {
-        let id = MessageId([1; 16]);
-        assert_eq!(Request::DeadBody(DeadRef { id }).level(), Level::Change);
+        let id: IdPattern = "5b0c".parse().unwrap();
+        assert_eq!(Request::DeadBody(DeadRef { id: id.clone() }).level(), Level::Change);
         assert_eq!(Request::DeadShow(DeadRef { id }).level(), Level::Read);
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::{Exit, Failure};
+use super::table::counted;
 use super::terminal;
 use crate::config::{self, Config, LoadError, Loaded, Part, Standing};
 use crate::route;
@@ -45,20 +46,16 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
             terminal::say(summary(&config).trim_end())?;
             terminal::say(&match warnings {
                 0 => format!("{shown} is good"),
-                _ => format!("{shown} may be used, but has {}", counted(warnings, "warning")),
+                _ => format!("{shown} may be used, but has {}", counted(warnings as u64, "warning")),
             })
         }
         Err(LoadError::Bad(report)) => {
             terminal::note(report.to_string().trim_end());
-            let problems = counted(report.errors(), "problem");
+            let problems = counted(report.errors() as u64, "problem");
             Err(Failure::new(Exit::Config, format!("{shown} can't be used: it has {problems}, shown above")))
         }
         Err(error) => Err(Failure::new(Exit::Config, error.to_string())),
     }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What the configuration sets up, in words.

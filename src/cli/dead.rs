@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::exit::{Exit, Failure, OrExit};
-use super::table::{Column, Table, bytes, count};
+use super::table::{Column, Table, bytes, count, counted};
 use super::terminal::{confirm, note, plain, say, size};
 use super::{SocketArgs, say_json};
 use crate::admin::answers::{Count, DeadLetter, DeadList};
+use crate::admin::ids::IdPattern;
 use crate::admin::operator::Saying;
 use crate::admin::verbs::{DeadQuery, DeadRef, DeadSelection, Request};
-use crate::envelope::MessageId;
 use crate::values::Name;
 
 /// Lists, shows, retries and discards the messages that an upstream refused for good.
@@ -74,13 +74,13 @@ struct ListArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wardgate dead show 5b0c2f...e1
-  wardgate dead show 5b0c2f...e1 --body refused.hl7     write its content to a new file (mode 0600)
+  wardgate dead show 5b0c...e1
+  wardgate dead show 5b0c...e1 --body refused.hl7     write its content to a new file (mode 0600)
 
 --body reveals patient data: it needs the right to change, and the service logs that you did it.")]
 struct ShowArgs {
-    /// The message's id: 32 hexadecimal digits, from `dead list`.
-    id: MessageId,
+    /// The message's id, from `dead list`: whole, its beginning, or beginning...end.
+    id: IdPattern,
     /// Also write the body to this file, which must not be there yet.
     #[arg(long, value_name = "FILE")]
     body: Option<PathBuf>,
@@ -95,12 +95,12 @@ struct ShowArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wardgate dead retry 5b0c2f...e1
+  wardgate dead retry 5b0c...e1
   wardgate dead retry --all --upstream engine           all that the engine refused")]
 struct SelectArgs {
-    /// Ids of messages, from `dead list`.
+    /// Ids of messages, from `dead list`: each whole, its beginning, or beginning...end.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
-    ids: Vec<MessageId>,
+    ids: Vec<IdPattern>,
     /// Every dead letter that the filters leave.
     #[arg(long)]
     all: bool,
@@ -121,8 +121,8 @@ struct SelectArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wardgate spool export --to refused.age --recipient age1... 5b0c2f...e1    first keep a sealed copy
-  wardgate dead discard 5b0c2f...e1
+  wardgate spool export --to refused.age --recipient age1... 5b0c...e1    first keep a sealed copy
+  wardgate dead discard 5b0c...e1
   wardgate dead discard --all --upstream old-engine --yes")]
 struct DiscardArgs {
     #[command(flatten)]
@@ -142,7 +142,7 @@ pub async fn run(args: DeadArgs) -> Result<(), Failure> {
         DeadCommand::Show(args) => show(args).await,
         DeadCommand::Retry(args) => {
             let (json, socket) = (args.json, SocketArgs { socket: args.socket.socket.clone() });
-            change(Request::DeadRetry(args.selection()), "put back into their lanes", json, &socket).await
+            change(Request::DeadRetry(args.selection()), "put back, to be sent again", json, &socket).await
         }
         DeadCommand::Discard(DiscardArgs { select, yes }) => {
             confirm(&select.question(), "discard", yes)?;
@@ -222,7 +222,7 @@ fn letter_text(letter: &DeadLetter) -> String {
         ("source", letter.source.to_string()),
         ("upstream", letter.upstream.to_string()),
         ("reason", letter.reason.clone()),
-        ("tried", format!("{} times", letter.attempts)),
+        ("tried", counted(letter.attempts.into(), "time")),
         ("received", letter.received.to_string()),
         ("given up", letter.given_up.to_string()),
         ("size", format!("{} ({} bytes)", bytes(letter.bytes), letter.bytes)),
@@ -237,7 +237,7 @@ async fn change(request: Request, done: &str, json: bool, socket: &SocketArgs) -
     let answer: Count = socket.connect().await?.ask(&request).await?;
     match json {
         true => say_json(&answer)?,
-        false => say(&format!("{} {done}", count(answer.changed)))?,
+        false => say(&format!("{} {done}", counted(answer.changed, "dead letter")))?,
     }
     match answer.unknown.as_slice() {
         [] => Ok(()),
@@ -258,7 +258,7 @@ impl SelectArgs {
             |what: &str, name: &Option<Name>| name.as_ref().map(|name| format!(" {what} {name}")).unwrap_or_default();
         let which = match self.all {
             true => format!("ALL dead letters{}{}", of("of", &self.source), of("for", &self.upstream)),
-            false => format!("{} dead letters", self.ids.len()),
+            false => counted(self.ids.len() as u64, "dead letter"),
         };
         format!("{which} will be discarded for good; export them first if they may still be wanted")
     }
@@ -277,7 +277,7 @@ pub(super) fn new_private_file(path: &Path) -> Result<File, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::Class;
+    use crate::envelope::{Class, MessageId};
 
     fn letter() -> DeadLetter {
         DeadLetter {

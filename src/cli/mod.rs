@@ -186,4 +186,37 @@ mod tests {
             commands.extend(command.get_subcommands().cloned());
         }
     }
+
+    /// The words of an example, as a shell would split them; what follows two blanks is its explanation.
+    fn words(example: &str) -> Vec<OsString> {
+        let mut words = Vec::new();
+        for (at, part) in example.split('\'').enumerate() {
+            match at % 2 {
+                0 => words.extend(part.split_whitespace().map(OsString::from)),
+                _ => words.push(part.into()),
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn the_examples_are_command_lines_as_they_are_printed() {
+        let mut commands = vec![CommandLine::command()];
+        let mut tried = 0;
+        while let Some(command) = commands.pop() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let help = help.split("\\\n").map(str::trim).collect::<Vec<_>>().join(" ");
+            let lines = help.lines().filter_map(|line| line.strip_prefix("  wardgate "));
+            for line in lines {
+                let example = line.split("  ").next().unwrap().split(" | ").next().unwrap();
+                for example in format!("wardgate {example}").split(" && ").filter(|one| one.starts_with("wardgate ")) {
+                    let parsed = CommandLine::try_parse_from(words(example));
+                    assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
+                    tried += 1;
+                }
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+        assert!(tried > 30, "{tried}");
+    }
 }

@@ -261,6 +261,7 @@ fn file(sop_instance: &Uid, calling: &AeTitle) -> Vec<u8> {
         sop_instance: sop_instance.clone(),
         transfer_syntax: EXPLICIT_LITTLE_ENDIAN,
         source_ae: calling.clone(),
+        receiving_ae: AeTitle::default(),
     };
     [meta.bytes(), sample.data_set()].concat()
 }

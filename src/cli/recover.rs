@@ -17,11 +17,15 @@ use zeroize::Zeroizing;
 use super::dead::new_private_file;
 use super::exit::{Exit, Failure, OrExit};
 use super::say_json;
-use super::table::{bytes, count};
-use super::terminal::{note, plain, say};
+use super::spool::damage_text;
+use super::table::{bytes, count, counted};
+use super::terminal::{progress, progress_over, say};
 use crate::admin::answers::{Damage, Progress, When};
 use crate::envelope::{Class, Envelope};
-use crate::spool::{Damaged, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root};
+use crate::spool::{
+    Damaged, KeyError, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root,
+    refuse_destroyed,
+};
 use crate::upstream::opening::{OpenError, Opener};
 use crate::values::Name;
 
@@ -78,7 +82,8 @@ pub struct Rescued {
 pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
     let made = std::fs::DirBuilder::new().mode(0o700).create(&args.into);
     made.or_exit(Exit::CannotCreate, format!("can't make {}", args.into.display()))?;
-    let rescued = rescue(args, &mut |progress| note(&format!("  {} {}", count(progress.done), plain(&progress.what))));
+    let rescued = rescue(args, &mut |step| progress(&format!("  {} {}", count(step.done), step.what)));
+    progress_over();
     if rescued.is_err() {
         // Only an empty folder goes: what was written stays.
         std::fs::remove_dir(&args.into).ok();
@@ -91,17 +96,14 @@ pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
     if rescued.damage.is_empty() {
         return Ok(());
     }
-    let places = rescued
-        .damage
-        .iter()
-        .map(|damage| format!("\n  {} segment {}: {}", damage.log, damage.segment, plain(&damage.text)));
+    let places = rescued.damage.iter().map(damage_text);
     Err(Failure::new(Exit::Data, format!("not everything could be read:{}", places.collect::<String>())))
 }
 
 fn told(rescued: &Rescued, args: &RecoverArgs) -> String {
     format!(
-        "{} messages ({}) written into {}, {} of them were not delivered yet; they are patient data in clear",
-        count(rescued.messages),
+        "{} ({}) written into {}, not delivered yet of these: {}; they are patient data in clear",
+        counted(rescued.messages, "message"),
         bytes(rescued.bytes),
         args.into.display(),
         count(rescued.undelivered)
@@ -147,6 +149,9 @@ fn root_key(spool: &Path, identity: &Path) -> Result<Secret, Failure> {
     let read = File::open(&path).and_then(|file| file.take(RECOVERY_BYTES_MAX).read_to_end(&mut sealed));
     read.map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
+            if let Err(error @ KeyError::Destroyed(_)) = refuse_destroyed(spool) {
+                return Failure::new(Exit::Config, error.to_string());
+            }
             let why = "[spool] recovery named nobody while the box was alive, or this is not a spool";
             Failure::new(Exit::Config, format!("{} is not there: {why}", path.display()))
         }
@@ -207,7 +212,7 @@ impl<'a> Shelf<'a> {
             Err(text) => {
                 std::fs::remove_file(&path).or_exit(Exit::Io, format!("can't remove {}", path.display()))?;
                 let text = format!("message {}: {text}", seen.envelope.id);
-                self.rescued.damage.push(Damage { log: seen.envelope.class, segment: 0, text });
+                self.rescued.damage.push(Damage { log: seen.envelope.class, segment: 0, file: String::new(), text });
                 return Ok(());
             }
         }
@@ -239,7 +244,12 @@ impl<'a> Shelf<'a> {
     }
 
     fn note(&mut self, found: Damaged) {
-        self.rescued.damage.push(Damage { log: found.class, segment: found.segment, text: found.text });
+        self.rescued.damage.push(Damage {
+            log: found.class,
+            segment: found.segment,
+            file: found.file,
+            text: found.text,
+        });
     }
 
     fn close(mut self) -> Result<Rescued, Failure> {

@@ -3,11 +3,11 @@
 use clap::Args;
 
 use super::exit::{Exit, Failure};
-use super::table::{bytes, count};
-use super::terminal::{confirm, note, say};
+use super::spool::tell_progress;
+use super::table::{bytes, counted};
+use super::terminal::{confirm, note, progress_over, say};
 use super::{SocketArgs, say_json, when};
 use crate::admin::answers::{ReplayReport, When};
-use crate::admin::operator::Saying;
 use crate::admin::verbs::{ReplayRequest, Request};
 use crate::values::Name;
 
@@ -70,15 +70,12 @@ pub async fn run(args: ReplayArgs) -> Result<(), Failure> {
     }
     confirm(&format!("{} will be sent to {} again", text(&counted), request.upstream), "send", args.yes)?;
     request.dry_run = false;
-    let progress = |saying| {
-        if let Saying::Progress(progress) = saying {
-            note(&format!("  {} {}", count(progress.done), progress.what));
-        }
-        Ok(())
-    };
-    let done: ReplayReport = client.ask_and_hear(&Request::Replay(request), progress).await?;
+    let done = client.ask_and_hear(&Request::Replay(request), tell_progress).await;
+    progress_over();
+    let done: ReplayReport = done?;
     if done.missing > 0 {
-        note(&format!("{} messages were dropped by the full log before they could be sent", count(done.missing)));
+        let missing = super::table::counted(done.missing, "message");
+        note(&format!("{} dropped by the full log before it could be sent", missing));
     }
     if args.json { say_json(&done) } else { say(&format!("{} will be sent again", text(&done))) }
 }
@@ -88,5 +85,5 @@ fn text(report: &ReplayReport) -> String {
         (Some(first), Some(last)) => format!(", received {first} to {last}"),
         _ => String::new(),
     };
-    format!("{} messages ({}{range})", count(report.messages), bytes(report.bytes))
+    format!("{} ({}{range})", counted(report.messages, "message"), bytes(report.bytes))
 }

@@ -12,14 +12,14 @@ use tokio::sync::mpsc;
 use super::dead::new_private_file;
 use super::exit::{Exit, Failure, OrExit};
 use super::status_view;
-use super::table::{bytes, count};
-use super::terminal::{confirm, note, plain, say, size};
+use super::table::{bytes, count, counted};
+use super::terminal::{self, confirm, plain, progress_over, say, size};
 use super::{SocketArgs, say_json, when};
-use crate::admin::answers::{Count, ExportReport, ImportReport, SpoolUsage, VerifyReport, When};
+use crate::admin::answers::{Count, Damage, ExportReport, ImportReport, SpoolUsage, VerifyReport, When};
+use crate::admin::ids::IdPattern;
 use crate::admin::lines::DATA_PIECE_BYTES_MAX;
 use crate::admin::operator::Saying;
 use crate::admin::verbs::{ExportRequest, ImportRequest, Request};
-use crate::envelope::MessageId;
 use crate::upstream::opening::{OpenError, Opener};
 use crate::values::Name;
 
@@ -107,12 +107,12 @@ struct AcceptDamageArgs {
 Examples:
   wardgate spool export --upstream engine --recipient age1... --to waiting.age       all that waits for the engine
   wardgate spool export --source monitors --from 2h --recipient age1... --to last2h.age
-  wardgate spool export 5b0c2f...e1 --recipient age1... --to one.age
+  wardgate spool export 5b0c...e1 --recipient age1... --to one.age
 
 The file holds patient data, which only the owners of the recipients' keys can read.")]
 struct ExportArgs {
-    /// Ids of messages; none: all that the filters leave.
-    ids: Vec<MessageId>,
+    /// Ids of messages (whole, a beginning, or beginning...end); none: all that the filters leave.
+    ids: Vec<IdPattern>,
     /// Only of this source.
     #[arg(long)]
     source: Option<Name>,
@@ -198,24 +198,35 @@ fn usage_text(usage: &SpoolUsage, width: usize) -> String {
 
 async fn verify(args: VerifyArgs) -> Result<(), Failure> {
     let mut client = args.socket.connect().await?;
-    let report: VerifyReport = client.ask_and_hear(&Request::SpoolVerify, tell_progress).await?;
+    let report = client.ask_and_hear(&Request::SpoolVerify, tell_progress).await;
+    progress_over();
+    let report: VerifyReport = report?;
     match args.json {
         true => say_json(&report)?,
-        false => say(&format!(
-            "{} records in {} segments read ({})",
-            count(report.records),
-            count(report.segments),
-            bytes(report.bytes)
-        ))?,
+        false => say(&verified(&report))?,
     }
     if report.damage.is_empty() {
         return Ok(());
     }
-    let places = report
-        .damage
-        .iter()
-        .map(|damage| format!("\n  {} segment {}: {}", damage.log, damage.segment, plain(&damage.text)));
-    Err(Failure::new(Exit::Data, format!("the spool is damaged:{}", places.collect::<String>())))
+    let places = report.damage.iter().map(damage_text);
+    let next = "\n  The alarm \"damaged\" is raised until a check finds nothing. What is sound goes on; the disk may be failing: \
+                replace it soon";
+    Err(Failure::new(Exit::Data, format!("the spool is damaged:{}{next}", places.collect::<String>())))
+}
+
+fn verified(report: &VerifyReport) -> String {
+    let (records, segments) = (counted(report.records, "record"), counted(report.segments, "segment"));
+    let found = match report.damage.len() {
+        0 => "all sound".to_owned(),
+        places => format!("{} damaged", counted(places as u64, "place")),
+    };
+    format!("{records} in {segments} read ({}): {found}", bytes(report.bytes))
+}
+
+/// A damaged place, on a line of its own.
+pub(super) fn damage_text(damage: &Damage) -> String {
+    let file = if damage.file.is_empty() { String::new() } else { format!(" (file {})", plain(&damage.file)) };
+    format!("\n  {} segment {}: {}{file}", damage.log, damage.segment, plain(&damage.text))
 }
 
 async fn accept_damage(args: AcceptDamageArgs) -> Result<(), Failure> {
@@ -250,6 +261,7 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     let mut client = args.socket.connect().await?;
     let file = new_private_file(&args.file)?;
     let outcome = export_into(&mut client, request, file, &args.file).await;
+    progress_over();
     // Made by us a moment ago, and either not whole or without any message in it.
     if outcome.as_ref().map_or(true, |report| report.messages == 0) {
         std::fs::remove_file(&args.file).or_exit(Exit::Io, format!("can't remove {}", args.file.display()))?;
@@ -261,8 +273,8 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     match args.json {
         true => say_json(&report)?,
         false => say(&format!(
-            "{} messages ({}) sealed into {}; nothing was marked as delivered",
-            count(report.messages),
+            "{} ({}) sealed into {}; nothing was marked as delivered",
+            counted(report.messages, "message"),
             bytes(report.bytes),
             args.file.display()
         ))?,
@@ -274,8 +286,10 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
             Err(Failure::new(Exit::Data, format!("not kept here (any more): {}", ids.join(", "))))
         }
         (damaged, _) => {
-            let text =
-                format!("{} messages can't be read and are not in it: see wardgate spool verify", count(damaged));
+            let text = format!(
+                "{} can't be read: what is damaged is not in it; see wardgate spool verify",
+                counted(damaged, "place")
+            );
             Err(Failure::new(Exit::Data, text))
         }
     }
@@ -304,13 +318,14 @@ async fn import(args: ImportArgs) -> Result<(), Failure> {
     let reading = tokio::task::spawn_blocking(move || read_pieces(opened, &sender));
     let request = Request::SpoolImport(ImportRequest { upstreams: args.upstreams });
     let report: Result<ImportReport, _> = client.ask_and_feed(&request, pieces, tell_progress).await;
+    progress_over();
     reading.await.or_exit(Exit::Software, "can't read the file")?;
     let report = report?;
     match args.json {
         true => say_json(&report),
         false => say(&format!(
-            "{} messages stored ({}), {} were here already",
-            count(report.stored),
+            "{} stored ({}), {} already here",
+            counted(report.stored, "message"),
             bytes(report.bytes),
             count(report.repeats)
         )),
@@ -348,7 +363,7 @@ fn read_pieces(mut from: impl Read, to: &mpsc::Sender<Result<Bytes, String>>) {
 pub(super) fn tell_progress(saying: Saying) -> Result<(), String> {
     if let Saying::Progress(progress) = saying {
         let total = progress.total.map(|total| format!(" of {}", count(total))).unwrap_or_default();
-        note(&format!("  {}{total} {}", count(progress.done), plain(&progress.what)));
+        terminal::progress(&format!("  {}{total} {}", count(progress.done), progress.what));
     }
     Ok(())
 }

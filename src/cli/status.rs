@@ -24,6 +24,16 @@ Examples:
   wardgate status --json | jq '.lanes[] | select(.backlog > 0)'
   wardgate status --json | jq -e '.alarms == []'        for a monitoring system
 
+What the columns say (all counters count since the start of the service, which the first line tells):
+  sources    RECEIVED messages that came whole; STORED durably, of these; FLAGGED stored, but something about them was
+             noticed (can't be parsed, rejected, ...); REPEATS second copies: acknowledged, not stored again; REFUSED this
+             box could not store them (full, failed): the device was told \"not now\"; REJECTED the device was told that
+             they are not acceptable (over a limit, no control id); OPEN connections now; LAST when the last message came
+  upstreams  DELIVERED the upstream took them; RETRIED sent again; DEAD became dead letters since the start; LAST receipt;
+             LINK the connection now
+  lanes      from a source to an upstream: WAITING messages, their SIZE, the age of the OLDEST; DEAD dead letters kept now
+  logs       USED bytes of segments with something that must stay, of the QUOTA; SEGMENTS on disk; WRITTEN bytes and SYNCS
+
 Safe: it only reads, and there is no patient data in it.")]
 pub struct StatusArgs {
     /// Print the snapshot as JSON, once.

@@ -3,7 +3,7 @@
 //! A pure function of the snapshot and the width, so that a terminal, a pipe and a test see the same.
 
 use super::imaging_view;
-use super::table::{Column, Table, age, bytes, count, cut};
+use super::table::{Column, Table, age, bytes, count, counted, cut};
 use super::terminal::plain;
 use crate::status::{LaneStatus, Link, LogStatus, SourceStatus, Status, UpstreamStatus};
 use crate::values::Name;
@@ -21,15 +21,17 @@ pub fn render(status: &Status, width: usize) -> String {
     parts.push(section(upstreams(status), "no upstreams are configured", width));
     parts.extend(lanes(&status.lanes).map(|table| table.render(width)));
     parts.push(section(logs(&status.logs), "the spool is not open", width));
+    parts.push(format!("index: {} written since the start", bytes(status.index_written)));
     parts.join("\n\n")
 }
 
 fn headline(status: &Status, width: usize) -> String {
     let line = format!(
-        "wardgate {}  {} at {}  running for {}  configuration {}",
+        "wardgate {}  {} at {}  since {} ({})  configuration {}",
         status.version,
         status.gateway,
         status.site,
+        status.since,
         age(status.running_s),
         status.config,
     );
@@ -56,6 +58,7 @@ fn sources(status: &Status) -> Table {
         Column::left("AT").shrinking().optional(4),
         Column::right("RECEIVED"),
         Column::right("STORED"),
+        Column::right("FLAGGED").optional(7),
         Column::right("REPEATS").optional(6),
         Column::right("REFUSED").optional(2),
         Column::right("REJECTED").optional(3),
@@ -69,12 +72,13 @@ fn sources(status: &Status) -> Table {
     table
 }
 
-fn source_row(name: &Name, source: &SourceStatus) -> [String; 10] {
+fn source_row(name: &Name, source: &SourceStatus) -> [String; 11] {
     [
         name.to_string(),
         format!("{} {}", source.protocol, source.endpoint),
         count(source.received),
         count(source.stored),
+        count(source.flagged),
         count(source.repeats),
         count(source.refused),
         count(source.rejected),
@@ -139,14 +143,18 @@ pub fn lanes(lanes: &[LaneStatus]) -> Option<Table> {
             bytes(lane.backlog_bytes),
             lane.oldest_s.map_or_else(|| "-".to_owned(), age),
             count(lane.dead),
-            lane.held.clone().map_or_else(|| state_of(lane).to_owned(), |why| format!("HELD: {why}")),
+            lane.held.as_ref().map_or_else(|| state_of(lane).to_owned(), |why| format!("HELD: {why}")),
         ]);
     }
     (!table.is_empty()).then_some(table)
 }
 
 fn state_of(lane: &LaneStatus) -> &'static str {
-    if lane.backlog == 0 { "all delivered" } else { "waiting" }
+    match (lane.backlog, lane.dead) {
+        (0, 0) => "all delivered",
+        (0, _) => "nothing waits, but see dead list",
+        _ => "waiting",
+    }
 }
 
 /// The logs with their bars.
@@ -180,7 +188,7 @@ fn log_state(log: &LogStatus) -> String {
     match (&log.refusing, log.quarantined) {
         (Some(why), _) => format!("REFUSING: {why}"),
         (None, 0) => "taking".to_owned(),
-        (None, damaged) => format!("taking; {damaged} DAMAGED segments: wardgate spool verify"),
+        (None, damaged) => format!("taking; {} DAMAGED: wardgate spool verify", counted(damaged, "segment")),
     }
 }
 
@@ -222,10 +230,10 @@ mod tests {
     #[test]
     fn a_healthy_box_is_told_in_four_short_parts() {
         let expected = "\
-wardgate 0.1.0  icu-3-east at st-marys  running for 2 h 0 min  configuration 0123456789abcdef
+wardgate 0.1.0  icu-3-east at st-marys  since 2026-11-22T12:00:00Z (2 h 0 min)  configuration 0123456789abcdef
 
-SOURCE    AT                   RECEIVED  STORED  REPEATS  REFUSED  REJECTED  OPEN     LAST  STATE
-monitors  mllp 10.20.0.1:2575    12 345  12 340        5        0         0     4  1 s ago  listening
+SOURCE    AT                   RECEIVED  STORED  FLAGGED  REPEATS  REFUSED  REJECTED  OPEN     LAST  STATE
+monitors  mllp 10.20.0.1:2575    12 345  12 340        0        5        0         0     4  1 s ago  listening
 
 UPSTREAM  TO                                 DELIVERED  RETRIED  DEAD     LAST  LINK
 engine    mllp engine.st-marys.example:2575     12 340        0     0  0 s ago  up
@@ -234,7 +242,9 @@ LANE               WAITING  SIZE  OLDEST  DEAD  STATE
 monitors > engine        0   0 B       -     0  all delivered
 
 LOG       FULL                              USED    QUOTA  SEGMENTS  WRITTEN  SYNCS  STATE
-clinical  [....................]   0 %  64.0 MiB  8.0 GiB         4  3.0 GiB  9 001  taking";
+clinical  [....................]   0 %  64.0 MiB  8.0 GiB         4  3.0 GiB  9 001  taking
+
+index: 5.0 MiB written since the start";
         assert_eq!(render(&sample::healthy(), 120), expected);
     }
 
@@ -260,6 +270,14 @@ clinical  [....................]   0 %  64.0 MiB  8.0 GiB         4  3.0 GiB  9 
             let text = render(&status, width);
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_lane_with_dead_letters_is_not_called_delivered() {
+        let mut status = sample::healthy();
+        status.lanes[0].dead = 1;
+        let text = render(&status, 120);
+        assert!(!text.contains("all delivered") && text.contains("nothing waits, but see dead list"), "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Widths are counted in characters; names here are ASCII, and a wide letter in a peer's words costs at most a ragged edge.
 
 use super::terminal::plain;
+pub use crate::values::{count, counted};
 
 /// Narrowest that a column that may shrink becomes before another one goes.
 const SHRUNK_MIN: usize = 12;
@@ -133,19 +134,6 @@ pub fn cut(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// A count with its thousands apart: `1 234 567`.
-pub fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(' ');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Bytes for people: `3.1 MiB`.
 pub fn bytes(number: u64) -> String {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
@@ -220,6 +208,8 @@ cloud            17  down: the b…";
     #[test]
     fn numbers_read_as_people_write_them() {
         assert_eq!([count(7), count(1_234), count(1_234_567)], ["7", "1 234", "1 234 567"]);
+        let messages = [0, 1, 1_234].map(|number| counted(number, "message"));
+        assert_eq!(messages, ["0 messages", "1 message", "1 234 messages"]);
         assert_eq!([bytes(512), bytes(1_536), bytes(3 << 30)], ["512 B", "1.5 KiB", "3.0 GiB"]);
         assert_eq!([age(4), age(725), age(12_000), age(439_200)], ["4 s", "12 min", "3 h 20 min", "5 d 2 h"]);
     }

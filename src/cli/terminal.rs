@@ -38,6 +38,24 @@ pub fn note(text: &str) {
     writeln!(io::stderr(), "{text}").ok();
 }
 
+/// Shows how far a job is, on a line of standard error that the next one is written over. Where that is no terminal nobody
+/// watches: nothing is written, the line at the end of the job tells all.
+pub fn progress(text: &str) {
+    draw_progress(&plain(text));
+}
+
+/// Takes the line of [`progress`] away.
+pub fn progress_over() {
+    draw_progress("");
+}
+
+fn draw_progress(text: &str) {
+    let mut out = io::stderr();
+    if out.is_terminal() {
+        write!(out, "\r{text}\x1b[K").and_then(|()| out.flush()).ok();
+    }
+}
+
 /// Whether standard output is a terminal.
 pub fn is_terminal() -> bool {
     io::stdout().is_terminal()

@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use toml::de::DeTable;
 
 use super::document::Document;
 use super::report::nearest;
 use crate::route::RouteConfig;
-use crate::spool::SpoolConfig;
-use crate::system::{credentials, disk};
+use crate::spool::{self, KeyError, SpoolConfig};
+use crate::system::credentials::{self, CredentialError};
+use crate::system::disk;
 use crate::values::{ByteSize, Listen, Problems, STORAGE_COMMITMENT};
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
@@ -40,9 +42,7 @@ pub fn check(
     check_addresses(document, &sources, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
-        if let Some(exposed) = credentials::exposure(&spool.key) {
-            problems.under("spool", |problems| problems.warn("key", exposed));
-        }
+        problems.under("spool", |problems| check_key(spool, problems));
     }
 }
 
@@ -177,5 +177,52 @@ fn check_quotas(spool: &SpoolConfig, problems: &mut Problems) {
         let folder = spool.path.display();
         let text = format!("the quotas together are {wanted}, but the disk of {folder} has {total} on this machine");
         problems.warn("spool", text);
+    }
+}
+
+/// The key as a start would read it: what would end with 78 on this machine is a problem here. That a credential is not at
+/// hand, or that this user may not look, is a warning only: the service has its own rights.
+fn check_key(spool: &SpoolConfig, problems: &mut Problems) {
+    let folder = spool.path.display();
+    if let Some(exposed) = credentials::exposure(&spool.key) {
+        problems.warn("key", exposed);
+    }
+    if let Err(error @ KeyError::Destroyed(_)) = spool::refuse_destroyed(&spool.path) {
+        return problems.error("path", error.to_string());
+    }
+    let key = match credentials::read(&spool.key) {
+        Ok(key) => key,
+        Err(CredentialError::NoCredentials(_)) => return,
+        Err(CredentialError::NoSuchFile(file)) => return check_missing(spool, &file, problems),
+        Err(error @ CredentialError::Denied(_)) => {
+            return problems.warn("key", format!("{error}; check again as the user that the service runs under"));
+        }
+        Err(error @ CredentialError::NoSuchCredential(_)) => return problems.warn("key", error.to_string()),
+        Err(error) => return problems.error("key", error.to_string()),
+    };
+    match spool::parse_root(&key).map(|root| spool::check_root(&spool.path, root)) {
+        Ok(Ok(())) => {}
+        Ok(Err(KeyError::Io(error))) => problems.warn("path", format!("{folder} can't be looked into: {error}")),
+        Ok(Err(error)) => problems.error("key", format!("{}: {error}", spool.key)),
+        Err(error) => problems.error("key", format!("{}: {error}", spool.key)),
+    }
+}
+
+/// A key file that is not there is made at the first start, for an empty spool only.
+fn check_missing(spool: &SpoolConfig, file: &Path, problems: &mut Problems) {
+    let (shown, folder) = (file.display(), spool.path.display());
+    match spool::is_empty(&spool.path) {
+        Ok(true) if file.parent().is_some_and(Path::is_dir) => {}
+        Ok(true) => {
+            problems.warn("key", format!("file \"{shown}\" can't be made at the first start: its folder is not there"));
+        }
+        Ok(false) => problems.error(
+            "key",
+            format!(
+                "file \"{shown}\" is not there, but the spool in {folder} holds data that only this key opens: the service \
+                 would not start (78). Put the file back, or move the spool's folder away to begin an empty one"
+            ),
+        ),
+        Err(error) => problems.warn("path", format!("{folder} can't be looked into: {error}")),
     }
 }

@@ -223,12 +223,48 @@ mod tests {
                 "5:11: \"mlpp\" is not known here: did you mean \"mllp\"?",
                 "6:9: \"d\" has no protocol: write [source.d.mllp], or another one",
                 "7:11: \"e\" speaks dicom already: one name has one protocol; give mllp a name of its own",
-                "10:1: \"address\" is missing here: add it",
                 "11:1: unknown key \"addres\": did you mean \"address\"?",
                 "13:29: \"A\" is not a name: use 1 to 48 of a-z, 0-9 and -, beginning with a letter or digit",
                 "15:2: unknown key \"sources\": did you mean \"source\"?",
             ]
         );
+    }
+
+    #[test]
+    fn a_mistyped_key_hides_no_other_problem_of_its_section_and_makes_none() {
+        let all = found(
+            "[source.a.mllp]\nlisten = \"10.0.0.1:1\"\ncolour = 1\n[source.b.mllp]\nlisten = \"10.0.0.2:1\"\nalow = [\"x\"]\n\
+             [upstream.u.mllp]\naddress = \"b:1\"\n[[route]]\nfrom = [\"a\", \"b\"]\nto = [\"u\"]\n",
+        );
+        assert_eq!(
+            all,
+            [
+                "2:10: say who may connect: add allow",
+                "3:1: unknown key \"colour\": write one of listen, allow",
+                "6:1: unknown key \"alow\": did you mean \"allow\"?",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_spool_key_is_judged_as_a_start_would_judge_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, spool) = (folder.path().join("dev.key"), folder.path().join("spool"));
+        let told = || match load_in(folder.path(), &format!("{HEAD}{GOOD}").replace("token = \"token\"\n", "")) {
+            Ok(loaded) => loaded.report.to_string(),
+            Err(error) => format!("REFUSED {error}"),
+        };
+        assert_eq!(told(), "", "it is made at the first start");
+        fs::write(&key, "too short").unwrap();
+        assert!(told().contains("REFUSED") && told().contains("must be 32 bytes"), "{}", told());
+        fs::write(&key, "").unwrap();
+        assert!(told().contains("REFUSED") && told().contains("is empty"), "{}", told());
+        fs::remove_file(&key).unwrap();
+        fs::create_dir_all(spool.join("clinical")).unwrap();
+        fs::write(spool.join("clinical/1"), "data").unwrap();
+        assert!(told().contains("gateway.toml:6:7: file") && told().contains("holds data"), "{}", told());
+        fs::write(&key, [7; 32]).unwrap();
+        assert!(told().contains("keyring") && told().contains("REFUSED"), "{}", told());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::envelope::Class;
-use crate::spool::{Lane, Spool};
+use crate::spool::{Lane, RETIRED, Spool};
 use crate::values::Name;
 
 /// The burials that go on.
@@ -71,7 +71,7 @@ async fn bury(mut lane: Lane) {
     lane.hold(None);
     loop {
         let entry = lane.next().await;
-        match lane.bury(entry.place, "the upstream was retired", 0).await {
+        match lane.bury(entry.place, RETIRED, 0).await {
             Ok(()) => lane.advance(entry.place),
             // Too many dead letters, or a full disk: the rest stays in its lane, where it is shown.
             Err(error) => return lane.hold(Some(format!("its upstream is retired, but: {error}"))),

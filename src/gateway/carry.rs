@@ -3,18 +3,21 @@
 //! Whatever blocks on the disk runs off the runtime's threads and ends when the one who asked has hung up. An export marks
 //! nothing as delivered and leaves this process only sealed.
 
-use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::PoisonError;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Gateway;
+use super::verbs::expect_among;
+use crate::admin::alarms;
 use crate::admin::answers::{Code, Damage, ExportReport, ImportReport, Refusal, VerifyReport};
+use crate::admin::ids::IdPattern;
 use crate::admin::operator::{Answer, Inlet, Outlet};
 use crate::admin::verbs::{ExportRequest, ImportRequest};
-use crate::config::Standing;
 use crate::envelope::MessageId;
 use crate::spool::{Damaged, ImportError, Seen, Sight, Spool, Writing};
 use crate::upstream::sealing::{Sealer, Sealing};
@@ -31,36 +34,33 @@ impl Gateway {
     pub(super) async fn verify(&self, outlet: &Outlet) -> Answer<VerifyReport> {
         let spool = self.spool.clone();
         let found = told(outlet, move |progress| spool.verify(progress)).await?;
-        Ok(VerifyReport {
-            segments: found.segments,
-            records: found.records,
-            bytes: found.bytes,
-            damage: found.damage.into_iter().map(damage).collect(),
-        })
+        let folder = self.parts.lock().await.config().spool.path.clone();
+        let damage: Vec<Damage> = found.damage.into_iter().map(|found| damage(found, &folder)).collect();
+        *self.damaged.lock().unwrap_or_else(PoisonError::into_inner) = alarms::of_damage(&damage);
+        Ok(VerifyReport { segments: found.segments, records: found.records, bytes: found.bytes, damage })
     }
 
     /// Seals the chosen messages and hands them out.
     pub(super) async fn export(&self, request: ExportRequest, outlet: &Outlet) -> Answer<ExportReport> {
+        self.expect_known(request.source.as_ref(), request.upstream.as_ref()).await?;
         let sealer = Sealer::new(&request.recipients).map_err(|error| Refusal::bad(error.to_string()))?;
         let mut exporting = Exporting::begin(&sealer, outlet)?;
-        let choice = Choice::new(request);
-        let mut unknown = choice.ids.clone();
+        let mut named = Named::new(&request.ids);
+        let choice = Choice { request };
         let mut sights = survey(&self.spool, choice);
         let mut damaged = 0;
         while let Some(sight) = sights.recv().await {
             match sight.map_err(failed)? {
                 Sight::Segments { done, total } => outlet.progress("segments", done, Some(total)).await,
                 Sight::Message(seen) => {
-                    unknown.remove(&seen.envelope.id);
+                    named.note(seen.envelope.id)?;
                     damaged += u64::from(!exporting.message(&seen).await?);
                 }
                 Sight::Damage(_) => damaged += 1,
             }
         }
         let (messages, bytes) = exporting.end().await?;
-        let mut unknown: Vec<MessageId> = unknown.into_iter().collect();
-        unknown.sort_unstable();
-        Ok(ExportReport { messages, bytes, damaged, unknown })
+        Ok(ExportReport { messages, bytes, damaged, unknown: named.unknown() })
     }
 
     /// Stores what another box exported.
@@ -73,11 +73,10 @@ impl Gateway {
         let busy = || Refusal::new(Code::Unavailable, "another import is under way: try again when it has ended");
         let _turn = self.importing.try_lock().map_err(|_| busy())?;
         let config = self.parts.lock().await.config().clone();
+        let active = config.upstreams.iter().filter(|(_, standing)| standing.is_active()).map(|(name, _)| name.clone());
+        let active = active.collect();
         for name in &request.upstreams {
-            if !config.upstreams.get(name).is_some_and(Standing::is_active) {
-                let text = format!("there is no upstream \"{name}\" here that takes new messages");
-                return Err(Refusal::new(Code::NotFound, text));
-            }
+            expect_among("active upstream", name, &active)?;
         }
         let spool = self.spool.clone();
         let mut import = told(outlet, move |progress| spool.import(request.upstreams, progress)).await?;
@@ -105,23 +104,47 @@ impl Gateway {
 
 /// Which messages an export is about.
 struct Choice {
-    ids: HashSet<MessageId>,
     request: ExportRequest,
 }
 
 impl Choice {
-    fn new(request: ExportRequest) -> Self {
-        Self { ids: request.ids.iter().copied().collect(), request }
-    }
-
     fn takes(&self, seen: &Seen) -> bool {
         let (request, meta) = (&self.request, &seen.envelope.meta);
         let received = meta.received.wall_us;
-        (self.ids.is_empty() || self.ids.contains(&seen.envelope.id))
+        let is_named = || {
+            let id = seen.envelope.id.to_string();
+            request.ids.iter().any(|named| named.fits(&id))
+        };
+        (request.ids.is_empty() || is_named())
             && request.source.as_ref().is_none_or(|source| meta.source == *source)
             && request.upstream.as_ref().is_none_or(|name| seen.waiting.contains(name) || seen.dead.contains(name))
             && request.from.is_none_or(|from| received >= from.0.as_microsecond())
             && request.to.is_none_or(|to| received < to.0.as_microsecond())
+    }
+}
+
+/// The messages that were named, each by what a person wrote, and which one that turned out to be.
+struct Named(Vec<(IdPattern, Option<MessageId>)>);
+
+impl Named {
+    fn new(ids: &[IdPattern]) -> Self {
+        Self(ids.iter().map(|id| (id.clone(), None)).collect())
+    }
+
+    /// A message was found. Refused when what a person wrote fits another one as well: what was handed out is not whole then.
+    fn note(&mut self, found: MessageId) -> Answer<()> {
+        let id = found.to_string();
+        for (named, known) in self.0.iter_mut().filter(|(named, _)| named.fits(&id)) {
+            match known.replace(found) {
+                Some(other) if other != found => return Err(named.ambiguous(&[other, found])),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(self) -> Vec<IdPattern> {
+        self.0.into_iter().filter(|(_, known)| known.is_none()).map(|(named, _)| named).collect()
     }
 }
 
@@ -219,8 +242,9 @@ async fn told<T: Send + 'static>(
     running.await.map_err(failed)?.map_err(failed)
 }
 
-fn damage(found: Damaged) -> Damage {
-    Damage { log: found.class, segment: found.segment, text: found.text }
+fn damage(found: Damaged, folder: &Path) -> Damage {
+    let file = if found.file.is_empty() { String::new() } else { folder.join(&found.file).display().to_string() };
+    Damage { log: found.class, segment: found.segment, file, text: found.text }
 }
 
 fn refused(error: ImportError) -> Refusal {

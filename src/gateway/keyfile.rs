@@ -2,7 +2,7 @@
 //!
 //! A key is never made where there is data, and never where a credential was named: that one comes from systemd.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::spool::{self, KeyError, Secret, SpoolConfig};
 use crate::system::{credentials, disk};
@@ -14,6 +14,21 @@ pub enum KeyFileError {
     /// It can't be read.
     #[error("the spool key: {0}")]
     Unreadable(#[from] credentials::CredentialError),
+    /// It is not there, but data is.
+    #[error(
+        "the spool key: file \"{}\" is not there, but the spool in {} holds data that only this key opens: put the file back, or \
+         move the spool's folder away to begin an empty one",
+        file.display(), spool.display()
+    )]
+    Missing {
+        /// The file.
+        file: PathBuf,
+        /// The spool's folder.
+        spool: PathBuf,
+    },
+    /// It, and what it opened, was destroyed.
+    #[error(transparent)]
+    Destroyed(KeyError),
     /// It is no key.
     #[error("the spool key ({place}): {cause}")]
     Malformed {
@@ -37,11 +52,14 @@ pub enum KeyFileError {
 /// # Errors
 /// [`KeyFileError`].
 pub fn root_key(config: &SpoolConfig) -> Result<Secret, KeyFileError> {
+    spool::refuse_destroyed(&config.path).map_err(KeyFileError::Destroyed)?;
     if let SecretRef::File(file) = &config.key
         && !file.exists()
-        && spool::is_empty(&config.path)
     {
-        make(file)?;
+        match spool::is_empty(&config.path) {
+            Ok(true) => make(file)?,
+            _ => return Err(KeyFileError::Missing { file: file.clone(), spool: config.path.clone() }),
+        }
     }
     let bytes = credentials::read(&config.key)?;
     spool::parse_root(&bytes).map_err(|cause| KeyFileError::Malformed { place: config.key.clone(), cause })

@@ -23,7 +23,7 @@ use crate::status::{Alarm, LaneStatus, SourceStatus, Status, UpstreamCounters, U
 use crate::upstream::forwarder::Forwarding;
 use crate::upstream::holds::{Decision, Holds};
 use crate::upstream::{Identity, UpstreamConfig};
-use crate::values::Name;
+use crate::values::{Name, counted};
 
 /// Everything that runs beside the spool.
 pub struct Parts {
@@ -87,9 +87,11 @@ impl Parts {
         for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
             if !new.upstreams.contains_key(&lane.upstream) {
                 return Err(format!(
-                    "{} messages still wait for the upstream \"{}\", which is not in it any more: keep it and say in \
+                    "{} for the upstream \"{}\", which is not in it any more: keep it and say in \
                      [upstream.{}] retired = \"drain\" (they are still sent) or retired = \"dead-letter\"",
-                    lane.backlog, lane.upstream, lane.upstream
+                    waiting(lane.backlog),
+                    lane.upstream,
+                    lane.upstream
                 ));
             }
         }
@@ -206,9 +208,9 @@ impl Parts {
             alarms.extend(self.decision_wanted(&lane));
             if !self.config.upstreams.contains_key(&lane.upstream) {
                 let text = format!(
-                    "{} messages wait for an upstream that is not configured any more: add it again, with retired = \"drain\" \
+                    "{} for an upstream that is not configured any more: add it again, with retired = \"drain\" \
                      or retired = \"dead-letter\" if it is gone for good",
-                    lane.backlog
+                    waiting(lane.backlog)
                 );
                 alarms.push(Alarm {
                     code: "orphaned-lane".into(),
@@ -366,4 +368,9 @@ impl RunningUpstream {
             tracing::error!(upstream = %name, %error, "a forwarder ended badly");
         }
     }
+}
+
+/// `1 message still waits`, `2 messages still wait`.
+fn waiting(messages: u64) -> String {
+    format!("{} still wait{}", counted(messages, "message"), if messages == 1 { "s" } else { "" })
 }

@@ -2,20 +2,25 @@
 //!
 //! The socket has checked who asks and logs what is changed. Content is revealed by `dead_body` and `spool_export` only.
 
+use std::collections::{BTreeSet, HashSet};
+
 use super::{DRAIN_MAX, Gateway, keyfile};
 use crate::admin::answers::{
     Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, Released, ReplayReport,
     SpoolUsage, VerifyReport, When,
 };
+use crate::admin::ids::IdPattern;
 use crate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use crate::admin::verbs::{
     DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LIST_MAX, LaneSelection, ReplayRequest,
 };
-use crate::envelope::{Class, MessageId};
+use crate::config::report::nearest;
+use crate::envelope::Class;
 use crate::spool::{CommitError, Dead, ReplayOrder, Spool};
 use crate::status::Status;
 use crate::system::disk;
 use crate::upstream::holds::Decision;
+use crate::values::Name;
 
 impl Operator for Gateway {
     async fn status(&self) -> Status {
@@ -23,6 +28,7 @@ impl Operator for Gateway {
     }
 
     async fn dead_list(&self, query: DeadQuery) -> Answer<DeadList> {
+        self.expect_known(query.source.as_ref(), query.upstream.as_ref()).await?;
         let mut dead = self.spool.dead();
         dead.retain(|dead| {
             query.source.as_ref().is_none_or(|source| dead.source == *source)
@@ -35,16 +41,13 @@ impl Operator for Gateway {
         Ok(DeadList { total, letters: self.letters(dead).await? })
     }
 
-    async fn dead_show(&self, id: MessageId) -> Answer<Vec<DeadLetter>> {
-        let found = self.letters(self.find(id)).await?;
-        match found.is_empty() {
-            true => Err(unknown(id)),
-            false => Ok(found),
-        }
+    async fn dead_show(&self, id: IdPattern) -> Answer<Vec<DeadLetter>> {
+        let found = self.find(&id)?;
+        self.letters(found).await
     }
 
-    async fn dead_body(&self, id: MessageId, outlet: &Outlet) -> Answer<u64> {
-        let dead = self.find(id).into_iter().next().ok_or_else(|| unknown(id))?;
+    async fn dead_body(&self, id: IdPattern, outlet: &Outlet) -> Answer<u64> {
+        let dead = self.find(&id)?.into_iter().next().ok_or_else(|| unknown(&id))?;
         let spool = self.spool.clone();
         let message =
             tokio::task::spawn_blocking(move || spool.message(&dead)).await.map_err(failed)?.map_err(failed)?;
@@ -56,14 +59,14 @@ impl Operator for Gateway {
     }
 
     async fn dead_retry(&self, selection: DeadSelection) -> Answer<Count> {
-        let (chosen, unknown) = self.choose(&selection);
+        let (chosen, unknown) = self.choose(&selection).await?;
         let changed = self.spool.retry(&chosen, None).await.map_err(not_written)?;
         self.parts.lock().await.serve_new_lanes().await;
         Ok(Count { changed, unknown })
     }
 
     async fn dead_discard(&self, selection: DeadSelection) -> Answer<Count> {
-        let (chosen, unknown) = self.choose(&selection);
+        let (chosen, unknown) = self.choose(&selection).await?;
         let changed = self.spool.discard(&chosen, None).await.map_err(not_written)?;
         Ok(Count { changed, unknown })
     }
@@ -106,9 +109,9 @@ impl Operator for Gateway {
     }
 
     async fn replay(&self, request: ReplayRequest, _outlet: &Outlet) -> Answer<ReplayReport> {
-        if !self.parts.lock().await.config().upstreams.contains_key(&request.upstream) {
-            return Err(Refusal::new(Code::NotFound, format!("there is no upstream \"{}\"", request.upstream)));
-        }
+        self.expect_known(Some(&request.source), None).await?;
+        let configured: BTreeSet<Name> = self.parts.lock().await.config().upstreams.keys().cloned().collect();
+        expect_among("upstream", &request.upstream, &configured)?;
         let order = ReplayOrder {
             source: request.source,
             from_us: request.from.0.as_microsecond(),
@@ -157,22 +160,47 @@ impl Operator for Gateway {
 }
 
 impl Gateway {
-    fn find(&self, id: MessageId) -> Vec<Dead> {
+    /// Refuses names that are neither configured nor known from what is held: a mistyped filter finds nothing, which
+    /// looks as if all were well.
+    pub(super) async fn expect_known(&self, source: Option<&Name>, upstream: Option<&Name>) -> Answer<()> {
+        let (lanes, dead) = (self.spool.lanes(), self.spool.dead());
+        let config = self.parts.lock().await.config().clone();
+        if let Some(source) = source {
+            let held = lanes.iter().map(|lane| &lane.source).chain(dead.iter().map(|dead| &dead.source));
+            expect_among("source", source, &held.chain(config.sources.keys()).cloned().collect())?;
+        }
+        if let Some(upstream) = upstream {
+            let held = lanes.iter().map(|lane| &lane.upstream).chain(dead.iter().map(|dead| &dead.upstream));
+            expect_among("upstream", upstream, &held.chain(config.upstreams.keys()).cloned().collect())?;
+        }
+        Ok(())
+    }
+
+    /// The dead letters of one message.
+    fn find(&self, id: &IdPattern) -> Answer<Vec<Dead>> {
         let mut dead = self.spool.dead();
-        dead.retain(|dead| dead.id == id);
-        dead
+        let chosen = id.choose(dead.iter().map(|dead| dead.id))?.ok_or_else(|| unknown(id))?;
+        dead.retain(|dead| dead.id == chosen);
+        Ok(dead)
     }
 
     /// The dead letters of a selection, and the ids that are none.
-    fn choose(&self, selection: &DeadSelection) -> (Vec<Dead>, Vec<MessageId>) {
+    async fn choose(&self, selection: &DeadSelection) -> Answer<(Vec<Dead>, Vec<IdPattern>)> {
+        self.expect_known(selection.source.as_ref(), selection.upstream.as_ref()).await?;
         let mut dead = self.spool.dead();
-        let unknown = selection.ids.iter().filter(|id| !dead.iter().any(|dead| dead.id == **id)).copied().collect();
+        let (mut chosen, mut unknown) = (HashSet::new(), Vec::new());
+        for id in &selection.ids {
+            match id.choose(dead.iter().map(|dead| dead.id))? {
+                Some(id) => drop(chosen.insert(id)),
+                None => unknown.push(id.clone()),
+            }
+        }
         dead.retain(|dead| {
-            (selection.all || selection.ids.contains(&dead.id))
+            (selection.all || chosen.contains(&dead.id))
                 && selection.source.as_ref().is_none_or(|source| dead.source == *source)
                 && selection.upstream.as_ref().is_none_or(|upstream| dead.upstream == *upstream)
         });
-        (dead, unknown)
+        Ok((dead, unknown))
     }
 
     async fn decide(&self, selection: LaneSelection, decision: Decision) -> Answer<Released> {
@@ -212,7 +240,19 @@ fn when(wall_us: i64) -> When {
     When(jiff::Timestamp::from_microsecond(wall_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
 }
 
-fn unknown(id: MessageId) -> Refusal {
+/// Refuses a name that is not among those that are known, and lists them.
+pub(super) fn expect_among(kind: &str, name: &Name, known: &BTreeSet<Name>) -> Answer<()> {
+    if known.contains(name) {
+        return Ok(());
+    }
+    let near = nearest(name.as_str(), known.iter().map(Name::as_str));
+    let near = near.map(|near| format!(" Did you mean \"{near}\"?")).unwrap_or_default();
+    let known: Vec<&str> = known.iter().map(Name::as_str).collect();
+    let listed = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Err(Refusal::bad(format!("there is no {kind} \"{name}\" here.{near} Known: {listed}")))
+}
+
+fn unknown(id: &IdPattern) -> Refusal {
     Refusal::new(Code::NotFound, format!("{id} is not a dead letter; see wardgate dead list"))
 }
 

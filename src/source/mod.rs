@@ -73,6 +73,8 @@ pub enum SourceError {
 /// `[source.<name>]`: the protocol is the key of the next level.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+// There are as many of these as there are sources: a box around the larger one would save nothing.
+#[allow(clippy::large_enum_variant)]
 pub enum SourceConfig {
     /// HL7 v2 over MLLP.
     Mllp(mllp::MllpConfig),

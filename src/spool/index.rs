@@ -1,5 +1,5 @@
-//! The index over the logs: how far it has read each of them, the duplicate window, where the dead letters are, and what became
-//! of the messages that devices ask about (`fates`).
+//! The index over the logs: how far it has read each of them, the duplicate window, and what became of the messages that devices
+//! ask about (`fates`).
 //!
 //! It makes a start fast and lets the duplicate window outlive it; nothing else. The logs are the authority: the index
 //! reads them behind what was synced, may lag and never leads, and is made again from them when it is missing, damaged,
@@ -43,8 +43,6 @@ const POSITIONS: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("position
 /// Uptime (u64, big endian) and hash: id of the message and id of the segment that it is in. In order of time, so that
 /// additions and removals each touch few pages.
 const WINDOW: TableDefinition<'_, &[u8; 24], &[u8; 28]> = TableDefinition::new("window");
-/// Id of the message and keyed hash of the upstream: class of the log, segment and ordinal, big endian.
-const DEAD: TableDefinition<'_, &[u8; 24], &[u8; 13]> = TableDefinition::new("dead");
 
 /// How far a log was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +67,6 @@ struct Found {
     rows: Rows,
     sightings: Sightings,
 }
-type DeadPlaces = BTreeMap<[u8; 24], [u8; 13]>;
 
 /// See the module.
 pub struct Index {
@@ -214,34 +211,19 @@ impl Index {
         };
         let mut ahead = if file.is_some() { positions.clone() } else { Positions::new() };
         let since = logs.first().map_or(0, |log| self.since(log));
-        let (mut found, mut dead) = (Found { since, ..Found::default() }, DeadPlaces::new());
+        let mut found = Found { since, ..Found::default() };
         for log in logs {
             let class = class_code(log.class);
             if let Some(position) = self.scan(log, ahead.get(&class), &mut found)? {
                 ahead.insert(class, position);
             }
-            dead.extend(self.dead_places(log));
         }
-        let write = |change: &WriteTransaction| write(change, &ahead, &found, &dead, since);
+        let write = |change: &WriteTransaction| write(change, &ahead, &found, since);
         match file {
             Some(file) => file.change(write)?,
             None => IndexFile::make(&*self.storage, &self.owner, &self.written, write)?,
         }
         Ok(ahead)
-    }
-
-    /// Where the dead letters of a log are.
-    fn dead_places(&self, log: &Log) -> DeadPlaces {
-        let letters: Vec<_> =
-            log.state().dead.values().map(|letter| (letter.id, letter.upstream.clone(), letter.at)).collect();
-        let class = class_code(log.class);
-        let places = letters.into_iter().map(|(id, upstream, at)| {
-            let (mut key, mut place) = ([0; 24], [0; 13]);
-            join(&mut key, &[&id.0, &self.owner.tag(upstream.as_str())]);
-            join(&mut place, &[&[class], &at.segment.to_be_bytes(), &at.ordinal.to_be_bytes()]);
-            (key, place)
-        });
-        places.collect()
     }
 
     /// Adds the messages of a log behind `from` that were received since then; tells how far it has read.
@@ -333,12 +315,12 @@ impl Index {
         read().map_err(|error| format!("the index can't be read: {error}"))
     }
 
-    /// How many messages of the window and how many dead letters are in the file; `None` when it does not authenticate.
+    /// How many messages of the window are in the file; `None` when it does not authenticate.
     #[cfg(test)]
-    pub fn counts(&self) -> Option<(u64, u64)> {
+    pub fn count(&self) -> Option<u64> {
         let database = IndexFile::read(&*self.storage, &self.owner, &self.written).unwrap()?;
         let read = database.begin_read().unwrap();
-        Some((read.open_table(WINDOW).unwrap().len().unwrap(), read.open_table(DEAD).unwrap().len().unwrap()))
+        Some(read.open_table(WINDOW).unwrap().len().unwrap())
     }
 }
 
@@ -389,13 +371,7 @@ fn waiting(applied: &Applied, logs: &[Arc<Log>]) -> u64 {
     logs.sum()
 }
 
-fn write(
-    change: &WriteTransaction,
-    positions: &Positions,
-    found: &Found,
-    dead: &DeadPlaces,
-    since: u64,
-) -> Outcome<()> {
+fn write(change: &WriteTransaction, positions: &Positions, found: &Found, since: u64) -> Outcome<()> {
     let mut table = change.open_table(POSITIONS)?;
     for (class, position) in positions {
         table.insert(class, record::encode(position).as_slice())?;
@@ -412,13 +388,6 @@ fn write(
         table.pop_first()?;
     }
     found.sightings.write(change)?;
-    let mut table = change.open_table(DEAD)?;
-    table.retain(|key, place| dead.get(key) == Some(place))?;
-    for (key, place) in dead {
-        if table.get(key)?.is_none() {
-            table.insert(key, place)?;
-        }
-    }
     Ok(())
 }
 

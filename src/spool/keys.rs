@@ -5,7 +5,8 @@
 //! only: where there are segments but no keyring, or a keyring that the key does not open, nothing is touched.
 //!
 //! ```text
-//! keyring.N   "WGKEYS01" · spool id (16) · length (u32) · sealed keyring (wrap, AAD = the 24 bytes before) · CRC-32 (u32)
+//! keyring.N        "WGKEYS01" · spool id (16) · length (u32) · sealed keyring (wrap, AAD = the 24 bytes before) · CRC-32 (u32)
+//! keys-destroyed   when a person destroyed them, RFC 3339: a later start says so instead of guessing
 //! ```
 
 use std::io;
@@ -24,6 +25,9 @@ const SUPERSEDED_KEPT_MS: u64 = 3_600_000;
 const KEYRING_BYTES_MAX: u64 = 1 << 20;
 const MAGIC: &[u8; 8] = b"WGKEYS01";
 const COPIES: [&str; 2] = ["keyring.0", "keyring.1"];
+/// Left behind by a destruction.
+const DESTROYED: &str = "keys-destroyed";
+const DESTROYED_BYTES_MAX: u64 = 64;
 
 /// Why the keys of a spool can't be had. All of them are for a person to mend: exit code 78.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,12 @@ pub enum KeyError {
          Restore the files, or read the spool with the recovery identity: wardgate recover"
     )]
     Lost,
+    /// A person destroyed them, at that moment by this box's clock.
+    #[error(
+        "the keys of this spool were destroyed on request at {0} (wardgate keys destroy): what it held can never be read \
+         again. To begin anew, move the spool's folder away"
+    )]
+    Destroyed(String),
     /// The key is not 32 bytes.
     #[error("the spool key must be 32 bytes, raw or as 64 hexadecimal digits; this one has {0} bytes")]
     Malformed(usize),
@@ -104,11 +114,25 @@ impl Keyring {
     /// # Errors
     /// [`KeyError`].
     pub fn open(storage: &dyn Storage, root: Secret, empty: bool) -> Result<Self, KeyError> {
+        if let Some(keyring) = Self::read(storage, root.clone())? {
+            return Ok(keyring);
+        }
+        // A power cut while the very first keyring is written leaves temporary files only, or a first copy that is whole.
+        match empty && !is_present(storage)? {
+            true => Self::make(storage, root),
+            false => Err(KeyError::Lost),
+        }
+    }
+
+    /// The spool's keyring; `None` when there is none that is intact. Changes nothing.
+    ///
+    /// # Errors
+    /// [`KeyError::Wrong`], [`KeyError::Destroyed`], [`KeyError::Io`].
+    pub fn read(storage: &dyn Storage, root: Secret) -> Result<Option<Self>, KeyError> {
         let mut newest: Option<Self> = None;
-        let (mut intact, mut present) = (false, false);
+        let mut intact = false;
         for name in COPIES {
             let Some(bytes) = read_small(storage, name, KEYRING_BYTES_MAX)? else { continue };
-            present = true;
             let Some((spool, sealed)) = split(&bytes) else { continue };
             intact = true;
             if let Some(keyring) = Self::unseal(spool, sealed, &root)
@@ -118,11 +142,9 @@ impl Keyring {
             }
         }
         match newest {
-            Some(keyring) => Ok(keyring),
+            Some(keyring) => Ok(Some(keyring)),
             None if intact => Err(KeyError::Wrong),
-            // A power cut while the very first keyring is written leaves temporary files only, or a first copy that is whole.
-            None if empty && !present => Self::make(storage, root),
-            None => Err(KeyError::Lost),
+            None => refuse_destroyed(storage).map(|()| None),
         }
     }
 
@@ -184,11 +206,12 @@ impl Keyring {
         &self.root
     }
 
-    /// Forgets all keys and erases both copies on disk. Blocks; durable when it returns.
+    /// Forgets all keys, erases both copies on disk and leaves word of it for the next start (`at_us`: wall clock). Blocks;
+    /// durable when it returns.
     ///
     /// # Errors
     /// As the disk gives them: the memory has forgotten all the same.
-    pub fn destroy(&mut self, storage: &dyn Storage) -> io::Result<()> {
+    pub fn destroy(&mut self, storage: &dyn Storage, at_us: i64) -> io::Result<()> {
         self.root = Secret::random();
         for epoch in &mut self.held.epochs {
             epoch.key = seal::random();
@@ -197,7 +220,8 @@ impl Keyring {
             erase_small(storage, name)?;
             erase_small(storage, &format!("{name}.tmp"))?;
         }
-        storage.sync_folder("")
+        let at = jiff::Timestamp::from_microsecond(at_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        replace_small(storage, "", DESTROYED, format!("{at:.0}").as_bytes())
     }
 
     fn make(storage: &dyn Storage, root: Secret) -> Result<Self, KeyError> {
@@ -228,6 +252,26 @@ impl Keyring {
         self.held = held;
         Ok(())
     }
+}
+
+/// Refuses a spool without a keyring whose keys a person destroyed.
+///
+/// # Errors
+/// [`KeyError::Destroyed`], [`KeyError::Io`].
+pub fn refuse_destroyed(storage: &dyn Storage) -> Result<(), KeyError> {
+    match read_small(storage, DESTROYED, DESTROYED_BYTES_MAX)? {
+        Some(at) if !is_present(storage)? => Err(KeyError::Destroyed(String::from_utf8_lossy(&at).into_owned())),
+        _ => Ok(()),
+    }
+}
+
+fn is_present(storage: &dyn Storage) -> io::Result<bool> {
+    for name in COPIES {
+        if read_small(storage, name, KEYRING_BYTES_MAX)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn aad(spool: &[u8; 16]) -> Vec<u8> {

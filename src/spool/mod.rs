@@ -20,6 +20,7 @@
 //!
 //! ```text
 //! <path>/keyring.0, keyring.1      spool id and epoch keys, sealed by the root key, twice          (keys.rs)
+//! <path>/keys-destroyed            only when a person destroyed the keys: when that was             (keys.rs)
 //! <path>/recovery.age              the root key, sealed to the recovery recipients                  (escrow.rs)
 //! <path>/index.redb                made again from the logs whenever it is not theirs               (index_file.rs, index.rs)
 //! <path>/<log>/NNNNNN.seg          segment files of clinical, imaging and telemetry; the name says nothing
@@ -65,7 +66,7 @@
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
 //! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file`, `fates` · `draft`, `duplicates`, `lanes`,
 //! `operations`, `replay` (what the house sees) · `survey`
-//! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box).
+//! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box) · `outside` (told without opening).
 
 mod compact;
 mod draft;
@@ -89,6 +90,7 @@ mod lanes;
 mod live;
 mod log;
 mod operations;
+mod outside;
 mod reader;
 mod record;
 mod recovery;
@@ -113,7 +115,7 @@ mod transfer_tests;
 mod uptime;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -129,6 +131,8 @@ pub use import::{Import, ImportError, Imported};
 pub use in_flight::{GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, STREAMED_BYTES_MAX};
 pub use keys::{KeyError, parse_root};
 pub use lanes::Lane;
+pub use operations::RETIRED;
+pub use outside::{check_root, is_empty, refuse_destroyed};
 pub use record::Dead;
 pub use replay::{ReplayOrder, Replayed};
 pub use rescue::{Rescue, RescueError};
@@ -453,11 +457,6 @@ fn source_tag(spool: &[u8; 16], source: &Name) -> u16 {
     context.update(source.as_str().as_bytes());
     let hash = context.finish();
     hash.as_ref().first_chunk().map_or(1, |bytes| u16::from_le_bytes(*bytes).max(1))
-}
-
-/// Whether a folder holds no segments: a key may then be made for it.
-pub fn is_empty(path: &Path) -> bool {
-    Disk::open(path).and_then(|disk| recovery::has_segments(&disk)).is_ok_and(|segments| !segments)
 }
 
 fn logs_of(opened: &[Opened; 3]) -> [Arc<Log>; 3] {

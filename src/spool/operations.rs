@@ -15,12 +15,14 @@ use super::record::{self, Dead, Discard, Gap, Kind, Replay};
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
 use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, source_tag};
-use crate::envelope::{BodyError, Class, Envelope};
+use crate::envelope::{BodyError, Class, Envelope, UNREADABLE};
 use crate::status::{Alarm, LaneStatus, LogStatus};
-use crate::values::{ByteSize, Name};
+use crate::values::{ByteSize, Name, counted};
 
 /// Share of the quota, in percent, above which people are told.
 const QUOTA_ALARM_PERCENT: u64 = 80;
+/// The reason of dead letters whose upstream was given up.
+pub const RETIRED: &str = "the upstream was retired";
 /// Records that are appended at once.
 pub(super) const REPLAY_BATCH: usize = 512;
 
@@ -32,7 +34,7 @@ impl Spool {
         for opened in &self.inner.logs {
             let state = opened.log.state();
             for ((source, upstream), lane) in &state.lanes {
-                let dead = state.dead.values().filter(|dead| dead.source == *source && dead.upstream == *upstream);
+                let dead = || state.dead.values().filter(|dead| dead.source == *source && dead.upstream == *upstream);
                 all.push(LaneStatus {
                     source: source.clone(),
                     upstream: upstream.clone(),
@@ -42,7 +44,9 @@ impl Spool {
                         .since_uptime_ms
                         .filter(|_| lane.backlog > 0)
                         .map(|since| now.saturating_sub(since) / 1000),
-                    dead: dead.count() as u64,
+                    dead: dead().count() as u64,
+                    dead_retired: dead().filter(|dead| dead.reason == RETIRED).count() as u64,
+                    dead_damaged: dead().filter(|dead| dead.reason.starts_with(UNREADABLE)).count() as u64,
                     held: lane.held.clone(),
                 });
             }
@@ -206,7 +210,7 @@ impl Spool {
         }
         let [first, ..] = &self.inner.logs;
         let storage = &*first.log.storage;
-        let erased = first.log.keys().destroy(storage);
+        let erased = first.log.keys().destroy(storage, self.now().wall_us);
         for name in [escrow::RECOVERY_FILE, escrow::RECIPIENTS, index_file::NAME] {
             erase_small(storage, name)?;
         }
@@ -307,13 +311,24 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
     let alarm = |code: &str, text: String| Alarm { code: code.to_owned(), about: status.log.clone(), text };
     let mut alarms = Vec::new();
     if let Some(why) = &status.refusing {
-        let code = if log.has_failed() { "spool-failed" } else { "spool-full" };
-        alarms.push(alarm(code, format!("new messages are refused: {why}")));
+        alarms.push(match log.has_failed() {
+            true => alarm("spool-failed", format!("new messages are refused: {why}")),
+            false => alarm(
+                "spool-full",
+                format!(
+                    "new messages are refused: {why}. Devices are told and try again; it goes on by itself when there is room"
+                ),
+            ),
+        });
     } else if status.used * 100 > status.quota.saturating_mul(QUOTA_ALARM_PERCENT) {
         let share = status.used * 100 / status.quota.max(1);
         alarms.push(alarm(
             "quota",
-            format!("{share} % of the quota is used: mend the upstreams whose backlog grows, or raise the quota"),
+            format!(
+                "{share} % of the quota is used by what is not delivered: mend the upstreams whose backlog grows, or raise \
+                 [spool.{}] quota",
+                status.log
+            ),
         ));
     }
     if status.quarantined > 0 {
@@ -324,13 +339,14 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
         let lost =
             if lost > 0 { format!(" and {lost} messages were lost before they were delivered") } else { String::new() };
         let text = format!(
-            "damage was found in {} segments{lost}: see \"wardgate spool verify\", then \"wardgate spool accept-damage\"; the disk may be failing",
-            status.quarantined
+            "damage was found in {}{lost}: \"wardgate spool verify\" says what and in which files, \"wardgate spool accept-damage\" \
+             ends this alarm; the disk may be failing",
+            counted(status.quarantined, "segment")
         );
         alarms.push(alarm("damaged", text));
     }
     if foreign > 0 {
-        let text = format!("{foreign} files are under a key that is not in this keyring and are left alone");
+        let text = format!("{} left alone: under a key that is not in this keyring", counted(foreign as u64, "file"));
         alarms.push(alarm("foreign-files", text));
     }
     alarms

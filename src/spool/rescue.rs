@@ -69,13 +69,15 @@ impl Rescue {
         for log in &self.logs {
             let state = log.state();
             let lost = "records that were synced are missing or damaged";
-            let quarantined = state.quarantined.iter().map(|order| (*order, lost.to_owned()));
-            let foreign =
-                state.foreign.iter().map(|name| (0, format!("{name} is under a key that is not in the keyring")));
-            let damage: Vec<(u64, String)> = quarantined.chain(foreign).collect();
+            let file =
+                |order: &u64| state.segments.get(order).map(|held| held.segment.name.clone()).unwrap_or_default();
+            let quarantined = state.quarantined.iter().map(|order| (*order, file(order), lost.to_owned()));
+            let unknown = "it is under a key that is not in the keyring";
+            let foreign = state.foreign.iter().map(|name| (0, name.clone(), unknown.to_owned()));
+            let damage: Vec<(u64, String, String)> = quarantined.chain(foreign).collect();
             drop(state);
-            for (segment, text) in damage {
-                if see(Sight::Damage(Damaged { class: log.class, segment, text })).is_break() {
+            for (segment, file, text) in damage {
+                if see(Sight::Damage(Damaged { class: log.class, segment, file, text })).is_break() {
                     return Ok(());
                 }
             }

@@ -53,6 +53,8 @@ pub struct Damaged {
     pub class: Class,
     /// The segment's order number.
     pub segment: u64,
+    /// Its file, from the spool's folder; empty when it is gone meanwhile.
+    pub file: String,
     /// What is wrong and what it means.
     pub text: String,
 }
@@ -216,7 +218,7 @@ fn renewed(log: &Log, order: u64, segment: &Arc<Segment>) -> Option<Option<(Arc<
 
 fn verify_segment(log: &Arc<Log>, order: u64, verified: &mut Verified) -> io::Result<()> {
     let Some((_, end)) = held(log, order) else { return Ok(()) };
-    let damaged = |text: String| Damaged { class: log.class, segment: order, text };
+    let damaged = |text: String| damaged(log, order, text);
     let before = verified.damage.len();
     let ended = read_segment(log, order, &|_| true, &mut |read| {
         match read {
@@ -239,8 +241,13 @@ fn verify_segment(log: &Arc<Log>, order: u64, verified: &mut Verified) -> io::Re
     Ok(())
 }
 
+fn damaged(log: &Log, order: u64, text: String) -> Damaged {
+    let file = held(log, order).map(|(segment, _)| segment.name.clone()).unwrap_or_default();
+    Damaged { class: log.class, segment: order, file, text }
+}
+
 fn sight(log: &Arc<Log>, order: u64, read: Read, special: &Special) -> Option<Sight> {
-    let damaged = |text: String| Some(Sight::Damage(Damaged { class: log.class, segment: order, text }));
+    let damaged = |text: String| Some(Sight::Damage(damaged(log, order, text)));
     match read {
         Read::Damage(text) => damaged(text),
         Read::Record { identity, ordinal, plaintext, .. } => {

@@ -73,6 +73,9 @@ impl Section for DirectoryConfig {
         }
         if !self.path.is_absolute() {
             problems.error("path", "write the whole path, beginning with /");
+        } else if !self.path.is_dir() {
+            let text = format!("{} is no folder on this machine: make it, or mount what it is on", self.path.display());
+            problems.warn("path", text);
         }
         if self.marker.as_ref().is_some_and(|name| name.is_empty() || name.contains('/') || name.starts_with("..")) {
             problems.error("marker", "name a file in the folder itself, without /");
@@ -419,8 +422,21 @@ mod tests {
         let told = |unsealed| {
             let mut problems = Problems::default();
             DirectoryConfig { unsealed, ..config("/mnt".as_ref()) }.check(&mut problems);
-            problems.into_found().len()
+            problems.into_found().into_iter().filter(|found| !found.warning).count()
         };
         assert_eq!((told(false), told(true)), (1, 0));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |path: &std::path::Path| {
+            let mut problems = Problems::default();
+            DirectoryConfig { unsealed: true, ..config(path) }.check(&mut problems);
+            problems.into_found().into_iter().map(|found| (found.warning, found.text)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(folder.path()), []);
+        let missing = told(&folder.path().join("usb"));
+        assert!(matches!(missing.as_slice(), [(true, text)] if text.contains("usb is no folder")), "{missing:?}");
     }
 }

@@ -78,7 +78,54 @@ fn a_service_that_does_not_run_ends_with_69_and_says_how_to_start_it() {
         let output = wardgate(&[arguments, &["--socket", socket]].concat());
         assert_eq!(code(&output), Some(69), "{arguments:?}: {}", errors(&output));
         assert!(errors(&output).contains("systemctl start wardgate"), "{}", errors(&output));
+        assert!(errors(&output).contains("--socket PATH"), "{}", errors(&output));
     }
+}
+
+#[test]
+fn a_control_socket_that_can_not_be_made_is_told_with_the_lines_that_help() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("taken"), "a file, where a folder is wanted").unwrap();
+    let head = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/minimal.toml")).unwrap();
+    let socket = folder.path().join("taken/control.sock");
+    let file = folder.path().join("minimal.toml");
+    let text = head.replace("[spool]", &format!("[gateway.control]\nsocket = \"{}\"\n[spool]", socket.display()));
+    std::fs::write(&file, text).unwrap();
+    let output = wardgate(&["run", "--config", file.to_str().unwrap()]);
+    assert_eq!(code(&output), Some(69), "{}", errors(&output));
+    for words in ["[gateway.control]\n", "  socket = \"/", "--socket"] {
+        assert!(errors(&output).contains(words), "{words} is not in: {}", errors(&output));
+    }
+}
+
+#[test]
+fn the_help_of_status_explains_every_column_that_it_shows() {
+    let help = text(&wardgate(&["status", "--help"]));
+    for column in [
+        "RECEIVED",
+        "STORED",
+        "FLAGGED",
+        "REPEATS",
+        "REFUSED",
+        "REJECTED",
+        "OPEN",
+        "LAST",
+        "DELIVERED",
+        "RETRIED",
+        "DEAD",
+        "LINK",
+        "WAITING",
+        "SIZE",
+        "OLDEST",
+        "USED",
+        "QUOTA",
+        "SEGMENTS",
+        "WRITTEN",
+        "SYNCS",
+    ] {
+        assert!(help.contains(column), "{column} is not in:\n{help}");
+    }
+    assert!(help.contains("since the start of the service"), "{help}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use wardgate::admin::answers::{
     SpoolUsage, VerifyReport,
 };
 use wardgate::admin::control::{ControlError, ControlSocket};
+use wardgate::admin::ids::IdPattern;
 use wardgate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use wardgate::admin::scrape::{MetricsConfig, MetricsPage};
 use wardgate::admin::verbs::{
@@ -75,6 +76,7 @@ impl Operator for SmallBox {
             gateway: "icu-3-east".parse().unwrap(),
             site: "st-marys".parse().unwrap(),
             running_s: 60,
+            since: "2026-11-22T12:00:00Z".into(),
             config: "0123456789abcdef".into(),
             sources: [("monitors".parse().unwrap(), monitors.snapshot("mllp", "127.0.0.1:2575", 60_000))].into(),
             upstreams: [].into(),
@@ -89,14 +91,14 @@ impl Operator for SmallBox {
         Ok(DeadList { total: 1, letters: vec![letter()] })
     }
 
-    async fn dead_show(&self, id: MessageId) -> Answer<Vec<DeadLetter>> {
-        match id == letter().id {
+    async fn dead_show(&self, id: IdPattern) -> Answer<Vec<DeadLetter>> {
+        match id.fits(&letter().id.to_string()) {
             true => Ok(vec![letter()]),
             false => Err(Refusal::new(Code::NotFound, format!("no dead letter has the id {id}"))),
         }
     }
 
-    async fn dead_body(&self, _id: MessageId, outlet: &Outlet) -> Answer<u64> {
+    async fn dead_body(&self, _id: IdPattern, outlet: &Outlet) -> Answer<u64> {
         for piece in body().chunks(100_000) {
             outlet.data(Bytes::copy_from_slice(piece)).await?;
         }
@@ -308,7 +310,7 @@ async fn a_sealed_export_is_unsealed_by_the_one_who_imports_it() {
     let arguments = ["spool", "import", "waiting.age", "--identity", "key.txt", "--upstream", "engine"];
     let (code, said, errors) = texts(&served.wardgate(&arguments).await);
     assert_eq!(code, Some(0), "{errors}");
-    assert!(said.contains("1 messages stored"), "{said}");
+    assert!(said.contains("1 message stored"), "{said}");
     assert_eq!(served.small_box.imported.load(Ordering::SeqCst), 800_000);
 }
 

@@ -42,8 +42,9 @@ fn fills_and_comes_back(gateway: &Gateway, receiver: &mut Engine, why: &str) {
     assert!(accepted.len() > 20, "only {} were taken", accepted.len());
     assert_eq!(device.send(&body(refused)), "AE", "again, over the same connection");
     let alarms = gateway.alarms();
-    let told = alarms.iter().any(|(code, text)| code == "refusing" && text.contains(why) && text.contains("by itself"));
-    assert!(told, "{alarms:?}");
+    let told =
+        alarms.iter().any(|(code, text)| code == "spool-full" && text.contains(why) && text.contains("by itself"));
+    assert!(told && alarms.iter().filter(|(_, text)| text.contains("are refused")).count() == 1, "{alarms:?}");
     let status = gateway.status();
     assert!(status["logs"][0]["refusing"].as_str().unwrap().contains(why), "{status}");
     assert_eq!(status["sources"]["monitors"]["refused"], 2, "{status}");
@@ -60,7 +61,7 @@ fn fills_and_comes_back(gateway: &Gateway, receiver: &mut Engine, why: &str) {
         eventually_some("there is room as long as messages are delivered", answered);
     }
     eventually("everything is delivered", || gateway.backlog() == 0);
-    assert!(gateway.alarms().iter().all(|(code, _)| code != "refusing"), "{:?}", gateway.alarms());
+    assert!(gateway.alarms().iter().all(|(code, _)| code != "spool-full"), "{:?}", gateway.alarms());
     let (order, copies) = receiver.first_arrivals();
     assert_eq!((order.len(), copies), (accepted.len() + 1 + TOO_MANY, 0));
 }

@@ -84,6 +84,8 @@ fn a_sound_spool_is_told_from_a_damaged_one() {
     send(gateway.endpoint("monitors"), 0..MESSAGES);
     let sound = json(&gateway.ask(&["spool", "verify", "--json"]));
     assert_eq!(sound["damage"], Value::Array(vec![]), "{sound}");
+    let said = gateway.ask(&["spool", "verify"]);
+    assert!(said.lines().count() == 1 && said.contains(" in 1 segment read") && said.contains("all sound"), "{said}");
     assert!(sound["records"].as_u64().unwrap() > MESSAGES as u64 && sound["bytes"].as_u64().unwrap() > 0, "{sound}");
     // The third block of the file that is in use: the first records.
     let clinical = fs::read_dir(folder.path().join("spool/clinical")).unwrap().map(|entry| entry.unwrap().path());
@@ -96,6 +98,11 @@ fn a_sound_spool_is_told_from_a_damaged_one() {
     let ended = run(&mut gateway.command(&["spool", "verify"]));
     assert_eq!(ended.status.code(), Some(65), "{}", ended.said);
     assert!(ended.said.contains("clinical segment 1:"), "{}", ended.said);
+    let file = used[0].display().to_string();
+    assert!(ended.said.contains(&file) && ended.said.contains("1 place damaged"), "{}", ended.said);
+    let alarms = gateway.alarms();
+    let told: Vec<_> = alarms.iter().filter(|(code, _)| code == "damaged").collect();
+    assert!(told.len() == 1 && told[0].1.contains(&file), "the running service does not tell of it: {alarms:?}");
 }
 
 #[test]
@@ -216,6 +223,9 @@ fn keys_are_rotated_in_service_and_destroyed_for_good() {
     }
     gateway.process.signal("TERM");
     eventually("the service ends", || gateway.process.has_ended());
-    let again = run(wardgate().arg("run").arg("--config").arg(folder.path().join("gateway.toml")));
-    assert_eq!(again.status.code(), Some(78), "{}", again.said);
+    for command in [&["run", "--config"][..], &["check"]] {
+        let again = run(wardgate().args(command).arg(folder.path().join("gateway.toml")));
+        assert_eq!(again.status.code(), Some(78), "{}", again.said);
+        assert!(again.said.contains("were destroyed on request at 20"), "{}", again.said);
+    }
 }

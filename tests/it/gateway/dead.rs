@@ -6,6 +6,7 @@ use std::path::Path;
 use super::monitors_to_engine;
 use crate::support::gateway::Gateway;
 use crate::support::mllp::{Device, message};
+use crate::support::ports::free_address;
 use crate::support::process::Process;
 use crate::support::tools::python_peer;
 use crate::support::wait::eventually;
@@ -15,6 +16,10 @@ fn answering(store: &Path, answers: &str) -> (Process, String) {
         Process::start(python_peer("mllp_server.py").args(["--answers", answers]).arg("--store").arg(store));
     let config = monitors_to_engine(server.listening().port());
     (server, config)
+}
+
+fn age_recipient() -> String {
+    age::x25519::Identity::generate().to_public().to_string()
 }
 
 /// MSH-10 and answer of everything that the engine was sent.
@@ -58,6 +63,76 @@ fn a_rejected_message_is_kept_shown_sent_again_or_given_up_and_stops_nobody() {
     assert_eq!(order(store.path()).len(), 5);
     let ended = gateway.asked(&["dead", "show", third]);
     assert!(!ended.status.success() && ended.said.contains("not a dead letter"), "{}", ended.said);
+}
+
+#[test]
+fn dead_letters_are_named_by_part_of_their_id_and_a_part_that_fits_several_chooses_none() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_server, config) = answering(store.path(), "AR,AR");
+    let gateway = Gateway::start(folder.path(), &config);
+    let mut device = Device::connect(gateway.endpoint("monitors"));
+    for id in ["1", "2"] {
+        assert_eq!(device.send(&message(id)), "AA");
+    }
+    eventually("both are refused", || gateway.dead().len() == 2);
+    let dead = gateway.dead();
+    let id = dead[0]["id"].as_str().unwrap();
+    let (head, (_, tail)) = (id.split_at(6).0, id.split_at(28));
+    let short = format!("{head}...{tail}");
+    assert!(gateway.ask(&["dead", "show", &short]).contains(id));
+    let said = gateway.asked(&["dead", "discard", "--yes", head]);
+    assert_eq!(said.status.code(), Some(64), "{}", said.said);
+    assert!(said.said.contains("fits several messages") && said.said.contains(id), "{}", said.said);
+    assert_eq!(gateway.dead().len(), 2, "an ambiguous id discarded something");
+    let said = gateway.ask(&["dead", "discard", "--yes", &short]);
+    assert!(said.contains("1 dead letter discarded"), "{said}");
+    assert_eq!(gateway.dead().len(), 1);
+    let status = gateway.ask(&["status", "--once"]);
+    assert!(!status.contains("all delivered") && status.contains("1 message refused for good"), "{status}");
+}
+
+#[test]
+fn a_mistyped_name_is_refused_with_those_that_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(folder.path(), &monitors_to_engine(free_address().port()));
+    let (key, file) = (age_recipient(), folder.path().join("x.age"));
+    let file = file.to_str().unwrap();
+    let wrong: [&[&str]; 7] = [
+        &["dead", "list", "--upstream", "engin"],
+        &["dead", "list", "--source", "monitor"],
+        &["dead", "retry", "--all", "--upstream", "engin"],
+        &["dead", "discard", "--all", "--yes", "--source", "monitor"],
+        &["replay", "--source", "monitor", "--from", "2h", "--to", "now", "--upstream", "engine", "--dry-run"],
+        &["replay", "--source", "monitors", "--from", "2h", "--to", "now", "--upstream", "engin", "--dry-run"],
+        &["spool", "export", "--upstream", "engin", "--recipient", &key, "--to", file],
+    ];
+    for arguments in wrong {
+        let said = gateway.asked(arguments);
+        assert_eq!(said.status.code(), Some(64), "{arguments:?}: {}", said.said);
+        let meant = if arguments.contains(&"engin") { "engine" } else { "monitors" };
+        let words = format!("here. Did you mean \"{meant}\"? Known: {meant}");
+        assert!(said.said.contains(&words), "{arguments:?}: {}", said.said);
+    }
+    assert!(gateway.ask(&["dead", "list", "--upstream", "engine"]).contains("no dead letters"));
+}
+
+#[test]
+fn what_a_retired_upstream_left_over_is_not_called_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = monitors_to_engine(free_address().port());
+    let gateway = Gateway::start(folder.path(), &config);
+    assert_eq!(Device::connect(gateway.endpoint("monitors")).send(&message("1")), "AA");
+    let spare = "[upstream.spare.mllp]\naddress = \"127.0.0.1:9\"\nplain = true\n";
+    let routed = config.replace("to = [\"engine\"]", "to = [\"spare\"]");
+    let kept = routed.split("[upstream.engine").next().unwrap();
+    let route = routed.split("[[route]]").nth(1).unwrap();
+    let retired = format!("{kept}{spare}[upstream.engine]\nretired = \"dead-letter\"\n[[route]]{route}");
+    assert_eq!(gateway.reload(&retired), None, "{retired}");
+    eventually("it is a dead letter", || gateway.dead().len() == 1);
+    let alarms = gateway.alarms();
+    let told = alarms.iter().find(|(code, _)| code == "dead-letters").unwrap();
+    assert!(told.1.starts_with("1 message left over from the retired upstream: "), "{told:?}");
+    assert!(!told.1.contains("mend the cause"), "{told:?}");
 }
 
 #[test]

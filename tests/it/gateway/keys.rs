@@ -68,6 +68,8 @@ fn a_wrong_or_missing_key_ends_with_78_and_changes_nothing() {
         let ended = start(folder.path());
         assert_eq!(ended.status.code(), Some(78), "{content:?}: {}", ended.said);
         assert!(ended.said.contains(words), "{content:?}: {}", ended.said);
+        let checked = run(wardgate().arg("check").arg(folder.path().join("gateway.toml")));
+        assert_eq!(checked.status.code(), Some(78), "check is of another opinion than run: {}", checked.said);
         assert!(contents(&spool) == before, "{content:?} changed the spool");
         assert_eq!(key.exists(), content.is_some(), "no key is made where there is data");
     }
