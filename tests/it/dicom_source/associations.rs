@@ -1,13 +1,13 @@
 //! Who may associate, how many, and what is agreed.
 
-use wardgate::wire::dicom_values::{APPLICATION_CONTEXT, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
+use wardgate::wire::dicom_values::{CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
 use wardgate::wire::dimse::{Command, Status};
 use wardgate::wire::pdu::Reject;
 use wardgate::wire::pdu_associate::{
     AssociateRequest, ContextResult, ProposedContext, Role, UserIdentity, UserInformation,
 };
 
-use super::device::{COMMITMENT, CT, Device, instance, uid};
+use super::device::{COMMITMENT, CT, Device, instance, request, uid};
 use super::{ct, start};
 use crate::support::wait::eventually;
 
@@ -69,17 +69,11 @@ fn one_peer_can_not_take_all_associations() {
 fn what_a_peer_asks_for_is_answered_and_what_it_does_not_ask_for_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = start(folder.path(), "max-pdu = \"16KiB\"");
+    let transfer_syntaxes = vec![uid("1.2.840.113619.5.2"), IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN];
     let mut request = AssociateRequest {
         protocol_version: 3,
-        called: "WARDGATE".parse().unwrap(),
-        calling: "CT1".parse().unwrap(),
-        application_context: APPLICATION_CONTEXT,
-        contexts: vec![ProposedContext {
-            id: CT,
-            abstract_syntax: CT_IMAGE,
-            transfer_syntaxes: vec![uid("1.2.840.113619.5.2"), IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN],
-        }],
-        user: UserInformation { max_length: 16_384, ..UserInformation::default() },
+        contexts: vec![ProposedContext { id: CT, abstract_syntax: CT_IMAGE, transfer_syntaxes }],
+        ..request("CT1", "WARDGATE")
     };
     let plain = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
     let user = &plain.accept.user;
@@ -116,19 +110,13 @@ fn a_preference_list_chooses_among_what_is_proposed_and_refuses_nothing() {
         abstract_syntax: CT_IMAGE,
         transfer_syntaxes: syntaxes.iter().map(|syntax| uid(syntax)).collect(),
     };
-    let request = AssociateRequest {
-        protocol_version: 1,
-        called: "WARDGATE".parse().unwrap(),
-        calling: "CT1".parse().unwrap(),
-        application_context: APPLICATION_CONTEXT,
-        contexts: vec![
-            context(1, &["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"]),
-            context(3, &["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]),
-            context(5, &["1.2.3.4"]),
-            context(7, &[]),
-        ],
-        user: UserInformation::default(),
-    };
+    let contexts = vec![
+        context(1, &["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"]),
+        context(3, &["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]),
+        context(5, &["1.2.3.4"]),
+        context(7, &[]),
+    ];
+    let request = AssociateRequest { contexts, ..request("CT1", "WARDGATE") };
     let device = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
     let chosen: Vec<_> =
         device.accept.contexts.iter().map(|context| (context.result, context.transfer_syntax.clone())).collect();

@@ -44,8 +44,29 @@ pub fn instance(study: u32, number: usize, pixels: usize) -> (Uid, Vec<u8>) {
     text([0x20, 0, 0x0d, 0], b"UI", &format!("1.2.826.0.1.3680043.10.999.{study}"));
     data.extend_from_slice(b"\xe0\x7f\x10\0OB\0\0");
     data.extend_from_slice(&u32::try_from(pixels).unwrap().to_le_bytes());
-    data.extend((0..pixels).map(|at| u8::try_from((at * 7 + number) % 251).unwrap()));
+    let pattern: Vec<u8> = (0..251).map(|at| u8::try_from((at * 7 + number) % 251).unwrap()).collect();
+    data.extend_from_slice(&pattern.repeat(pixels / 251 + 1)[..pixels]);
     (own, data)
+}
+
+/// What [`Device::associate`] proposes.
+pub fn request(calling: &str, called: &str) -> AssociateRequest {
+    let transfer_syntaxes = vec![EXPLICIT_LITTLE_ENDIAN];
+    let context =
+        |id, abstract_syntax| ProposedContext { id, abstract_syntax, transfer_syntaxes: transfer_syntaxes.clone() };
+    AssociateRequest {
+        protocol_version: 1,
+        called: called.parse().unwrap(),
+        calling: calling.parse().unwrap(),
+        application_context: APPLICATION_CONTEXT,
+        contexts: vec![context(ECHO, VERIFICATION), context(CT, CT_IMAGE), context(COMMITMENT, STORAGE_COMMITMENT)],
+        user: UserInformation {
+            max_length: 16_384,
+            implementation_class: Some(IMPLEMENTATION_CLASS),
+            implementation_version: Some("TEST".into()),
+            ..UserInformation::default()
+        },
+    }
 }
 
 impl Device {
@@ -57,36 +78,16 @@ impl Device {
 
     /// Associates, or is rejected.
     pub fn try_associate(to: SocketAddr, calling: &str, called: &str) -> io::Result<Result<Self, Reject>> {
-        let context = |id, abstract_syntax| ProposedContext {
-            id,
-            abstract_syntax,
-            transfer_syntaxes: vec![EXPLICIT_LITTLE_ENDIAN],
-        };
-        Self::propose(
-            to,
-            &AssociateRequest {
-                protocol_version: 1,
-                called: called.parse().unwrap(),
-                calling: calling.parse().unwrap(),
-                application_context: APPLICATION_CONTEXT,
-                contexts: vec![
-                    context(ECHO, VERIFICATION),
-                    context(CT, CT_IMAGE),
-                    context(COMMITMENT, STORAGE_COMMITMENT),
-                ],
-                user: UserInformation {
-                    max_length: 16_384,
-                    implementation_class: Some(IMPLEMENTATION_CLASS),
-                    implementation_version: Some("TEST".into()),
-                    ..UserInformation::default()
-                },
-            },
-        )
+        Self::propose(to, &request(calling, called))
     }
 
     /// Proposes what the test wants.
     pub fn propose(to: SocketAddr, request: &AssociateRequest) -> io::Result<Result<Self, Reject>> {
-        let mut stream = TcpStream::connect(to)?;
+        Self::over(TcpStream::connect(to)?, request)
+    }
+
+    /// The same over a connection that is there.
+    pub fn over(mut stream: TcpStream, request: &AssociateRequest) -> io::Result<Result<Self, Reject>> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(&request.bytes())?;
