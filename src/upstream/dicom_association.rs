@@ -33,7 +33,7 @@ const WRITE_BYTES: usize = 64 << 10;
 /// Bytes of one read.
 const READ_BYTES: usize = 8 << 10;
 /// How long a release may take.
-const RELEASE_MAX: Duration = Duration::from_secs(5);
+const RELEASE_MAX: Duration = Duration::from_secs(2);
 /// After a failed write: how long the peer's reason is looked for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
