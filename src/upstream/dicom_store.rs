@@ -6,7 +6,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::SendError;
-use super::dicom_association::{Association, AssociationError, Message, Pair};
+use super::dicom_archive::AssociationError;
+use super::dicom_association::{Association, Message, Pair};
 use super::dicom_pool::Unasked;
 use crate::envelope::{Body, BodyError, BodyReader};
 use crate::wire::dicom_file::{FileError, FileMeta};

@@ -424,3 +424,14 @@ async fn an_archive_that_breaks_the_rules_gets_no_receipt_from_us_and_an_odd_one
         assert!(outcome.contains(expected), "{case}: {outcome}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_association_that_the_archive_ended_while_it_was_quiet_is_no_fault() {
+    let store = tempfile::tempdir().unwrap();
+    let archive = Archive::start::<&str>(store.path(), &[]);
+    let upstream = connect(archive.address, "plain = true").await.unwrap();
+    assert_eq!(send(&upstream, &instance(1)).await.unwrap(), "0000");
+    let archive = archive.again::<&str>(&[]);
+    assert_eq!(send(&upstream, &instance(2)).await.unwrap(), "0000");
+    assert_eq!(archive.files().len(), 2);
+}
