@@ -15,7 +15,8 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::dicom_association::{Archive, Association, AssociationError, Pair};
+use super::dicom_archive::{Archive, AssociationError};
+use super::dicom_association::{Association, Pair};
 use super::dicom_commitment::{self, Commitment, Reports};
 use super::dicom_pool::{NoContext, Nothing, Pool, Rules, Slot, Unasked};
 use super::dicom_reports::{ReportsConfig, ReportsListener};

@@ -12,16 +12,14 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::SendError;
+use super::dicom_archive::{Archive, AssociationError};
 use super::dicom_pieces::{Assembly, Outgoing};
 use super::link;
 use crate::system::fault;
 use crate::system::stream::Stream;
-use crate::system::tls::ClientTls;
-use crate::values::HostPort;
-use crate::wire::dicom_values::{APPLICATION_CONTEXT, AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid};
+use crate::wire::dicom_values::{APPLICATION_CONTEXT, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid};
 use crate::wire::dimse::Command;
-use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, PduError, Pdvs, Reject};
+use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, Pdvs, Reject};
 use crate::wire::pdu_associate::{
     AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, Role, UserInformation,
 };
@@ -33,89 +31,9 @@ const WRITE_BYTES: usize = 64 << 10;
 /// Bytes of one read.
 const READ_BYTES: usize = 8 << 10;
 /// How long a release may take.
-const RELEASE_MAX: Duration = Duration::from_secs(5);
+const RELEASE_MAX: Duration = Duration::from_secs(2);
 /// After a failed write: how long the peer's reason is looked for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-
-/// Whom to call, and how.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Archive {
-    /// Where it listens.
-    pub address: HostPort,
-    /// Whom to trust; `None` is plain TCP.
-    pub tls: Option<ClientTls>,
-    /// Its AE title.
-    pub called: AeTitle,
-    /// Ours.
-    pub calling: AeTitle,
-    /// The longest P-DATA body that we take, in bytes; announced.
-    pub max_pdu: u32,
-    /// For name, TCP and TLS; and once more for the answer to the association's request.
-    pub connect_timeout: Duration,
-    /// For the peer to take the next 64 KiB.
-    pub write_timeout: Duration,
-    /// From the last byte sent to the answer.
-    pub response_timeout: Duration,
-}
-
-/// Why an association did not come about or ended. Nobody is blamed but the connection and the two configurations.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AssociationError {
-    /// No connection.
-    #[error("{0}")]
-    Dial(String),
-    /// A-ASSOCIATE-RJ.
-    #[error("the archive answered the association: {reject}{}", advice(*.reject, .calling, .called))]
-    Rejected {
-        /// Its three numbers.
-        reject: Reject,
-        /// As whom we called.
-        calling: AeTitle,
-        /// Whom we called.
-        called: AeTitle,
-    },
-    /// A-ABORT.
-    #[error("the archive ended the association: {0}")]
-    Aborted(Abort),
-    /// It released the association by itself.
-    #[error("the archive released the association")]
-    Released,
-    /// TCP or TLS ended.
-    #[error("the connection to the archive ended: {0}")]
-    Closed(String),
-    /// It takes or says nothing more.
-    #[error("the archive {what} within {} s", .limit.as_secs().max(1))]
-    Silent {
-        /// What it did not do.
-        what: &'static str,
-        /// How long was waited.
-        limit: Duration,
-    },
-    /// It does not keep to the protocol.
-    #[error("the archive does not speak as DICOM wants: {0}")]
-    Broken(String),
-}
-
-fn advice(reject: Reject, calling: &AeTitle, called: &AeTitle) -> String {
-    match (reject.source, reject.reason) {
-        (1, 3) => format!("; let its owner enter \"{calling}\" with the address of this box"),
-        (1, 7) => format!("; check called = \"{called}\": it must be written as the archive knows itself"),
-        _ if reject.is_transient() => String::new(),
-        _ => format!("; ask its owner whether \"{calling}\" may store to \"{called}\""),
-    }
-}
-
-impl From<AssociationError> for SendError {
-    fn from(error: AssociationError) -> Self {
-        Self::Disconnected { cause: error.to_string() }
-    }
-}
-
-impl From<PduError> for AssociationError {
-    fn from(error: PduError) -> Self {
-        Self::Broken(error.to_string())
-    }
-}
 
 /// A context to propose: one transfer syntax each, so that the archive can't choose another one than the instance has.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

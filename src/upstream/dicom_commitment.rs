@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::dicom_association::{AssociationError, Message, Pair};
+use super::dicom_archive::AssociationError;
+use super::dicom_association::{Message, Pair};
 use super::dicom_pool::{Member, NoContext, Pool, Unasked};
 use super::dicom_store::answer;
 use super::{Receipt, SendError};

@@ -3,7 +3,8 @@
 //! Out: a message of any length becomes PDUs as it is written, each filled to what the peer takes, without knowing its length
 //! before. In: the pieces of one message at a time, bounded.
 
-use super::dicom_association::{AssociationError, Message};
+use super::dicom_archive::AssociationError;
+use super::dicom_association::Message;
 use crate::wire::dimse::{Command, CommandAssembler};
 use crate::wire::pdu::{self, HEADER_BYTES, PDV_HEADER_BYTES, Pdv};
 

@@ -14,7 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::dicom_association::{Archive, Association, AssociationError, Message, Pair};
+use super::dicom_archive::{Archive, AssociationError};
+use super::dicom_association::{Association, Message, Pair};
 use super::dicom_store::unexpected;
 use crate::wire::dimse::Command;
 use crate::wire::pdu_associate::{CONTEXTS_MAX, ContextResult};

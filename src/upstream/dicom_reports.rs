@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::SendError;
-use super::dicom_association::{Archive, Association, AssociationError};
+use super::dicom_archive::{Archive, AssociationError};
+use super::dicom_association::Association;
 use super::dicom_commitment::Reports;
 use super::dicom_store::unexpected;
 use super::link::lost;

@@ -6,7 +6,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::SendError;
-use super::dicom_association::{Association, AssociationError, Message, Pair};
+use super::dicom_archive::AssociationError;
+use super::dicom_association::{Association, Message, Pair};
 use super::dicom_pool::Unasked;
 use crate::envelope::{Body, BodyError, BodyReader};
 use crate::wire::dicom_file::{FileError, FileMeta};
@@ -15,6 +16,8 @@ use crate::wire::dimse::{Command, CommandField, Status, StatusClass};
 
 /// Longest head of a file: preamble and group 2. Ours has less than 512 bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Messages that may come before the answer to ours.
+const UNASKED_MAX: usize = 100;
 
 /// A stored instance, opened at its data set.
 pub struct Instance {
@@ -79,7 +82,7 @@ pub async fn store(
 ) -> Result<Status, StoreError> {
     let Instance { pair, uid, first, mut rest } = instance;
     let id = association.next_message_id();
-    let command = Command::store_request(id, pair.abstract_syntax, uid);
+    let command = Command::store_request(id, pair.abstract_syntax, uid.clone());
     association.command(context, &command.bytes()).await?;
     association.data(context, &first).await?;
     while let Some(piece) = rest.next().await.map_err(StoreError::Body)? {
@@ -91,6 +94,9 @@ pub async fn store(
     let (CommandField::StoreResponse, Some(status)) = (answer.field, answer.status) else {
         return Err(broken("it answered C-STORE with something else").into());
     };
+    if answer.affected_instance.is_some_and(|other| other != uid) {
+        return Err(broken("it answered C-STORE for another instance").into());
+    }
     // What came early may have been a report of commitment.
     if early && before == 0 && status.is_receipt() {
         return Err(broken("it said that it has an instance before it had all of it").into());
@@ -116,18 +122,18 @@ async fn answer_after(
     id: u16,
     unasked: &dyn Unasked,
 ) -> Result<(Command, usize), AssociationError> {
-    let mut before = 0;
-    loop {
+    for before in 0..UNASKED_MAX {
         let message = association.receive().await?;
         if message.command.responded_to == Some(id) && message.command.field.is_response() {
             return Ok((message.command, before));
         }
         unexpected(association, &message, unasked).await?;
-        before += 1;
     }
+    Err(broken("it sends messages without end and no answer"))
 }
 
-/// A message that nobody asked for: answered when somebody knows what to answer, else the end of the association.
+/// A message that is no answer to what is asked now. A second answer to an earlier message is passed over; a request is answered when
+/// somebody knows what to answer, else it is the end of the association.
 ///
 /// # Errors
 /// [`AssociationError`].
@@ -136,9 +142,13 @@ pub async fn unexpected(
     message: &Message,
     unasked: &dyn Unasked,
 ) -> Result<(), AssociationError> {
+    if message.command.field.is_response() {
+        tracing::debug!("an answer that is not awaited");
+        return Ok(());
+    }
     match unasked.take(message) {
         Some(response) => association.send(message.context, &response.bytes(), None).await,
-        None => Err(broken("it sent a message that answers none of ours")),
+        None => Err(broken("it asked for something that is not done here")),
     }
 }
 

@@ -17,6 +17,7 @@ use forwarder::{Forwarding, forward};
 mod answers;
 pub mod commitment;
 pub mod dicom;
+pub mod dicom_archive;
 pub mod dicom_association;
 pub mod dicom_commitment;
 mod dicom_pieces;

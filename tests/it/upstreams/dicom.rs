@@ -14,7 +14,7 @@ use wardgate::wire::dicom_values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CA
 
 use super::{envelope, identity, section};
 use crate::support::certs::Authority;
-use crate::support::dicom::{AS_SENT, Archive, Storescp, tls_server};
+use crate::support::dicom::{AS_SENT, Archive, HostileArchive, Storescp, tls_server};
 use crate::support::dicom_files::{data_set_hash, data_set_hash_of, hashes, hashes_in, odd_objects, wheel_objects};
 use crate::support::orthanc::Orthanc;
 use crate::support::ports::free_address;
@@ -378,4 +378,61 @@ async fn a_delivery_that_nobody_waits_for_ends_its_association() {
     drop(delivery);
     assert_eq!(send(&upstream, &instance(2)).await.unwrap(), "0000", "the one association is free again");
     eventually("two stored", || archive.events("stored").len() == 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_breaks_the_rules_gets_no_receipt_from_us_and_an_odd_one_gets_its_instances() {
+    let more = "plain = true\nconnect-timeout = \"500ms\"\nresponse-timeout = \"500ms\"";
+    for (case, expected) in [
+        ("good", "0000"),
+        ("max-pdu-0", "0000"),
+        ("max-pdu-tiny", "0000"),
+        ("short-rejections", "0000"),
+        ("unknown-items", "0000"),
+        ("split-answers", "0000"),
+        ("two-answers", "0000"),
+        ("collision", "0000"),
+        ("max-pdu-4", "at most 4 bytes"),
+        ("silent", "did not answer the request"),
+        ("closes", "the connection to the archive ended"),
+        ("http", "this is not DICOM"),
+        ("huge", "bytes; at most"),
+        ("rejects-for-now", "local limit exceeded"),
+        ("rejects-for-ever", "called AE title not recognised"),
+        ("other-syntax", "rejected: the archive does not take Secondary Capture"),
+        ("no-contexts", "rejected: the archive does not take Secondary Capture"),
+        ("silent-store", "did not answer"),
+        ("closes-in-store", "the connection to the archive ended"),
+        ("abort-in-store", "the archive"),
+        ("wrong-message", "did not answer"),
+        ("wrong-instance", "for another instance"),
+    ] {
+        let archive = HostileArchive::start(case);
+        let outcome = match connect(archive.address, more).await {
+            Err(error) => error.to_string(),
+            Ok(upstream) => {
+                // Twice, since what is left over of the first must not harm the second.
+                let (first, second) = (send(&upstream, &instance(1)).await, send(&upstream, &instance(2)).await);
+                assert_eq!(first.is_ok(), second.is_ok(), "{case}: {first:?}, {second:?}");
+                match first {
+                    Ok(code) => code,
+                    Err(SendError::Rejected { reason }) => format!("rejected: {reason}"),
+                    Err(SendError::Disconnected { cause }) => cause,
+                    Err(other) => format!("blamed on the message: {other}"),
+                }
+            }
+        };
+        assert!(outcome.contains(expected), "{case}: {outcome}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_association_that_the_archive_ended_while_it_was_quiet_is_no_fault() {
+    let store = tempfile::tempdir().unwrap();
+    let archive = Archive::start::<&str>(store.path(), &[]);
+    let upstream = connect(archive.address, "plain = true").await.unwrap();
+    assert_eq!(send(&upstream, &instance(1)).await.unwrap(), "0000");
+    let archive = archive.again::<&str>(&[]);
+    assert_eq!(send(&upstream, &instance(2)).await.unwrap(), "0000");
+    assert_eq!(archive.files().len(), 2);
 }
