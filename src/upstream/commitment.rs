@@ -13,7 +13,8 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::dicom_association::{Archive, Association, Pair};
+use super::dicom_archive::{Archive, AssociationError};
+use super::dicom_association::{Association, Pair};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::Envelope;
 use crate::spool::{Fate, Spool, Trace};
@@ -275,7 +276,7 @@ impl Question {
 
     /// Calls the device and reports, once (PS3.4 J.3.3: we are the provider and ask for the association).
     async fn send(&self, report: &Report) -> Result<(), Trouble> {
-        let away = |error: super::dicom_association::AssociationError| Trouble::Away(error.to_string());
+        let away = |error: AssociationError| Trouble::Away(error.to_string());
         let pair = |transfer_syntax| Pair { abstract_syntax: dicom_values::STORAGE_COMMITMENT, transfer_syntax };
         // Some devices read reports in implicit VR only, all read it.
         let pairs = [pair(dicom_values::IMPLICIT_LITTLE_ENDIAN), pair(dicom_values::EXPLICIT_LITTLE_ENDIAN)];
