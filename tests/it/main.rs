@@ -11,6 +11,7 @@ mod collect;
 mod control;
 mod demo;
 mod demo_broker;
+mod dicom_chain;
 mod dicom_commitment;
 mod dicom_peers;
 mod dicom_source;
