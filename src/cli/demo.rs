@@ -1,25 +1,27 @@
 //! `wardgate demo`: the whole way of a message on one machine, with an upstream that is cut again and again.
 //!
 //! Everything is real but the devices: the gateway of `run` with a spool on disk, MQTT to a broker, the collector of `collect`.
-//! The verdict comes from the demo's own [`Ledger`]: what the monitors were told is safe must be at the far end, byte for byte.
+//! The verdict comes from the demo's own [`Books`]: what the devices were told is safe must be at the far end, byte for byte.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::demo_stage::{Stage, TICK};
+use super::demo_stage::{Doors, Stage, TICK};
 use super::demo_view::{self, View};
 use super::exit::{Exit, Failure, OrExit};
-use super::ledger::Ledger;
+use super::ledger::{Books, Ledger};
 use super::monitors::Monitors;
+use super::scanner::Scanners;
 use super::terminal::{Screen, is_terminal, say, size};
 use crate::values::{Listen, Span};
 
 /// Most simulated monitors: twice as many messages a second.
 const MONITORS_MAX: u64 = 500;
+/// Most simulated scanners: each holds an image in memory.
+const SCANNERS_MAX: u64 = 8;
 /// When the upstream is cut for the first time, and how long each time.
 const FIRST_CUT: Duration = Duration::from_secs(10);
 const CUT_LENGTH: Duration = Duration::from_secs(6);
@@ -27,13 +29,13 @@ const CUT_LENGTH: Duration = Duration::from_secs(6);
 const CUT_PERIOD: Duration = Duration::from_secs(60);
 /// How long the backlog may take to drain at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
-/// Control ids that are named when messages are missing.
+/// Control ids or instances that are named when something is missing.
 const NAMED_MAX: usize = 10;
 
-/// Shows the whole at work on this machine: simulated monitors, an upstream that is cut, a backlog that grows and drains.
+/// Shows the whole at work on this machine: simulated devices, an upstream that is cut, a backlog that grows and drains.
 ///
-/// Needs no configuration, no root and no network. Monitors send realistic messages about invented patients to a gateway
-/// with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
+/// Needs no configuration, no root and no network. Monitors send realistic messages and a CT scanner sends studies, all about
+/// invented patients, to a gateway with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
 /// seconds for some seconds, and again in each minute after.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -41,9 +43,10 @@ Examples:
   wardgate demo                                       until Ctrl-C
   wardgate demo --for 40s                             ends by itself: 0 only when all that was acknowledged has arrived
   wardgate demo --listen 10.20.0.1:2575 --into got    point a real device at it; what it sends is put into ./got
+  wardgate demo --listen-dicom 10.20.0.1:11112        point a real modality at it (C-STORE, AE title WARDGATE)
 
-Safe: it touches nothing but its temporary folder, which it deletes, and loopback. With --listen anyone who reaches that
-address can send to it.")]
+Safe: it touches nothing but its temporary folder, which it deletes, and loopback. With --listen and
+--listen-dicom anyone who reaches that address can send to it.")]
 pub struct DemoArgs {
     /// End after this time, wait for the rest to arrive, and give a verdict.
     #[arg(long = "for", value_name = "TIME")]
@@ -51,9 +54,15 @@ pub struct DemoArgs {
     /// Listen here for real devices, too (HL7 v2 over MLLP).
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
+    /// Listen here for real modalities, too (DICOM).
+    #[arg(long, value_name = "ADDRESS")]
+    listen_dicom: Option<Listen>,
     /// How many monitors are simulated; each sends two messages a second.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=MONITORS_MAX))]
     monitors: u64,
+    /// How many CT scanners are simulated; each sends a study of 24 images (12 MB) every 15 seconds.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=SCANNERS_MAX))]
+    scanners: u64,
     /// Put what real devices send into this folder. Without it, it is deleted at the end.
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
@@ -64,24 +73,27 @@ pub struct DemoArgs {
 /// # Errors
 /// [`Exit::Data`] when something that was acknowledged did not arrive; others when it can't be set up.
 pub async fn run(args: DemoArgs) -> Result<(), Failure> {
-    let ledger = Arc::new(Ledger::default());
-    let mut stage = Stage::set(args.listen, args.into.as_deref()).await?;
-    let monitors = Monitors::start(usize::try_from(args.monitors).unwrap_or(0), &stage.monitors()?, &ledger);
-    let played = play(&args, &mut stage, &ledger).await;
+    let books = Books::default();
+    let doors = Doors { messages: args.listen, images: args.listen_dicom };
+    let mut stage = Stage::set(doors, args.into.as_deref()).await?;
+    let count = |devices: u64| usize::try_from(devices).unwrap_or(0);
+    let monitors = Monitors::start(count(args.monitors), &stage.endpoint("monitors")?, &books.messages);
+    let scanners = Scanners::start(count(args.scanners), &stage.endpoint("scanners")?, &books.images);
+    let played = play(&args, &mut stage, &books).await;
     stage.broker.restore();
-    monitors.stop().await;
+    tokio::join!(monitors.stop(), scanners.stop());
     let drained = match played {
-        Ok(()) => drain(&mut stage, &ledger).await,
+        Ok(()) => drain(&mut stage, &books).await,
         Err(failure) => Err(failure),
     };
     let struck = stage.strike().await;
     drained?;
     struck?;
-    verdict(&ledger)
+    verdict(&books)
 }
 
 /// Shows what happens until the time is over or someone has seen enough.
-async fn play(args: &DemoArgs, stage: &mut Stage, ledger: &Arc<Ledger>) -> Result<(), Failure> {
+async fn play(args: &DemoArgs, stage: &mut Stage, books: &Books) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Software, "can't wait for signals")?;
     let begun = Instant::now();
     let mut view = View::new(stage.how_to(), args.length.map(|length| length.0));
@@ -101,7 +113,7 @@ async fn play(args: &DemoArgs, stage: &mut Stage, ledger: &Arc<Ledger>) -> Resul
         let elapsed = begun.elapsed();
         let cut = is_cut(elapsed);
         stage.set_cut(cut);
-        let moment = stage.moment(elapsed, cut, ledger).await?;
+        let moment = stage.moment(elapsed, cut, books).await?;
         match &mut screen {
             Some(screen) => screen.draw(&view.screen(&moment, size().0))?,
             None if elapsed.as_secs() >= lines_said => {
@@ -120,13 +132,13 @@ fn is_cut(elapsed: Duration) -> bool {
     since_first.as_millis() % CUT_PERIOD.as_millis() < CUT_LENGTH.as_millis()
 }
 
-/// The monitors have stopped: waits until all that they were promised has arrived and nothing waits any more.
-async fn drain(stage: &mut Stage, ledger: &Arc<Ledger>) -> Result<(), Failure> {
+/// The devices have stopped: waits until all that they were promised has arrived and nothing waits any more.
+async fn drain(stage: &mut Stage, books: &Books) -> Result<(), Failure> {
     let begun = Instant::now();
-    say("the monitors have stopped; what waits is delivered")?;
+    say("the devices have stopped; what waits is delivered")?;
     loop {
-        let moment = stage.moment(begun.elapsed(), false, ledger).await?;
-        let done = ledger.missing().is_empty() && moment.waiting == 0;
+        let moment = stage.moment(begun.elapsed(), false, books).await?;
+        let done = books.are_even() && moment.waiting == 0;
         if done || begun.elapsed() > DRAIN_MAX {
             return say(&demo_view::line(&moment));
         }
@@ -134,28 +146,32 @@ async fn drain(stage: &mut Stage, ledger: &Arc<Ledger>) -> Result<(), Failure> {
     }
 }
 
-fn verdict(ledger: &Ledger) -> Result<(), Failure> {
-    let (totals, missing) = (ledger.totals(), ledger.missing());
-    if missing.is_empty() && totals.acknowledged > 0 {
-        return say(&format!(
-            "GOOD: {} messages were acknowledged, and every one of them has arrived, byte for byte",
-            totals.acknowledged
-        ));
+fn verdict(books: &Books) -> Result<(), Failure> {
+    let simulated = [("messages", &books.messages), ("images", &books.images)];
+    let simulated: Vec<_> = simulated.into_iter().filter(|(_, ledger)| ledger.totals().sent > 0).collect();
+    if simulated.is_empty() {
+        return say("nothing was simulated: nothing to compare");
     }
-    if totals.sent == 0 {
-        return say("no monitors were simulated: nothing to compare");
+    let broken: Vec<String> = simulated.iter().filter_map(|(what, ledger)| broken(what, ledger)).collect();
+    if !broken.is_empty() {
+        return Err(Failure::new(Exit::Data, format!("BAD: {}", broken.join("; "))));
+    }
+    let kept: Vec<String> =
+        simulated.iter().map(|(what, ledger)| format!("{} {what}", ledger.totals().acknowledged)).collect();
+    say(&format!("GOOD: {} were acknowledged, and every one of them has arrived, byte for byte", kept.join(" and ")))
+}
+
+/// In which way a promise was broken.
+fn broken(what: &str, ledger: &Ledger) -> Option<String> {
+    let (totals, missing) = (ledger.totals(), ledger.missing());
+    if totals.acknowledged == 0 {
+        return Some(format!("of {} {what} that were sent none was acknowledged", totals.sent));
     }
     let named: Vec<&str> = missing.iter().take(NAMED_MAX).map(String::as_str).collect();
-    let text = match missing.is_empty() {
-        true => format!("BAD: of {} messages that were sent none was acknowledged", totals.sent),
-        false => format!(
-            "BAD: {} of {} messages that were acknowledged have not arrived; control ids {}",
-            missing.len(),
-            totals.acknowledged,
-            named.join(", ")
-        ),
-    };
-    Err(Failure::new(Exit::Data, text))
+    (!missing.is_empty()).then(|| {
+        let (count, all) = (missing.len(), totals.acknowledged);
+        format!("{count} of {all} {what} that were acknowledged have not arrived: {}", named.join(", "))
+    })
 }
 
 #[cfg(test)]
@@ -172,14 +188,17 @@ mod tests {
 
     #[test]
     fn the_verdict_is_bad_when_a_promise_was_broken_or_none_was_made() {
-        let ledger = Ledger::default();
-        let message = fingerprint(b"one");
-        ledger.sending(message, "17");
-        assert_eq!(verdict(&ledger).unwrap_err().exit, Exit::Data);
-        ledger.acknowledged(&message);
-        let failure = verdict(&ledger).unwrap_err();
-        assert!(failure.exit == Exit::Data && failure.to_string().contains("control ids 17"), "{failure}");
-        ledger.arrived(&message);
-        assert!(verdict(&ledger).is_ok());
+        let books = Books::default();
+        assert!(verdict(&books).is_ok(), "nothing was promised");
+        for (ledger, name) in [(&books.messages, "17"), (&books.images, "2.25.18")] {
+            let one = fingerprint(name.as_bytes());
+            ledger.sending(one, name);
+            assert_eq!(verdict(&books).unwrap_err().exit, Exit::Data);
+            ledger.acknowledged(&one);
+            let failure = verdict(&books).unwrap_err();
+            assert!(failure.exit == Exit::Data && failure.to_string().contains(name), "{failure}");
+            ledger.arrived(&one);
+            assert!(verdict(&books).is_ok());
+        }
     }
 }

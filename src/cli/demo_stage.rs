@@ -6,7 +6,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -16,8 +15,9 @@ use super::demo_broker::DemoBroker;
 use super::demo_view::Moment;
 use super::exit::{Exit, Failure, OrExit};
 use super::inbox::Inbox;
-use super::ledger::Ledger;
+use super::ledger::Books;
 use super::run;
+use super::scanner::GATEWAY_TITLE;
 use crate::admin::client::ControlClient;
 use crate::admin::verbs::Request;
 use crate::collector::{self, Collection};
@@ -29,6 +29,15 @@ pub const TICK: Duration = Duration::from_millis(250);
 /// How long the gateway may take to start, and to stop.
 const START_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(20);
+
+/// Where real devices may come in, beside the simulated ones on loopback.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Doors {
+    /// For HL7 v2 over MLLP.
+    pub messages: Option<Listen>,
+    /// For DICOM.
+    pub images: Option<Listen>,
+}
 
 /// Everything that runs.
 pub struct Stage {
@@ -50,7 +59,7 @@ impl Stage {
     ///
     /// # Errors
     /// [`Failure`] when a part can't start.
-    pub async fn set(listen: Option<Listen>, into: Option<&Path>) -> Result<Self, Failure> {
+    pub async fn set(doors: Doors, into: Option<&Path>) -> Result<Self, Failure> {
         let folder = Folder::make()?;
         let collected = into.map_or_else(|| folder.0.join("collected"), Path::to_owned);
         let broker = DemoBroker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await;
@@ -58,7 +67,7 @@ impl Stage {
         let collector_stop = CancellationToken::new();
         let collector = tokio::spawn(collect(broker.address(), collected.clone(), collector_stop.clone()));
         let config = folder.0.join("gateway.toml");
-        std::fs::write(&config, configuration(&folder.0, broker.address(), listen))
+        std::fs::write(&config, configuration(&folder.0, broker.address(), doors))
             .or_exit(Exit::CannotCreate, format!("can't write {}", config.display()))?;
         let gateway_stop = CancellationToken::new();
         let stop = gateway_stop.clone();
@@ -68,33 +77,43 @@ impl Stage {
         Ok(Self { broker, folder, gateway, gateway_stop, collector, collector_stop, client, inbox, cut: false, status })
     }
 
-    /// Where the monitors send to.
+    /// Where a source listens.
     ///
     /// # Errors
     /// [`Exit::Software`] when the gateway does not say.
-    pub fn monitors(&self) -> Result<HostPort, Failure> {
-        let source = self.status.sources.iter().find(|(name, _)| name.as_str() == "monitors");
-        let endpoint = source.and_then(|(_, source)| source.endpoint.parse().ok());
+    pub fn endpoint(&self, source: &str) -> Result<HostPort, Failure> {
+        let endpoint = self.bound(source).and_then(|bound| bound.parse().ok());
         endpoint.ok_or_else(|| Failure::new(Exit::Software, "the demo's gateway does not say where it listens"))
+    }
+
+    fn bound(&self, source: &str) -> Option<String> {
+        let found = self.status.sources.iter().find(|(name, _): &(&Name, _)| name.as_str() == source);
+        found.map(|(_, source)| source.endpoint.clone())
     }
 
     /// How one gets at it from outside.
     pub fn how_to(&self) -> String {
-        let at = |name: &str| {
-            let found = self.status.sources.iter().find(|(source, _): &(&Name, _)| source.as_str() == name);
-            found.map(|(_, source)| source.endpoint.clone())
-        };
-        let monitors = at("monitors").unwrap_or_default();
+        let (monitors, scanners) = ["monitors", "scanners"].map(|name| self.bound(name).unwrap_or_default()).into();
         let socket = self.folder.0.join("control.sock");
         let mut lines = vec![
-            "wardgate demo: monitors > gateway > MQTT broker > collector. The patients are invented.".to_owned(),
+            "wardgate demo: monitors and a CT > gateway > MQTT broker > collector. The patients are invented."
+                .to_owned(),
             format!("  send a message yourself:  wardgate probe mllp {monitors}"),
+            format!("  send an image yourself:   wardgate probe dicom {scanners} --called {GATEWAY_TITLE} --store"),
             format!("  look inside:              wardgate status --socket {}", socket.display()),
         ];
-        lines.push(match at("devices") {
-            Some(devices) => format!("  point a real device at:   {devices}  (HL7 v2 over MLLP, without TLS)"),
-            None => "  for a real device:        start again with --listen ADDRESS:PORT".to_owned(),
-        });
+        if let Some(devices) = self.bound("devices") {
+            lines.push(format!("  point a real device at:   {devices}  (HL7 v2 over MLLP, without TLS)"));
+        }
+        if let Some(modalities) = self.bound("modalities") {
+            let how = format!("(DICOM C-STORE, AE title {GATEWAY_TITLE}, without TLS)");
+            lines.push(format!("  point a real modality at: {modalities}  {how}"));
+        }
+        if self.bound("devices").or_else(|| self.bound("modalities")).is_none() {
+            lines.push(
+                "  for real devices:         start again with --listen or --listen-dicom ADDRESS:PORT".to_owned(),
+            );
+        }
         lines.join("\n")
     }
 
@@ -112,21 +131,21 @@ impl Stage {
     ///
     /// # Errors
     /// [`Failure`] when the gateway has ended or the collector's folder can't be read.
-    pub async fn moment(&mut self, elapsed: Duration, cut: bool, ledger: &Arc<Ledger>) -> Result<Moment, Failure> {
-        let strangers = self.sweep(ledger).await?;
+    pub async fn moment(&mut self, elapsed: Duration, cut: bool, books: &Books) -> Result<Moment, Failure> {
+        let strangers = self.sweep(books).await?;
         if self.gateway.is_finished() {
             return Err(ended(&mut self.gateway).await);
         }
         self.status = self.client.ask(&Request::Status).await?;
-        Ok(Moment::new(elapsed, cut, &self.status, ledger.totals(), strangers))
+        Ok(Moment::new(elapsed, cut, &self.status, books, strangers))
     }
 
     /// Reads what has arrived, off the runtime's threads.
-    async fn sweep(&mut self, ledger: &Arc<Ledger>) -> Result<usize, Failure> {
+    async fn sweep(&mut self, books: &Books) -> Result<usize, Failure> {
         let Some(mut inbox) = self.inbox.take() else { return Ok(0) };
-        let ledger = Arc::clone(ledger);
+        let books = books.clone();
         let swept = tokio::task::spawn_blocking(move || {
-            let outcome = inbox.sweep(&ledger);
+            let outcome = inbox.sweep(&books);
             (inbox, outcome)
         });
         let (inbox, outcome) = swept.await.or_exit(Exit::Software, "can't read what arrived")?;
@@ -173,16 +192,21 @@ impl Drop for Folder {
 }
 
 /// The configuration of the demo's gateway: what is unsafe on a box is said aloud in it.
-fn configuration(folder: &Path, broker: SocketAddr, listen: Option<Listen>) -> String {
+fn configuration(folder: &Path, broker: SocketAddr, doors: Doors) -> String {
     let folder = folder.display();
-    let (devices, from) = match listen {
-        Some(listen) => {
-            let everyone = if listen.0.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
-            let section = format!("[source.devices.mllp]\nlisten = \"{listen}\"\nallow = [\"{everyone}\"]\n");
-            (section, "\"monitors\", \"devices\"")
-        }
-        None => (String::new(), "\"monitors\""),
-    };
+    let (mut devices, mut from) = (String::new(), vec!["monitors", "scanners"]);
+    let everyone = |listen: &Listen| if listen.0.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
+    if let Some(listen) = &doors.messages {
+        let allow = everyone(listen);
+        devices.push_str(&format!("[source.devices.mllp]\nlisten = \"{listen}\"\nallow = [\"{allow}\"]\n\n"));
+        from.push("devices");
+    }
+    if let Some(listen) = &doors.images {
+        let allow = everyone(listen);
+        devices.push_str(&format!("[source.modalities.dicom]\nlisten = \"{listen}\"\nallow = [\"{allow}\"]\n"));
+        devices.push_str(&format!("ae-title = \"{GATEWAY_TITLE}\"\n\n"));
+        from.push("modalities");
+    }
     format!(
         "\
 [gateway]
@@ -198,14 +222,17 @@ key = {{ file = \"{folder}/demo.key\" }}
 listen = \"127.0.0.1:0\"
 max-connections = 600
 
-{devices}
-[upstream.collector.mqtt]
+[source.scanners.dicom]
+listen = \"127.0.0.1:0\"
+ae-title = \"{GATEWAY_TITLE}\"
+
+{devices}[upstream.collector.mqtt]
 address = \"{broker}\"
 plain = true
 receipt = \"collector\"
 
 [[route]]
-from = [{from}]
+from = {from:?}
 to = [\"collector\"]
 "
     )
@@ -228,7 +255,7 @@ async fn collect(broker: SocketAddr, into: PathBuf, stop: CancellationToken) -> 
         .or_exit(Exit::CannotCreate, "the demo's collector can't start")
 }
 
-/// The gateway's control socket once it answers and the monitors' source listens.
+/// The gateway's control socket once it answers and all its sources listen.
 async fn answering(
     socket: &Path,
     gateway: &mut JoinHandle<Result<(), Failure>>,
@@ -272,12 +299,17 @@ mod tests {
     #[test]
     fn the_demos_configuration_is_one_that_check_would_pass() {
         let folder = tempfile::tempdir().unwrap();
-        for listen in [None, Some("0.0.0.0:2575"), Some("[::1]:2575")] {
-            let listen = listen.map(|listen| listen.parse().unwrap());
+        let at = |listen: &str| Some(listen.parse().unwrap());
+        for (messages, images) in [(None, None), (at("0.0.0.0:2575"), None), (at("[::1]:2575"), at("[::]:11112"))] {
             let file = folder.path().join("gateway.toml");
-            std::fs::write(&file, configuration(folder.path(), "127.0.0.1:1883".parse().unwrap(), listen)).unwrap();
+            std::fs::write(
+                &file,
+                configuration(folder.path(), "127.0.0.1:1883".parse().unwrap(), Doors { messages, images }),
+            )
+            .unwrap();
             let loaded = config::load::<SourceConfig, UpstreamConfig>(&file).unwrap();
-            assert_eq!(loaded.config.sources.len(), 1 + usize::from(listen.is_some()));
+            let doors = usize::from(messages.is_some()) + usize::from(images.is_some());
+            assert_eq!(loaded.config.sources.len(), 2 + doors);
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::ledger::Totals;
+use super::ledger::{Books, Totals};
 use super::status_view;
 use super::table::{Column, Table, age, count, cut};
 use crate::status::{Link, Status};
@@ -33,16 +33,31 @@ pub struct Moment {
     pub oldest_s: Option<u64>,
     /// How the gateway sees its upstream.
     pub link: Link,
+    /// Of the simulated monitors.
+    pub monitors: Simulated,
+    /// Of the simulated scanners.
+    pub scanners: Simulated,
+    /// Messages and images of real devices that arrived.
+    pub strangers: usize,
+}
+
+/// What became of what simulated devices sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Simulated {
     /// The demo's own book.
     pub totals: Totals,
-    /// Messages of real devices that arrived.
-    pub strangers: usize,
+    /// What waits in the gateway.
+    pub waiting: u64,
 }
 
 impl Moment {
     /// Takes the numbers out of the gateway's snapshot.
-    pub fn new(elapsed: Duration, cut: bool, status: &Status, totals: Totals, strangers: usize) -> Self {
+    pub fn new(elapsed: Duration, cut: bool, status: &Status, books: &Books, strangers: usize) -> Self {
         let (waiting, oldest_s) = status.backlog();
+        let waiting_of = |name: &str| {
+            let lanes = status.lanes.iter().filter(|lane| lane.source.as_str() == name);
+            lanes.map(|lane| lane.backlog).sum()
+        };
         Self {
             elapsed,
             cut,
@@ -52,7 +67,8 @@ impl Moment {
             waiting,
             oldest_s,
             link: status.upstreams.values().next().map_or(Link::Idle, |upstream| upstream.link.clone()),
-            totals,
+            monitors: Simulated { totals: books.messages.totals(), waiting: waiting_of("monitors") },
+            scanners: Simulated { totals: books.images.totals(), waiting: waiting_of("scanners") },
             strangers,
         }
     }
@@ -72,13 +88,14 @@ impl Moment {
 /// One line for a pipe or a file.
 pub fn line(moment: &Moment) -> String {
     format!(
-        "{:>5} s  received {:>6}  stored {:>6}  delivered {:>6}  waiting {:>5}  oldest {:>6}  upstream {}",
+        "{:>5} s  received {:>6}  stored {:>6}  delivered {:>6}  waiting {:>5}  oldest {:>6}  images {:>4}  upstream {}",
         moment.elapsed.as_secs(),
         moment.received,
         moment.stored,
         moment.delivered,
         moment.waiting,
         moment.oldest(),
+        moment.scanners.totals.arrived,
         if moment.cut { "CUT" } else { short(&moment.link) },
     )
 }
@@ -121,10 +138,10 @@ impl View {
         lines.push(format!("waiting, the last minute (highest {})", count(self.highest())));
         lines.push(self.mountains(width));
         if moment.strangers > 0 {
-            lines.push(format!("{} messages of real devices have arrived", moment.strangers));
+            lines.push(format!("{} messages and images of real devices have arrived", moment.strangers));
         }
         lines.push(String::new());
-        lines.push(promise(&moment.totals));
+        lines.push(promises(moment).render(width));
         lines.push("Ctrl-C ends it: what waits is delivered first, then the verdict".to_owned());
         lines.iter().flat_map(|line| line.lines().map(|line| cut(line, width))).collect::<Vec<_>>().join("\n")
     }
@@ -162,14 +179,14 @@ fn numbers(moment: &Moment) -> Table {
     table
 }
 
-fn promise(totals: &Totals) -> String {
-    let Totals { sent, acknowledged, arrived } = totals;
-    format!(
-        "monitors: {} sent, {} acknowledged to them, {} found at the far end",
-        count(*sent),
-        count(*acknowledged),
-        count(*arrived)
-    )
+fn promises(moment: &Moment) -> Table {
+    let titles = ["SENT", "ACKNOWLEDGED", "WAITING", "FOUND AT THE FAR END"];
+    let mut table = Table::new(std::iter::once(Column::left("SIMULATED")).chain(titles.map(Column::right)));
+    for (name, Simulated { totals, waiting }) in [("messages", moment.monitors), ("CT images", moment.scanners)] {
+        let numbers = [totals.sent, totals.acknowledged, waiting, totals.arrived].map(count);
+        table.row(std::iter::once(name.to_owned()).chain(numbers));
+    }
+    table
 }
 
 #[cfg(test)]
@@ -186,15 +203,15 @@ mod tests {
             waiting,
             oldest_s: (waiting > 0).then_some(2),
             link: if cut { Link::Down("closed".into()) } else { Link::Up },
-            totals: Totals { sent: 193, acknowledged: 192, arrived: 192 - waiting },
+            monitors: Simulated { totals: Totals { sent: 193, acknowledged: 192, arrived: 192 - waiting }, waiting },
+            scanners: Simulated { totals: Totals { sent: 24, acknowledged: 24, arrived: 24 }, waiting: 0 },
             strangers: 0,
         }
     }
 
     #[test]
     fn a_line_tells_all_that_matters() {
-        let expected =
-            "   12 s  received    192  stored    192  delivered    160  waiting    32  oldest    2 s  upstream CUT";
+        let expected = "   12 s  received    192  stored    192  delivered    160  waiting    32  oldest    2 s  images   24  upstream CUT";
         assert_eq!(line(&moment(12, 32, true)), expected);
     }
 
@@ -206,6 +223,7 @@ mod tests {
             screen = view.screen(&moment(u64::try_from(second).unwrap(), waiting, false), 80);
         }
         assert!(screen.contains("(highest 32)\n ▁▄█▂"), "{screen}");
+        assert!(screen.contains("CT images    24            24        0                    24"), "{screen}");
         assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
     }
 }

@@ -1,6 +1,6 @@
-//! The demo's far end: the folder that the collector fills. Each file is read back and looked up in the [`Ledger`].
+//! The demo's far end: the folder that the collector fills. Each file is read back and looked up in the [`Books`].
 //!
-//! A monitor's message has served its purpose then and is deleted; a real device's stays for whoever sent it. Only the
+//! What the demo's own devices sent has served its purpose then and is deleted; a real device's stays for whoever sent it. Only the
 //! collector's finished files are touched (`<site>/<gateway>/<source>/<file>`), never what it is still writing.
 
 use std::collections::HashSet;
@@ -9,10 +9,13 @@ use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ledger::{Ledger, fingerprint};
+use super::ledger::{Books, fingerprint};
+use crate::wire::dicom_file::FileMeta;
 
 /// Largest file that is looked at as a monitor's message: they are 1 kB long.
 const MESSAGE_BYTES_MAX: u64 = 64 << 10;
+/// Largest file that is looked at as a scanner's image: they have half of that.
+const IMAGE_BYTES_MAX: u64 = 1 << 20;
 /// Files of real devices that are remembered, so that each is counted once.
 const STRANGERS_MAX: usize = 100_000;
 
@@ -32,32 +35,30 @@ impl Inbox {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn sweep(&mut self, ledger: &Ledger) -> io::Result<()> {
+    pub fn sweep(&mut self, books: &Books) -> io::Result<()> {
         for site in folders(&self.folder)? {
             for gateway in folders(&site.path())? {
                 for source in folders(&gateway.path())? {
-                    self.sweep_source(&source.path(), ledger)?;
+                    self.sweep_source(&source.path(), books)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// How many messages of real devices have come.
+    /// How many messages and images of real devices have come.
     pub fn strangers(&self) -> usize {
         self.strangers.len()
     }
 
-    fn sweep_source(&mut self, folder: &Path, ledger: &Ledger) -> io::Result<()> {
+    fn sweep_source(&mut self, folder: &Path, books: &Books) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let path = entry.path();
             if self.strangers.contains(&path) || !entry.file_type()?.is_file() {
                 continue;
             }
-            let is_ours =
-                entry.metadata()?.len() <= MESSAGE_BYTES_MAX && ledger.arrived(&fingerprint(&fs::read(&path)?));
-            if is_ours {
+            if is_ours(&path, entry.metadata()?.len(), books)? {
                 fs::remove_file(&path)?;
             } else if self.strangers.len() < STRANGERS_MAX {
                 self.strangers.insert(path);
@@ -65,6 +66,21 @@ impl Inbox {
         }
         Ok(())
     }
+}
+
+/// Whether one of the demo's devices sent this; it is ticked off then. An image is known by its data set: its file's head is the
+/// gateway's.
+fn is_ours(path: &Path, length: u64, books: &Books) -> io::Result<bool> {
+    let is_image = path.extension() == Some(OsStr::new("dcm"));
+    if length > if is_image { IMAGE_BYTES_MAX } else { MESSAGE_BYTES_MAX } {
+        return Ok(false);
+    }
+    let bytes = fs::read(path)?;
+    if !is_image {
+        return Ok(books.messages.arrived(&fingerprint(&bytes)));
+    }
+    let data_set = FileMeta::read(&bytes).ok().and_then(|(_, at)| bytes.get(at..));
+    Ok(data_set.is_some_and(|data_set| books.images.arrived(&fingerprint(data_set))))
 }
 
 /// The folders in a folder, without hidden ones; none when it is not there yet.
@@ -88,6 +104,7 @@ fn folders(folder: &Path) -> io::Result<Vec<DirEntry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
 
     #[test]
     fn a_monitors_message_is_ticked_off_and_a_real_devices_stays() {
@@ -96,18 +113,18 @@ mod tests {
         fs::create_dir_all(&source).unwrap();
         fs::create_dir_all(folder.path().join(".incoming/x/y")).unwrap();
         fs::write(folder.path().join(".incoming/x/y/half.hl7"), "half").unwrap();
-        let (ledger, mut inbox) = (Ledger::default(), Inbox::new(folder.path()));
+        let (books, mut inbox) = (Books::default(), Inbox::new(folder.path()));
         let message = fingerprint(b"ours");
-        ledger.sending(message, "1");
-        ledger.acknowledged(&message);
+        books.messages.sending(message, "1");
+        books.messages.acknowledged(&message);
         fs::write(source.join("1.hl7"), "ours").unwrap();
         fs::write(source.join("2.hl7"), "a real device's").unwrap();
         for _ in 0..2 {
-            inbox.sweep(&ledger).unwrap();
-            assert_eq!((ledger.totals().arrived, inbox.strangers()), (1, 1));
+            inbox.sweep(&books).unwrap();
+            assert_eq!((books.messages.totals().arrived, inbox.strangers()), (1, 1));
         }
         assert_eq!(fs::read_dir(&source).unwrap().count(), 1);
-        assert!(ledger.missing().is_empty());
+        assert!(books.messages.missing().is_empty());
     }
 
     #[test]
@@ -115,11 +132,36 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("demo/box/monitors");
         fs::create_dir_all(&source).unwrap();
-        let (ledger, message) = (Ledger::default(), fingerprint(b"ours"));
-        ledger.sending(message, "1");
-        ledger.acknowledged(&message);
+        let (books, message) = (Books::default(), fingerprint(b"ours"));
+        books.messages.sending(message, "1");
+        books.messages.acknowledged(&message);
         fs::write(source.join("1.hl7"), "0urs").unwrap();
-        Inbox::new(folder.path()).sweep(&ledger).unwrap();
-        assert_eq!(ledger.missing(), ["1"]);
+        Inbox::new(folder.path()).sweep(&books).unwrap();
+        assert_eq!(books.messages.missing(), ["1"]);
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_data_set_under_whatever_head_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("demo/box/scanners");
+        fs::create_dir_all(&source).unwrap();
+        let (books, mut inbox) = (Books::default(), Inbox::new(folder.path()));
+        let image = fingerprint(b"data set");
+        books.images.sending(image, "2.25.1");
+        books.images.acknowledged(&image);
+        let meta = FileMeta {
+            sop_class: CT_IMAGE,
+            sop_instance: "2.25.1".parse().unwrap(),
+            transfer_syntax: EXPLICIT_LITTLE_ENDIAN,
+            source_ae: AeTitle::default(),
+            receiving_ae: AeTitle::default(),
+        };
+        for (name, data_set) in [("1.dcm", &b"data set"[..]), ("2.dcm", b"another")] {
+            fs::write(source.join(name), [&meta.bytes(), data_set].concat()).unwrap();
+        }
+        fs::write(source.join("3.dcm"), "no image at all").unwrap();
+        inbox.sweep(&books).unwrap();
+        assert!(books.are_even());
+        assert_eq!((books.images.totals().arrived, inbox.strangers()), (1, 2));
     }
 }

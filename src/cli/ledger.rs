@@ -1,12 +1,12 @@
-//! The demo's own book: what its monitors sent, what was acknowledged to them, what arrived at the other end. By SHA-256 of
-//! the bytes, so that "arrived" means byte for byte.
+//! The demo's own books, one for messages and one for images: what its devices sent, what was acknowledged to them, what arrived at
+//! the other end. By SHA-256 of the bytes, so that "arrived" means byte for byte; of an image, its data set.
 //!
 //! It knows nothing of the gateway: that is what makes its verdict worth something. A message leaves the book when it was
 //! both acknowledged and found at the other end, so that a demo that runs for days does not grow.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
@@ -20,7 +20,23 @@ pub fn fingerprint(body: &[u8]) -> Fingerprint {
     fingerprint
 }
 
-/// The book.
+/// Both books.
+#[derive(Clone, Default)]
+pub struct Books {
+    /// Of the monitors.
+    pub messages: Arc<Ledger>,
+    /// Of the scanners.
+    pub images: Arc<Ledger>,
+}
+
+impl Books {
+    /// Whether all that was acknowledged has arrived.
+    pub fn are_even(&self) -> bool {
+        self.messages.missing().is_empty() && self.images.missing().is_empty()
+    }
+}
+
+/// A book.
 #[derive(Default)]
 pub struct Ledger(Mutex<Pages>);
 
@@ -31,7 +47,7 @@ struct Pages {
 }
 
 struct Message {
-    control_id: String,
+    name: String,
     acknowledged: bool,
     arrived: bool,
 }
@@ -39,24 +55,24 @@ struct Message {
 /// Sums since the beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Totals {
-    /// Messages that the monitors made.
+    /// What the devices made.
     pub sent: u64,
-    /// Messages that they were told are safe.
+    /// What they were told is safe.
     pub acknowledged: u64,
-    /// Messages of theirs that arrived, each counted once.
+    /// What arrived of theirs, each counted once.
     pub arrived: u64,
 }
 
 impl Ledger {
-    /// A monitor is about to send this, perhaps again.
-    pub fn sending(&self, fingerprint: Fingerprint, control_id: &str) {
+    /// A device is about to send this, perhaps again. Its name is a control id, or a SOP instance UID.
+    pub fn sending(&self, fingerprint: Fingerprint, name: &str) {
         let mut pages = self.pages();
         let Entry::Vacant(place) = pages.open.entry(fingerprint) else { return };
-        place.insert(Message { control_id: control_id.to_owned(), acknowledged: false, arrived: false });
+        place.insert(Message { name: name.to_owned(), acknowledged: false, arrived: false });
         pages.totals.sent += 1;
     }
 
-    /// The monitor was told that this is safe.
+    /// The device was told that this is safe.
     pub fn acknowledged(&self, fingerprint: &Fingerprint) {
         let mut pages = self.pages();
         let Some(message) = pages.open.get_mut(fingerprint) else { return };
@@ -82,11 +98,11 @@ impl Ledger {
         self.pages().totals
     }
 
-    /// Control ids of what was acknowledged and has not arrived.
+    /// The names of what was acknowledged and has not arrived.
     pub fn missing(&self) -> Vec<String> {
         let pages = self.pages();
         let missing = pages.open.values().filter(|message| message.acknowledged && !message.arrived);
-        missing.map(|message| message.control_id.clone()).collect()
+        missing.map(|message| message.name.clone()).collect()
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {

@@ -36,6 +36,7 @@ mod probe_dicom;
 pub mod recover;
 pub mod replay;
 pub mod run;
+pub mod scanner;
 pub mod spool;
 pub mod status;
 pub mod status_view;

@@ -10,11 +10,8 @@ use crate::spool::{CommitError, Committed};
 use crate::status::imaging::Instance;
 use crate::wire::dicom_file::FileMeta;
 use crate::wire::dicom_header::{Facts, Scanner};
-use crate::wire::dicom_values::{AeTitle, Uid};
+use crate::wire::dicom_values::{AeTitle, Uid, known_modality};
 use crate::wire::dimse::{Command, Status};
-
-/// Longest text of a modality that is shown: a code string (PS3.5 section 6.2, CS).
-const MODALITY_CHARACTERS_MAX: usize = 16;
 
 /// Why an instance was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,10 +202,7 @@ fn flags(facts: &Facts, differs: bool) -> Flags {
 /// For the study view. An instance whose study is not known is of none.
 fn note(intake: &Intake, facts: &Facts, calling: &str, bytes: u64) {
     let Some(study) = &facts.study else { return };
-    let code = |c: &char| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_';
-    let said = facts.modality.as_deref().unwrap_or_default();
-    let modality: String = said.chars().filter(code).take(MODALITY_CHARACTERS_MAX).collect();
-    let modality = if modality.is_empty() { "?" } else { &modality };
+    let modality = facts.modality.as_deref().and_then(known_modality).unwrap_or("?");
     let instance = Instance { study: study.as_str().as_bytes(), modality, calling, bytes };
     intake.counters().imaging.stored(&instance, intake.uptime_ms());
 }

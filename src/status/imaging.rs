@@ -168,7 +168,7 @@ pub struct PeerStatus {
 pub struct StudyStatus {
     /// A label of ours, good for this run of the service only.
     pub study: String,
-    /// CT, MR, ...; `?` where the instance does not say.
+    /// CT, MR, ...; `?` where the instance says none that is known.
     pub modality: String,
     /// Who sent it.
     pub calling: String,

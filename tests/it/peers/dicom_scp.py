@@ -27,6 +27,7 @@ parser.add_argument("--store", required=True, help="folder for the objects")
 parser.add_argument("--port", type=int, default=0)
 parser.add_argument("--ae-title", default="ARCHIVE")
 parser.add_argument("--statuses", default="0000", help="statuses of C-STORE in turn, hexadecimal, the last one for ever; 'abort' aborts, 'silence' never answers")
+parser.add_argument("--comment", help="error comment of answers that are no success")
 parser.add_argument("--delay", type=float, default=0.0, help="seconds before each C-STORE answer")
 parser.add_argument("--discard", action="store_true", help="write nothing, so that an object may be of any size on a small disk")
 parser.add_argument("--max-pdu", type=int, default=16382, help="longest P-DATA that it takes; 0 is no limit")
@@ -121,6 +122,10 @@ def on_store(event):
         with lock:
             stored.add(uid)
     say("stored", **facts)
+    if args.comment and status != "0000":
+        answer = Dataset()
+        answer.Status, answer.ErrorComment = int(status, 16), args.comment
+        return answer
     return int(status, 16)
 
 

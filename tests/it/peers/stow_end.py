@@ -24,6 +24,7 @@ import h2.events
 parser = argparse.ArgumentParser()
 parser.add_argument("--store", required=True)
 parser.add_argument("--answers", default="200:stored")
+parser.add_argument("--page", default="Probe^Paula", help="what the page says")
 parser.add_argument("--xml", action="store_true", help="answers in application/dicom+xml")
 parser.add_argument("--retry-after")
 parser.add_argument("--together", type=int, default=1, help="answers nobody before so many requests are there at once")
@@ -94,7 +95,7 @@ def respond(path, headers, body, version, connection):
         requests.write(json.dumps(about) + "\n")
     status, _, what = said.partition(":")
     what, _, code = what.partition("=")
-    media, content = "text/html", b"<html>Probe^Paula</html>" if what == "html" else b""
+    media, content = "text/html", b"<html>%s</html>" % args.page.encode() if what == "html" else b""
     if what == "stored":
         media, content = result("00081199", "00081196", instance_uid(instance), code)
     elif what == "failed":
