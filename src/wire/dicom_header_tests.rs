@@ -310,7 +310,7 @@ fn a_sample_is_read_as_what_it_is() {
         side: 64,
     };
     let data_set = sample.data_set();
-    assert!(data_set.len() > 64 * 64 && data_set.len() % 2 == 0);
+    assert!(data_set.len() > 64 * 64 && data_set.len().is_multiple_of(2));
     let facts = facts(&EXPLICIT_LITTLE_ENDIAN, &data_set);
     assert!(facts.complete);
     assert_eq!((facts.sop_class, facts.sop_instance), (Some(SECONDARY_CAPTURE), Some(instance)));

@@ -327,15 +327,15 @@ proptest! {
 
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), place in any::<prop::sample::Index>()) {
-        let _ = Command::read(&bytes);
-        let _ = FileMeta::read(&bytes);
-        let _ = FileMeta::read(&[&[0; 128][..], b"DICM", &bytes].concat());
+        drop(Command::read(&bytes));
+        drop(FileMeta::read(&bytes));
+        drop(FileMeta::read(&[&[0; 128][..], b"DICM", &bytes].concat()));
         for encoding in ENCODINGS {
-            let _ = Report::read(encoding, &bytes);
+            drop(Report::read(encoding, &bytes));
             let mut good = Request { transaction: uid("1.9"), references: references(3) }.bytes(encoding);
             good.truncate(place.index(good.len()));
             good.extend_from_slice(&bytes);
-            let _ = Report::read(encoding, &good);
+            drop(Report::read(encoding, &good));
         }
     }
 }

@@ -357,7 +357,7 @@ proptest! {
         prop_assert_eq!(AssociateRequest::read(body), Ok(request.clone()));
 
         let result = |code: u8| [ContextResult::Accepted, ContextResult::UserRejection, ContextResult::NoReason]
-            .get(usize::from(code)).copied().unwrap_or(ContextResult::Other(code.max(5)));
+            .get(usize::from(code)).copied().unwrap_or_else(|| ContextResult::Other(code.max(5)));
         let answer = |(context, code): (&ProposedContext, &u8)| AnsweredContext {
             id: context.id,
             result: result(*code),
@@ -371,14 +371,14 @@ proptest! {
 
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), cut in 68_usize..300) {
-        let _ = AssociateRequest::read(&bytes);
-        let _ = AssociateAccept::read(&bytes);
+        drop(AssociateRequest::read(&bytes));
+        drop(AssociateAccept::read(&bytes));
         prop_assert!(Pdvs::new(&bytes).count() <= bytes.len());
         // A good one with bytes that were changed behind its head.
         let mut good = request().bytes();
         good.truncate(cut);
         good.extend_from_slice(&bytes);
-        let _ = AssociateRequest::read(&good[HEADER_BYTES..]);
+        drop(AssociateRequest::read(&good[HEADER_BYTES..]));
     }
 
     #[test]
