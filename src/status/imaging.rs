@@ -52,7 +52,7 @@ struct Study {
 pub struct Instance<'a> {
     /// The study's identifier; only a keyed hash of it is kept.
     pub study: &'a [u8],
-    /// Modality (0008,0060).
+    /// Modality (0008,0060): one that the standard knows, or `?`.
     pub modality: &'a str,
     /// The calling AE title, printable.
     pub calling: &'a str,

@@ -14,7 +14,7 @@ use crate::support::wait::eventually;
 
 mod answers;
 mod associations;
-mod device;
+pub mod device;
 mod durability;
 mod hostile;
 mod peers;
