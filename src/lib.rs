@@ -13,11 +13,13 @@
 //! The rooms, in the order of that way:
 //!
 //! * [`values`], [`envelope`], [`status`]: what the rooms hand each other. Checked values, the message, the counters.
-//! * [`source`]: the device side, a file for each protocol. `accept` is the listener that they share, `intake` their way into the spool.
-//! * [`wire`]: what the bytes mean. Framing, headers, acknowledgements, MQTT packets; pure and fuzzed.
+//! * [`source`]: the device side, `mllp` and `dicom`. `accept` is the listener that they share, `intake` their way into the spool.
+//! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
+//!   and fuzzed.
 //! * [`spool`]: the durable queue. Its head is the document of the format on disk.
 //! * [`route`]: which message goes where.
-//! * [`upstream`]: the network side, a file for each protocol. `forwarder` is the only delivery loop; `sealing` end-to-end encryption.
+//! * [`upstream`]: the network side: `mllp`, `dicom`, `stow`, `mqtt`, `https`, `directory`. `forwarder` is the only delivery loop;
+//!   `sealing` end-to-end encryption; `commitment` tells modalities what became of their instances.
 //! * [`collector`]: the other end of the mqtt upstream, for whoever receives there.
 //! * [`config`]: the file that sets all this up, with all its problems at once.
 //! * [`gateway`]: the wiring, the one file in which the whole can be seen being put together.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 use super::dicom::DicomConfig;
 use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
@@ -84,14 +84,14 @@ pub(super) async fn serve(stream: Stream, settings: Arc<Settings>, intake: Intak
     link.close(&closing).await;
 }
 
-/// The request, within the ARTIM timeout as a whole, and its answer.
+/// The request, within the ARTIM timeout together with the TLS handshake before it, and its answer.
 async fn associate(
     link: &mut Link,
     settings: &Arc<Settings>,
     intake: &Intake,
     stop: &Stop,
 ) -> Result<Session, Closing> {
-    let deadline = Instant::now() + settings.artim;
+    let deadline = link.since() + settings.artim;
     let waiting = settings.seats.wait(link.peer().ip().to_canonical()).ok_or(Closing::Crowded)?;
     let frame = tokio::select! {
         biased;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::system::stream::Stream;
 use crate::wire::dimse::CommandError;
@@ -102,6 +102,11 @@ impl Link {
 
     pub(super) fn peer(&self) -> SocketAddr {
         self.stream.peer()
+    }
+
+    /// When the connection came about, before any TLS handshake.
+    pub(super) fn since(&self) -> Instant {
+        self.stream.since()
     }
 
     /// Whom the peer's certificate names.

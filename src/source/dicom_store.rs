@@ -10,8 +10,109 @@ use crate::spool::{CommitError, Committed};
 use crate::status::imaging::Instance;
 use crate::wire::dicom_file::FileMeta;
 use crate::wire::dicom_header::{Facts, Scanner};
-use crate::wire::dicom_values::{AeTitle, Uid, known_modality};
+use crate::wire::dicom_values::{AeTitle, Uid};
 use crate::wire::dimse::{Command, Status};
+
+/// The modalities that the standard knows (PS3.3 section C.7.3.1.1.1), also retired ones. Whatever else stands in that field may
+/// be anything, and is not shown.
+const MODALITIES: [&str; 96] = [
+    "AR",
+    "AS",
+    "ASMT",
+    "AU",
+    "BDUS",
+    "BI",
+    "BMD",
+    "CD",
+    "CF",
+    "CFM",
+    "CP",
+    "CR",
+    "CS",
+    "CT",
+    "CTPROTOCOL",
+    "DD",
+    "DF",
+    "DG",
+    "DM",
+    "DMS",
+    "DOC",
+    "DS",
+    "DX",
+    "EC",
+    "ECG",
+    "EEG",
+    "EMG",
+    "EOG",
+    "EPS",
+    "ES",
+    "FA",
+    "FID",
+    "FS",
+    "GM",
+    "HC",
+    "HD",
+    "IO",
+    "IOL",
+    "IVOCT",
+    "IVUS",
+    "KER",
+    "KO",
+    "LEN",
+    "LP",
+    "LS",
+    "M3D",
+    "MA",
+    "MG",
+    "MR",
+    "MS",
+    "NM",
+    "OAM",
+    "OCT",
+    "OP",
+    "OPM",
+    "OPR",
+    "OPT",
+    "OPTBSV",
+    "OPTENF",
+    "OPV",
+    "OSS",
+    "OT",
+    "PA",
+    "PLAN",
+    "POS",
+    "PR",
+    "PT",
+    "PX",
+    "REG",
+    "RESP",
+    "RF",
+    "RG",
+    "RTDOSE",
+    "RTIMAGE",
+    "RTINTENT",
+    "RTPLAN",
+    "RTRAD",
+    "RTRECORD",
+    "RTSEGANN",
+    "RTSTRUCT",
+    "RWV",
+    "SEG",
+    "SM",
+    "SMR",
+    "SR",
+    "SRF",
+    "ST",
+    "STAIN",
+    "TEXTUREMAP",
+    "TG",
+    "US",
+    "VA",
+    "VF",
+    "XA",
+    "XAPROTOCOL",
+    "XC",
+];
 
 /// Why an instance was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,7 +303,8 @@ fn flags(facts: &Facts, differs: bool) -> Flags {
 /// For the study view. An instance whose study is not known is of none.
 fn note(intake: &Intake, facts: &Facts, calling: &str, bytes: u64) {
     let Some(study) = &facts.study else { return };
-    let modality = facts.modality.as_deref().and_then(known_modality).unwrap_or("?");
+    let said = facts.modality.as_deref().unwrap_or_default().trim();
+    let modality = MODALITIES.iter().find(|known| **known == said).unwrap_or(&"?");
     let instance = Instance { study: study.as_str().as_bytes(), modality, calling, bytes };
     intake.counters().imaging.stored(&instance, intake.uptime_ms());
 }

@@ -411,7 +411,7 @@ impl Copy {
         if self.pending.is_empty() {
             return Ok(());
         }
-        build_group(&self.segment.seal, self.group, &self.pending, &mut self.buffer);
+        build_group(&self.segment.seal, (self.group, 0), &self.pending, &mut self.buffer);
         self.segment.file.write_at(&self.buffer, self.offset)?;
         self.offset += self.buffer.len() as u64;
         self.group += 1;

@@ -1,13 +1,14 @@
 //! Groups and frames: how records become blocks of a segment file, and back.
 //!
-//! A group is what one sync makes durable. It begins on a 4 KiB boundary, is padded to the next one with zeros, and is
-//! written once. All numbers are little endian.
+//! A group is what one write brings. It begins on a 4 KiB boundary, is padded to the next one with zeros, and is written once.
+//! Pieces of a body that is still arriving are not synced by themselves: the next group that somebody waits for syncs all before
+//! it, and says how many of them were not synced yet when it was written. All numbers are little endian.
 //!
 //! ```text
-//! group    magic "WGGR" · group u32 · bytes u32 (this header and the frames) · frames u32 · incarnation (12) · CRC-32 of these (u32)
+//! group    magic "WGGR" · group u32 · bytes u32 (this header and the frames) · frames u16 · unsynced before it u16 · incarnation (12) · CRC-32 of these (u32)
 //! frame    length u32 (plaintext) · kind u8 · check u8 (of the other 11) · lane tag u16 · ordinal u32 · ciphertext (length) · tag (16)
 //! nonce    group u32 · frame u32 · 0 u32
-//! AAD      segment header's first 96 bytes (spool, log, order, generation, ids ...) · group · bytes · frames · frame · frame header (12)
+//! AAD      segment header's first 96 bytes (spool, log, order, generation, ids ...) · group · bytes · frames and unsynced · frame · frame header (12)
 //! ```
 //!
 //! The header in the clear is only a way to find the frames: its numbers are authenticated with each frame.
@@ -55,7 +56,9 @@ pub struct GroupHeader {
     /// Bytes of header and frames, without padding.
     pub bytes: u32,
     /// How many frames.
-    pub frames: u32,
+    pub frames: u16,
+    /// How many groups directly before it were not synced when it was written: when one of them is missing, no sync was lost.
+    pub unsynced: u16,
 }
 
 /// A record on its way into a group.
@@ -81,9 +84,15 @@ pub fn group_bytes(framed: usize) -> usize {
 }
 
 /// Builds a group in `buffer` (cleared first) and tells where each frame begins in it. Plaintexts are sealed on the way.
-pub fn build_group(seal: &Seal, group: u32, records: &[Outgoing], buffer: &mut Vec<u8>) -> Vec<u32> {
+pub fn build_group(seal: &Seal, (group, unsynced): (u32, u16), records: &[Outgoing], buffer: &mut Vec<u8>) -> Vec<u32> {
     let framed: usize = records.iter().map(|record| framed_bytes(record.plaintext.len())).sum();
-    let header = GroupHeader { group, bytes: length_u32(GROUP_HEADER + framed), frames: length_u32(records.len()) };
+    let header = GroupHeader {
+        group,
+        bytes: length_u32(GROUP_HEADER + framed),
+        // The writer takes fewer requests into one group.
+        frames: u16::try_from(records.len()).unwrap_or(u16::MAX),
+        unsynced,
+    };
     buffer.clear();
     buffer.reserve(group_bytes(framed));
     header.write(&seal.incarnation, buffer);
@@ -131,7 +140,13 @@ impl GroupHeader {
         if !known || crc32fast::hash(content).to_le_bytes() != *crc {
             return None;
         }
-        let header = Self { group: read_u32(content, 4), bytes: read_u32(content, 8), frames: read_u32(content, 12) };
+        let counts = read_u32(content, 12).to_le_bytes();
+        let header = Self {
+            group: read_u32(content, 4),
+            bytes: read_u32(content, 8),
+            frames: u16::from_le_bytes([counts[0], counts[1]]),
+            unsynced: u16::from_le_bytes([counts[2], counts[3]]),
+        };
         (header.bytes as usize >= GROUP_HEADER).then_some(header)
     }
 
@@ -140,12 +155,17 @@ impl GroupHeader {
         u64::from(self.bytes).next_multiple_of(BLOCK as u64)
     }
 
+    fn counts(&self) -> [u8; 4] {
+        let ([a, b], [c, d]) = (self.frames.to_le_bytes(), self.unsynced.to_le_bytes());
+        [a, b, c, d]
+    }
+
     fn write(&self, incarnation: &[u8; 12], buffer: &mut Vec<u8>) {
         let at = buffer.len();
         buffer.extend_from_slice(MAGIC);
         buffer.extend_from_slice(&self.group.to_le_bytes());
         buffer.extend_from_slice(&self.bytes.to_le_bytes());
-        buffer.extend_from_slice(&self.frames.to_le_bytes());
+        buffer.extend_from_slice(&self.counts());
         buffer.extend_from_slice(incarnation);
         let crc = crc32fast::hash(buffer.get(at..).unwrap_or_default());
         buffer.extend_from_slice(&crc.to_le_bytes());
@@ -202,7 +222,7 @@ fn associated(seal: &Seal, group: GroupHeader, frame: u32, clear: [u8; FRAME_HEA
     aad[..96].copy_from_slice(&seal.context);
     aad[96..100].copy_from_slice(&group.group.to_le_bytes());
     aad[100..104].copy_from_slice(&group.bytes.to_le_bytes());
-    aad[104..108].copy_from_slice(&group.frames.to_le_bytes());
+    aad[104..108].copy_from_slice(&group.counts());
     aad[108..112].copy_from_slice(&frame.to_le_bytes());
     aad[112..].copy_from_slice(&clear);
     aad
@@ -237,10 +257,10 @@ mod tests {
     #[test]
     fn a_group_reads_back_and_fills_whole_blocks() {
         let (seal, mut buffer) = (seal(), Vec::new());
-        let offsets = build_group(&seal, 5, &records(), &mut buffer);
+        let offsets = build_group(&seal, (5, 2), &records(), &mut buffer);
         assert_eq!(buffer.len(), BLOCK);
         let group = GroupHeader::read(&buffer, &seal.incarnation).unwrap();
-        assert_eq!((group.group, group.frames), (5, 3));
+        assert_eq!((group.group, group.frames, group.unsynced), (5, 3, 2));
         for (frame, offset) in (0u32..).zip(offsets) {
             let at = offset as usize;
             let clear: [u8; FRAME_HEADER] = buffer[at..at + FRAME_HEADER].try_into().unwrap();
@@ -269,7 +289,7 @@ mod tests {
     #[test]
     fn a_group_of_another_life_of_the_file_is_not_seen() {
         let (seal, mut buffer) = (seal(), Vec::new());
-        build_group(&seal, 0, &records(), &mut buffer);
+        build_group(&seal, (0, 0), &records(), &mut buffer);
         assert!(GroupHeader::read(&buffer, &[5; 12]).is_none());
         buffer[6] ^= 1;
         assert!(GroupHeader::read(&buffer, &seal.incarnation).is_none());

@@ -9,8 +9,12 @@ use crate::envelope::{Flags, MessageId, Meta};
 
 /// Sends a message as a device does, with its control id.
 async fn send(spool: &Spool, control_id: u64, body: &[u8]) -> Result<Committed, CommitError> {
+    send_to(spool, Class::Clinical, control_id, body).await
+}
+
+async fn send_to(spool: &Spool, class: Class, control_id: u64, body: &[u8]) -> Result<Committed, CommitError> {
     let source = name("icu");
-    let mut draft = spool.begin(Class::Clinical, &source);
+    let mut draft = spool.begin(class, &source);
     draft.write(body).await?;
     let meta = Meta {
         source,
@@ -85,6 +89,31 @@ async fn a_message_acknowledged_just_before_a_power_cut_is_a_second_copy_right_a
         assert_eq!(send(&spool, 1, b"MSH|one").await, Ok(Committed::Repeat(id)));
         assert!(matches!(send(&spool, 1, b"MSH|other body").await, Ok(Committed::Stored(_))));
         assert_eq!(backlog(&spool).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn other_bytes_under_a_worldwide_unique_id_are_kept_and_flagged_also_after_a_power_cut() {
+    for followed in [false, true] {
+        let disk = SimDisk::new();
+        let spool = open(&disk, 8);
+        let first = send_to(&spool, Class::Imaging, 1, b"one").await;
+        assert!(matches!(first, Ok(Committed::Stored(_))), "{first:?}");
+        if followed {
+            follow(&spool);
+        }
+        let spool = open(&disk.cut(&mut Dice::new(1)), 8);
+        let Ok(Committed::Differing(id)) = send_to(&spool, Class::Imaging, 1, b"other").await else {
+            panic!("flagged")
+        };
+        assert_eq!(send_to(&spool, Class::Imaging, 1, b"other").await, Ok(Committed::Repeat(id)));
+        assert!(matches!(send_to(&spool, Class::Imaging, 2, b"other").await, Ok(Committed::Stored(_))));
+        let mut lane = spool.lane(Class::Imaging, &name("icu"), &name("engine"));
+        let mut flags = Vec::new();
+        for _ in 0..3 {
+            flags.push(lane.next().await.content.unwrap().meta.flags);
+        }
+        assert_eq!(flags, [Flags::default(), Flags::DUPLICATE, Flags::default()]);
     }
 }
 

@@ -50,7 +50,8 @@
 //! 1. The keyring is opened; a wrong or missing key ends the start and changes nothing.
 //! 2. Every file's header is read. Of two files with one order number the newest generation that is closed holds.
 //! 3. A closed segment is known by its footer; every other one is scanned. A last group that is not whole is an ordinary power
-//!    cut. A whole group behind one that is not, or fewer groups than the next OPENING names, is damage: quarantine.
+//!    cut. A whole group behind one that is not is damage when it says that the other was synced before it, and so are fewer
+//!    groups than the next OPENING names: quarantine. (Pieces of arriving bodies are synced by the commit that takes them over.)
 //! 4. The newest checkpoint that is whole and all control records after it give cursors and dead letters; footers the backlogs.
 //!    A compacted segment keeps its checkpoint, as it stood when the segment ended.
 //! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
@@ -91,6 +92,8 @@ mod live;
 mod log;
 mod operations;
 mod outside;
+#[cfg(test)]
+mod pieces_tests;
 mod reader;
 mod record;
 mod recovery;

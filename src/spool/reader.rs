@@ -50,6 +50,8 @@ pub struct Walker {
     window_at: u64,
     /// The number after the last record that was seen.
     ordinal: u32,
+    /// See [`Walker::unsynced`].
+    unsynced: u32,
 }
 
 struct OpenGroup {
@@ -67,7 +69,16 @@ impl Walker {
 
     /// At the group that begins at `offset` and has the number `group`.
     pub fn at(segment: Arc<Segment>, offset: u64, group: u32) -> Self {
-        Self { segment, next_group: offset, expected: group, open: None, window: Vec::new(), window_at: 0, ordinal: 0 }
+        Self {
+            segment,
+            next_group: offset,
+            expected: group,
+            open: None,
+            window: Vec::new(),
+            window_at: 0,
+            ordinal: 0,
+            unsynced: 0,
+        }
     }
 
     /// The segment.
@@ -78,6 +89,11 @@ impl Walker {
     /// Where the next group begins and its number, when all frames before it were taken.
     pub fn group_boundary(&self) -> (u64, u32) {
         (self.next_group, self.expected)
+    }
+
+    /// How many groups directly before the last one that was opened were not synced when it was written.
+    pub fn unsynced(&self) -> u32 {
+        self.unsynced
     }
 
     /// The next frame for which `wanted` says yes, of groups that end at or before `limit`.
@@ -92,7 +108,7 @@ impl Walker {
                     Some(step) => return Ok(step),
                 }
             };
-            if open.frame == open.header.frames {
+            if open.frame == u32::from(open.header.frames) {
                 self.open = None;
                 continue;
             }
@@ -113,6 +129,7 @@ impl Walker {
             if let Some(header) = self.group_at(at, limit)? {
                 self.next_group = at + header.padded();
                 self.expected = header.group + 1;
+                self.unsynced = u32::from(header.unsynced);
                 let (offset, end) = (at + GROUP_HEADER as u64, at + u64::from(header.bytes));
                 self.open = Some(OpenGroup { header, frame: 0, offset, end });
                 return Ok((at > from).then_some(Step::Skipped { bytes: at - from }));

@@ -1,8 +1,8 @@
 //! What a log is after a start: read from its files alone, never from the index.
 //!
 //! Closed segments tell what they hold by their footers. Every other one is scanned whole: a group at its end that is not
-//! complete is an ordinary power cut (nobody was told that it is stored); a valid group behind one that is not valid, or
-//! fewer groups than the next segment's checkpoint names, is damage, and the segment is quarantined: what authenticates
+//! complete is an ordinary power cut (nobody was told that it is stored); a valid group behind one that is not valid and
+//! was synced before it, or fewer groups than the next segment's checkpoint names, is damage, and the segment is quarantined: what authenticates
 //! is still delivered, the rest is shown, and the file is never used again, also when a person has taken note of it.
 
 use std::collections::BTreeMap;
@@ -269,19 +269,23 @@ fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups
     let mut walker = Walker::new(Arc::clone(segment));
     // The group whose frames are being read: its number plus one, whether all of them were good, and where it ends.
     let (mut current, mut whole, mut boundary) = (0, true, FIRST_GROUP);
-    let mut gap = false;
+    let (mut unsynced, mut gap) = (0, false);
     loop {
         let step = walker.next(limit, &|_| true)?;
         let (next_boundary, number) = walker.group_boundary();
         // Nothing behind the last group is no gap: what was read of it counts before the rest is looked at.
         if number != current || matches!(step, Step::End | Step::Skipped { .. }) {
-            if current > 0 && whole && known.is_none_or(|known| current <= known) {
-                groups.damaged |= gap;
+            let counts = current > 0 && whole && known.is_none_or(|known| current <= known);
+            // Behind a gap, a group counts only when it was written after the first that is missing was synced.
+            let proves = counts && gap && groups.count < (current - 1).saturating_sub(unsynced);
+            if counts && (!gap || proves) {
+                groups.damaged |= proves;
                 (groups.end, groups.count, gap) = (boundary, current, false);
             }
-            groups.torn = current > 0 && !whole;
+            groups.torn = current > 0 && (!whole || gap);
             gap |= !whole;
             (current, whole) = (if number == current { 0 } else { number }, true);
+            unsynced = walker.unsynced();
         }
         boundary = next_boundary;
         match step {

@@ -48,6 +48,8 @@ struct World {
     /// Bytes that all files together may have.
     room: Option<u64>,
     off: bool,
+    /// The operation in which the power goes.
+    off_at: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -117,6 +119,12 @@ impl SimDisk {
         world.fault = fault.map(|fault| Fault { at: now + fault.at, ..fault });
     }
 
+    /// The power goes in an operation that is still to come, counted from now: it does not happen, and nothing after it.
+    pub fn power_off_at(&self, at: u64) {
+        let mut world = self.lock();
+        world.off_at = Some(world.operations + at);
+    }
+
     /// Changing operations so far.
     pub fn operations(&self) -> u64 {
         self.lock().operations
@@ -175,6 +183,8 @@ impl World {
     fn operation(&mut self) -> io::Result<()> {
         self.alive()?;
         self.operations += 1;
+        self.off |= self.off_at == Some(self.operations);
+        self.alive()?;
         match self.fault {
             Some(fault) if self.operations == fault.at || (fault.lasting && self.operations > fault.at) => {
                 Err(io::Error::new(fault.kind, "simulated"))
@@ -335,6 +345,10 @@ impl File for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut world = self.disk.lock();
         let outcome = world.operation();
+        // What was not synced when the power went may be on the disk all the same: `cut` decides.
+        if world.off {
+            return outcome;
+        }
         let file = &mut world.files[self.index];
         let pending = std::mem::take(&mut file.pending);
         // After a failed sync the pages count as clean: what was not durable never will be, and a second sync says Ok.

@@ -1,6 +1,7 @@
 //! The one writer of a log: takes what is waiting, writes it as one group, syncs once, then tells all who wait.
 //!
-//! No timer stands in the way of a lone message. Nobody is told Ok before the sync returned. After a failed write or sync
+//! No timer stands in the way of a lone message. Nobody is told Ok of a message before the sync returned; pieces of a body that is
+//! still arriving are written without one, and the commit that takes them over syncs them. After a failed write or sync
 //! the segment is given up: what was in the group is written again, under the same ids, to a fresh segment, and only that
 //! sync counts; when that fails too, intake is off. A sync is never tried again on the same file.
 
@@ -20,6 +21,8 @@ use crate::envelope::MessageId;
 
 /// Bytes of records that go into one group; a single longer record still makes one.
 const GROUP_BYTES_MAX: usize = 512 << 10;
+/// Pieces of bodies that may be written and not synced: what one sync makes durable must not keep a message waiting for long.
+const UNSYNCED_BYTES_MAX: u64 = 8 << 20;
 /// Requests that go into one group.
 const GROUP_REQUESTS_MAX: usize = 2048;
 /// Cursors that changed are written this often when nothing else is.
@@ -83,6 +86,8 @@ pub struct Writer {
     previous: Option<(u64, u32)>,
     buffer: Vec<u8>,
     cursors_at: Instant,
+    /// Segments that were given up with pieces of bodies in them that had not been synced: what refers to them is refused.
+    lost: Vec<u64>,
     /// Several asked for the last group.
     shared: bool,
     /// What comes now is refused.
@@ -94,6 +99,8 @@ struct Active {
     offset: u64,
     group: u32,
     ordinal: u32,
+    /// Groups and bytes at the end that are not synced: pieces of bodies that are still arriving.
+    unsynced: (u16, u64),
 }
 
 struct Waiter {
@@ -120,6 +127,7 @@ impl Writer {
             previous,
             buffer: Vec::new(),
             cursors_at: Instant::now(),
+            lost: Vec::new(),
             shared: false,
             stopped: false,
         }
@@ -187,6 +195,7 @@ impl Writer {
             messages.join(controls).refuse(CommitError::Failed);
             return;
         }
+        messages.part_from(&self.lost);
         if !messages.records.is_empty() && !self.room(messages.bytes + controls.bytes, true) {
             messages.refuse(self.refusal());
             messages = Batch::default();
@@ -199,7 +208,9 @@ impl Writer {
             messages = messages.join(controls);
         }
         if !messages.records.is_empty() {
-            self.ride_cursors(&mut messages);
+            if !messages.is_pieces_only() {
+                self.ride_cursors(&mut messages);
+            }
             self.write(messages);
         }
     }
@@ -255,11 +266,11 @@ impl Writer {
         }
         let gap = compact::oldest_as_gap(&self.log)?;
         let mut record = [outgoing(Kind::Gap, record::encode(&gap), 0)];
-        if let Err(error) = self.write_group(&mut record, &[None]) {
+        if let Err(error) = self.write_group(&mut record, &[None], true) {
             self.give_up(&error);
             return None;
         }
-        self.publish(Vec::new(), &[]);
+        self.publish(Vec::new(), &[], true);
         tracing::warn!(log = %self.log.class, segment = gap.segment, "the log is full: its oldest segment is dropped");
         compact::drop_segment(&self.log, &gap);
         compact::next_file(&self.log)
@@ -286,7 +297,10 @@ impl Writer {
         let active = self.active.take()?;
         let order = active.segment.identity.order;
         tracing::error!(log = %self.log.class, segment = order, %error, "a write failed: the segment gets no more");
-        self.previous = Some((order, active.group));
+        self.previous = Some((order, active.synced_groups()));
+        if active.unsynced.0 > 0 {
+            self.lost.push(order);
+        }
         active.disown();
         let mut state = self.log.state();
         state.active = None;
@@ -335,7 +349,7 @@ impl Writer {
         for (ordinal, record) in (0u32..).zip(&mut records) {
             record.ordinal = ordinal;
         }
-        build_group(&segment.seal, 0, &records, &mut self.buffer);
+        build_group(&segment.seal, (0, 0), &records, &mut self.buffer);
         segment.file.write_at(&self.buffer, FIRST_GROUP)?;
         segment.file.sync()?;
         let written = self.buffer.len() as u64;
@@ -357,7 +371,7 @@ impl Writer {
             state.apply(Place::default(), Effect::Cursor(cursor));
         }
         drop(state);
-        self.active = Some(Active { segment, offset: end, group: 1, ordinal });
+        self.active = Some(Active { segment, offset: end, group: 1, ordinal, unsynced: (0, 0) });
         Ok(())
     }
 
@@ -372,14 +386,21 @@ impl Writer {
         footer.closed_uptime_ms = self.log.uptime.ms();
         let mut last = outgoing(Kind::Footer, record::encode(&footer), 0);
         last.ordinal = active.ordinal;
-        build_group(&active.segment.seal, active.group, &[last], &mut self.buffer);
+        build_group(&active.segment.seal, active.number(), &[last], &mut self.buffer);
         let fits = active.offset + self.buffer.len() as u64 <= active.segment.groups_end();
         let write = || {
             active.segment.file.write_at(&self.buffer, active.offset)?;
             active.segment.write_trailer(active.offset)?;
             active.segment.file.sync()
         };
-        let outcome = if fits { write() } else { Err(io::Error::other("no room for the footer")) };
+        let outcome = match fits {
+            true => write(),
+            // What is not synced yet must be, before anything that refers to it is in another file.
+            false if active.unsynced.0 > 0 => active.segment.file.sync(),
+            false => Ok(()),
+        };
+        let synced = outcome.is_ok();
+        let outcome = if fits { outcome } else { Err(io::Error::other("no room for the footer")) };
         self.log.counters.syncs.one();
         self.log.counters.written.add(self.buffer.len() as u64 + frame::BLOCK as u64);
         let mut state = self.log.state();
@@ -387,8 +408,14 @@ impl Writer {
         if let Some(held) = state.segments.get_mut(&order) {
             held.extent.closed_uptime_ms = footer.closed_uptime_ms;
             held.sealed = outcome.is_ok();
+            if synced {
+                (held.end, held.groups) = (active.offset, active.group);
+            }
         }
-        self.previous = Some((order, active.group));
+        self.previous = Some((order, if synced { active.group } else { active.synced_groups() }));
+        if !synced && active.unsynced.0 > 0 {
+            self.lost.push(order);
+        }
         drop(state);
         self.log.synced.send_modify(|version| *version += 1);
         if let Err(error) = outcome {
@@ -435,6 +462,7 @@ impl Writer {
 
     /// Writes a batch as one group; on failure once more, to a fresh segment.
     fn write(&mut self, batch: Batch) {
+        let pieces_only = batch.is_pieces_only();
         let mut records = Vec::with_capacity(batch.records.len());
         let mut effects = Vec::with_capacity(batch.records.len());
         for prepared in batch.records {
@@ -447,7 +475,9 @@ impl Writer {
             effects.push((prepared.effect, prepared.id));
         }
         let mut ids: Vec<Option<MessageId>> = effects.iter().map(|(_, id)| *id).collect();
-        let written = match self.write_group(&mut records, &ids) {
+        let unsynced = self.active.as_ref().map_or(0, |active| active.unsynced.1);
+        let sync = !pieces_only || unsynced + batch.bytes as u64 > UNSYNCED_BYTES_MAX;
+        let written = match self.write_group(&mut records, &ids, sync) {
             Ok(written) => written,
             Err(error) => {
                 let Some(written) = self.write_elsewhere(&error, &mut records, &mut ids) else {
@@ -457,7 +487,7 @@ impl Writer {
                 written
             }
         };
-        self.publish(effects, &written);
+        self.publish(effects, &written, sync);
         let mut rest = written.as_slice();
         for waiter in batch.waiters {
             let (own, others) = rest.split_at(waiter.count.min(rest.len()));
@@ -467,25 +497,38 @@ impl Writer {
         }
     }
 
-    fn write_group(&mut self, records: &mut [Outgoing], ids: &[Option<MessageId>]) -> io::Result<Vec<Written>> {
+    fn write_group(
+        &mut self,
+        records: &mut [Outgoing],
+        ids: &[Option<MessageId>],
+        sync: bool,
+    ) -> io::Result<Vec<Written>> {
         let active = self.active.as_mut().ok_or_else(|| io::Error::other("no segment"))?;
         let first = active.ordinal;
         for (ordinal, record) in (first..).zip(records.iter_mut()) {
             record.ordinal = ordinal;
         }
-        build_group(&active.segment.seal, active.group, records, &mut self.buffer);
+        build_group(&active.segment.seal, active.number(), records, &mut self.buffer);
         if active.offset + self.buffer.len() as u64 > active.segment.groups_end() {
             return Err(io::Error::other("the group does not fit"));
         }
         active.segment.file.write_at(&self.buffer, active.offset)?;
-        active.segment.file.sync()?;
+        if sync {
+            active.segment.file.sync()?;
+        }
         let (identity, offset) = (active.segment.identity, active.offset);
         active.offset += self.buffer.len() as u64;
         active.group += 1;
+        active.unsynced = match sync {
+            true => (0, 0),
+            false => (active.unsynced.0.saturating_add(1), active.unsynced.1 + self.buffer.len() as u64),
+        };
         active.ordinal += u32::try_from(records.len()).unwrap_or(u32::MAX);
         let counters = &self.log.counters;
         counters.written.add(self.buffer.len() as u64);
-        counters.syncs.one();
+        if sync {
+            counters.syncs.one();
+        }
         counters.groups.one();
         let group_offset = u32::try_from(offset).unwrap_or(u32::MAX);
         Ok((first..)
@@ -506,6 +549,10 @@ impl Writer {
         ids: &mut [Option<MessageId>],
     ) -> Option<Vec<Written>> {
         let active = self.give_up(error)?;
+        if active.unsynced.0 > 0 {
+            // What it holds of bodies that are arriving is gone with it, and with them what this group would have committed.
+            return None;
+        }
         for ((ordinal, record), id) in (active.ordinal..).zip(records.iter_mut()).zip(ids.iter_mut()) {
             if record.kind == Kind::Data as u8 && id.is_none() {
                 let fixed = MessageId::new(active.segment.identity.id, ordinal);
@@ -516,7 +563,7 @@ impl Writer {
         let again = compact::next_file(&self.log)
             .ok_or_else(|| io::Error::other("no free segment"))
             .and_then(|file| self.begin(file))
-            .and_then(|()| self.write_group(records, ids));
+            .and_then(|()| self.write_group(records, ids, true));
         let error = match again {
             Ok(written) => return Some(written),
             Err(error) => error,
@@ -526,11 +573,11 @@ impl Writer {
         None
     }
 
-    /// Makes what was synced visible to the lanes.
-    fn publish(&self, effects: Vec<(Effect, Option<MessageId>)>, written: &[Written]) {
+    /// Takes note of what was written, and makes what was synced visible to the lanes.
+    fn publish(&self, effects: Vec<(Effect, Option<MessageId>)>, written: &[Written], synced: bool) {
         let Some(active) = &self.active else { return };
         let mut state = self.log.state();
-        if let Some(held) = state.segments.get_mut(&active.segment.identity.order) {
+        if synced && let Some(held) = state.segments.get_mut(&active.segment.identity.order) {
             held.end = active.offset;
             held.groups = active.group;
         }
@@ -538,11 +585,22 @@ impl Writer {
             state.apply(written.at, effect);
         }
         drop(state);
-        self.log.synced.send_modify(|version| *version += 1);
+        if synced {
+            self.log.synced.send_modify(|version| *version += 1);
+        }
     }
 }
 
 impl Active {
+    /// The number of the next group, and how many before it are not synced.
+    fn number(&self) -> (u32, u16) {
+        (self.group, self.unsynced.0)
+    }
+
+    fn synced_groups(&self) -> u32 {
+        self.group.saturating_sub(u32::from(self.unsynced.0))
+    }
+
     /// Takes back a group that failed. After a failed sync its pages count as clean: the next start could read from memory
     /// what is not on the disk, and take a message for stored that is not. Whether this reaches the disk does not matter.
     fn disown(&self) {
@@ -596,6 +654,32 @@ impl Batch {
             }
         }
         whole
+    }
+
+    /// Whether nobody waits for a sync of it.
+    fn is_pieces_only(&self) -> bool {
+        self.records.iter().all(|record| record.kind == Kind::Fragment)
+    }
+
+    /// Refuses what refers to segments that were given up with pieces in them that had not been synced.
+    fn part_from(&mut self, lost: &[u64]) {
+        let refers = |record: &Prepared| match &record.effect {
+            Effect::Message { refers, .. } => refers.iter().any(|order| lost.contains(order)),
+            _ => false,
+        };
+        if lost.is_empty() || !self.records.iter().any(refers) {
+            return;
+        }
+        let (records, waiters) = (std::mem::take(&mut self.records), std::mem::take(&mut self.waiters));
+        let mut records = records.into_iter();
+        self.bytes = 0;
+        for waiter in waiters {
+            let own: Vec<Prepared> = records.by_ref().take(waiter.count).collect();
+            match own.iter().any(refers) {
+                true => drop(waiter.reply.send(Err(CommitError::Failed))),
+                false => self.add(own, waiter.reply),
+            }
+        }
     }
 
     fn refuse(self, error: CommitError) {

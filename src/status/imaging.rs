@@ -52,7 +52,7 @@ struct Study {
 pub struct Instance<'a> {
     /// The study's identifier; only a keyed hash of it is kept.
     pub study: &'a [u8],
-    /// Modality (0008,0060).
+    /// Modality (0008,0060): one that the standard knows, or `?`.
     pub modality: &'a str,
     /// The calling AE title, printable.
     pub calling: &'a str,
@@ -168,7 +168,7 @@ pub struct PeerStatus {
 pub struct StudyStatus {
     /// A label of ours, good for this run of the service only.
     pub study: String,
-    /// CT, MR, ...; `?` where the instance says none that is known.
+    /// CT, MR, ...; `?` where the instance does not say.
     pub modality: String,
     /// Who sent it.
     pub calling: String,

@@ -37,6 +37,7 @@ const UNACKNOWLEDGED_MS_MAX: u32 = 60_000;
 pub struct Stream {
     kind: Kind,
     peer: SocketAddr,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -138,11 +139,12 @@ pub async fn accept(
     limit: Duration,
 ) -> Result<Stream, String> {
     tune(&tcp);
-    let Some(acceptor) = tls else { return Ok(Stream { kind: Kind::Plain(tcp), peer }) };
+    let since = Instant::now();
+    let Some(acceptor) = tls else { return Ok(Stream { kind: Kind::Plain(tcp), peer, since }) };
     match tokio::time::timeout(limit, acceptor.accept(tcp)).await {
         Err(_) => Err(format!("no TLS handshake within {} s: does the device speak TLS?", limit.as_secs().max(1))),
         Ok(Err(error)) => Err(in_words(&error)),
-        Ok(Ok(stream)) => Ok(Stream { kind: Kind::Server(Box::new(stream)), peer }),
+        Ok(Ok(stream)) => Ok(Stream { kind: Kind::Server(Box::new(stream)), peer, since }),
     }
 }
 
@@ -150,6 +152,11 @@ impl Stream {
     /// The other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// When the connection came about, before any TLS handshake.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Our end.
@@ -264,11 +271,12 @@ async fn secure(
     tls: Option<&Connector>,
 ) -> Result<Stream, DialError> {
     tune(&tcp);
-    let Some(connector) = tls else { return Ok(Stream { kind: Kind::Plain(tcp), peer }) };
+    let since = Instant::now();
+    let Some(connector) = tls else { return Ok(Stream { kind: Kind::Plain(tcp), peer, since }) };
     let failed = |cause| DialError::Tls { address: address.clone(), cause };
     let name = connector.server_name(address).map_err(|error: TlsError| failed(error.to_string()))?;
     let stream = connector.inner().connect(name, tcp).await.map_err(|error| failed(in_words(&error)))?;
-    Ok(Stream { kind: Kind::Client(Box::new(stream)), peer })
+    Ok(Stream { kind: Kind::Client(Box::new(stream)), peer, since })
 }
 
 /// No waiting for more bytes, and a dead peer is noticed. A socket that takes no options is still a connection.

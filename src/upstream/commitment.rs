@@ -141,7 +141,7 @@ impl Commitment {
     /// Reads what was asked and finds out who must be told.
     async fn question(&self, envelope: &Envelope) -> Result<Question, String> {
         let source = envelope.meta.source.clone();
-        let gone = || format!("[source.{source}.dicom.commitment] is not in the configuration any more");
+        let gone = || format!("[source.{source}.dicom] has no report-to in the configuration any more");
         let reporting = self.served.config.sources.get(&source).ok_or_else(gone)?;
         if envelope.body.len() > (DATA_SET_BYTES_MAX + HEAD_BYTES_MAX) as u64 {
             return Err("this is longer than a request for storage commitment can be".into());
@@ -154,7 +154,7 @@ impl Commitment {
         let address = reporting.report_to.iter().find(|(title, _)| *title == meta.source_ae);
         let (_, address) = address.ok_or_else(|| {
             format!(
-                "where \"{0}\" takes reports is not known: add {0} = \"host:port\" to report-to in [source.{source}.dicom.commitment]",
+                "where \"{0}\" takes reports is not known: add {0} = \"host:port\" to report-to in [source.{source}.dicom]",
                 meta.source_ae
             )
         })?;

@@ -1,6 +1,13 @@
 //! What the bytes mean: pure state machines with no I/O, no clock and no configuration; every one is fuzzed.
 //!
 //! Bytes come from strangers here: no indexing, no panics, no allocation that a peer can choose the size of.
+//!
+//! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read.
+//! * DICOM: `pdu` the upper layer, `pdu_associate` its two long PDUs; `dimse` commands and statuses; `dicom_element` the encodings,
+//!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
+//!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
+//!   DICOMweb server's answer.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;

@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
+use wardgate::wire::dimse::Status;
+
+use crate::dicom_source::ct_to_folder;
+use crate::dicom_source::device::{Device as Modality, INSTANCE_ROOT, instance};
 use crate::gateway::monitors_to_engine;
 use crate::support::gateway::Gateway;
 use crate::support::mllp::{Device, Engine, long_message, message};
@@ -19,6 +23,11 @@ const TRACED: &str =
 const LONE_MESSAGES: usize = 40;
 const DEVICES: usize = 8;
 const MESSAGES_EACH: usize = 15;
+const MODALITIES: u32 = 3;
+const INSTANCES_EACH: usize = 9;
+const MLLP_MARK: &str = "MSA|AA|";
+/// The instance in a C-STORE-RSP; nothing else that is sent names it.
+const DICOM_MARK: &str = INSTANCE_ROOT;
 
 /// A finished system call. `begun` and `ended` are line numbers.
 struct Call {
@@ -75,8 +84,9 @@ fn call_of(text: &str, begun: usize, ended: usize) -> Option<Call> {
 }
 
 /// What the descriptors are, and what was done with each so far.
-#[derive(Default)]
 struct Seen {
+    /// By what an acknowledgement to a device is known.
+    mark: &'static str,
     segments: BTreeMap<i64, Vec<Written>>,
     devices: BTreeMap<i64, usize>,
 }
@@ -118,7 +128,7 @@ impl Seen {
                     write.synced = Some(call.ended);
                 }
             }
-            "write" | "writev" | "sendto" | "sendmsg" if call.arguments.contains("MSA|AA|") => {
+            "write" | "writev" | "sendto" | "sendmsg" if call.arguments.contains(self.mark) => {
                 let read = *self.devices.get(&descriptor)?;
                 let mut writes = self.segments.values().flatten();
                 return Some(
@@ -131,12 +141,12 @@ impl Seen {
     }
 }
 
-/// Looks at every acknowledgement of a trace.
-fn finding(trace: &str) -> Finding {
+/// Looks at every acknowledgement of a trace, known by its `mark`.
+fn finding(trace: &str, mark: &'static str) -> Finding {
     let mut calls = calls(trace);
     // In the order of their ends. An acknowledgement's own end is after its beginning, which is what the times are compared with.
     calls.sort_by_key(|call| call.ended);
-    let mut seen = Seen::default();
+    let mut seen = Seen { mark, segments: BTreeMap::new(), devices: BTreeMap::new() };
     let mut finding = Finding::default();
     for call in &calls {
         match seen.take(call) {
@@ -182,10 +192,41 @@ fn every_acknowledgement_comes_after_the_sync_of_what_it_acknowledges() {
     devices.into_iter().for_each(|device| device.join().unwrap());
     gateway.stop();
     let text = fs::read_to_string(&trace).unwrap();
-    let found = finding(&text);
+    holds(&text, MLLP_MARK, LONE_MESSAGES + DEVICES * MESSAGES_EACH);
+}
+
+/// Each of so many acknowledgements came after its sync.
+#[track_caller]
+fn holds(text: &str, mark: &'static str, count: usize) {
+    let found = finding(text, mark);
     let lines: Vec<&str> = found.broken.iter().take(3).filter_map(|line| text.lines().nth(line - 1)).collect();
     assert!(found.broken.is_empty(), "acknowledged before the sync: {lines:?}");
-    assert_eq!(found.kept, LONE_MESSAGES + DEVICES * MESSAGES_EACH);
+    assert_eq!(found.kept, count);
+}
+
+#[test]
+fn every_instance_is_answered_after_the_sync_of_its_last_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    // Nobody takes them: every record that is written is an instance or a piece of one.
+    let nobody = "marker = \".mounted\"\nunsealed = true";
+    let config = ct_to_folder(folder.path(), "").replace("unsealed = true", nobody);
+    let gateway = traced(folder.path(), &trace, &config);
+    let at = gateway.endpoint("ct");
+    let modalities: Vec<_> = (0..MODALITIES)
+        .map(|study| {
+            std::thread::spawn(move || {
+                let mut modality = Modality::associate(at);
+                for number in 0..INSTANCES_EACH {
+                    let (own, data) = instance(study, number, if number % 3 == 2 { 600_000 } else { 3_000 });
+                    assert_eq!(modality.store(&own, &data).unwrap(), Status::SUCCESS);
+                }
+            })
+        })
+        .collect();
+    modalities.into_iter().for_each(|modality| modality.join().unwrap());
+    gateway.stop();
+    holds(&fs::read_to_string(&trace).unwrap(), DICOM_MARK, MODALITIES as usize * INSTANCES_EACH);
 }
 
 /// A lone message as strace shows it, with the service's threads in each other's lines.
@@ -205,7 +246,7 @@ const GOOD: &str = r#"10 1.0 openat(AT_FDCWD, "/spool/clinical/000001.seg", O_RD
 
 #[test]
 fn the_checker_takes_a_good_trace_and_finds_what_is_wrong_with_each_bad_one() {
-    assert_eq!(finding(GOOD), Finding { kept: 1, broken: vec![] });
+    assert_eq!(finding(GOOD, MLLP_MARK), Finding { kept: 1, broken: vec![] });
     let line = |text: &str, number: usize| text.lines().nth(number - 1).unwrap().to_owned() + "\n";
     let acknowledgement = line(GOOD, 11);
     let without = GOOD.replace(&acknowledgement, "");
@@ -225,7 +266,7 @@ fn the_checker_takes_a_good_trace_and_finds_what_is_wrong_with_each_bad_one() {
         }),
     ];
     for (what, trace) in bad {
-        let found = finding(&trace);
+        let found = finding(&trace, MLLP_MARK);
         assert!(found.kept == 0 && found.broken.len() == 1, "{what}: {found:?} in\n{trace}");
     }
 }

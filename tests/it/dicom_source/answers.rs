@@ -1,12 +1,15 @@
 //! What a modality is told, and what is kept of what it sent.
 
+use std::fs;
+
 use wardgate::wire::dicom_values::CT_IMAGE;
 use wardgate::wire::dimse::{Command, Status};
 
-use super::device::{CT, Device, instance, uid};
-use super::{arrived, ct, start};
+use super::device::{CT, Device, INSTANCE_ROOT, instance, uid};
+use super::{arrived, ct, ct_to_folder, start};
 use crate::support::dicom::files_in;
 use crate::support::dicom_files::hashes_in;
+use crate::support::gateway::{self, Gateway};
 use crate::support::wait::eventually;
 
 #[test]
@@ -64,6 +67,44 @@ fn an_instance_over_the_limit_is_read_to_its_end_refused_and_forgotten() {
     assert_eq!((files.len(), files[0].metadata().unwrap().len() < 2000), (1, true));
     let said = gateway.stop();
     assert!(said.contains("A700") && !said.contains(own.as_str()), "{said}");
+}
+
+#[test]
+fn nothing_of_an_instance_is_in_logs_status_or_clear_on_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = gateway::head(folder.path()) + "\n" + &ct_to_folder(folder.path(), "max-instance-size = \"1MiB\"");
+    fs::write(folder.path().join("gateway.toml"), config).unwrap();
+    let gateway = Gateway::again_with(folder.path(), &[("RUST_LOG", "trace")]);
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let (own, data) = instance(77, 1, 700_000);
+    // A name where a modality should be, and in a place where text is.
+    let mut data = [&data[..], b"\xe0\x7f\x11\0LO\x0c\0QUOLBERTSON "].concat();
+    let modality = memchr::memmem::find(&data, b"CS\x02\0CT").unwrap();
+    data.splice(modality..modality + 6, *b"CS\x0c\0QUOLBERTSON ");
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+    assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
+    assert_eq!(device.store(&uid(&format!("{INSTANCE_ROOT}77.2")), &data).unwrap(), Status::CLASS_MISMATCH);
+    let (large, pixels) = instance(77, 3, 2 << 20);
+    assert_eq!(device.store(&large, &pixels).unwrap(), Status::OUT_OF_RESOURCES);
+    device.write(b"\x42\0\0\0\0\x04QUOL").unwrap();
+    device.hear().unwrap();
+    let told = gateway.ask(&["status", "--json"]) + &gateway.ask(&["status"]);
+    assert!(told.contains("STUDY") && told.contains("CT1"), "{told}");
+    let said = gateway.stop();
+    assert!(said.contains("A900"), "{said}");
+    let mut seen: Vec<(String, Vec<u8>)> =
+        vec![("status".into(), told.into_bytes()), ("log".into(), said.into_bytes())];
+    for log in ["", "imaging"] {
+        let entries = fs::read_dir(folder.path().join("spool").join(log)).unwrap().map(|entry| entry.unwrap().path());
+        let files = entries.filter(|path| path.is_file());
+        seen.extend(files.map(|path| (path.display().to_string(), fs::read(&path).unwrap())));
+    }
+    assert!(seen.len() > 4, "logs, keys and an index");
+    for (what, bytes) in seen {
+        for secret in ["QUOLBERTSON", INSTANCE_ROOT] {
+            assert!(memchr::memmem::find(&bytes, secret.as_bytes()).is_none(), "{what} reveals {secret}");
+        }
+    }
 }
 
 #[test]

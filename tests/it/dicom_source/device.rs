@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub const ECHO: u8 = 1;
 pub const CT: u8 = 3;
 pub const COMMITMENT: u8 = 5;
+/// What the UIDs of [`instance`] begin with.
+pub const INSTANCE_ROOT: &str = "1.2.826.0.1.3680043.10.999.";
 
 /// An association.
 pub struct Device {
@@ -31,7 +33,7 @@ pub fn uid(text: &str) -> Uid {
 
 /// A CT instance of this number and study with so many bytes of pixels, as its UID and its data set.
 pub fn instance(study: u32, number: usize, pixels: usize) -> (Uid, Vec<u8>) {
-    let own = uid(&format!("1.2.826.0.1.3680043.10.999.{study}.{number}"));
+    let own = uid(&format!("{INSTANCE_ROOT}{study}.{number}"));
     let mut data = Vec::with_capacity(pixels + 512);
     let mut text = |tag: [u8; 4], vr: &[u8; 2], value: &str| {
         let length = u16::try_from(value.len().next_multiple_of(2)).unwrap().to_le_bytes();
@@ -41,7 +43,7 @@ pub fn instance(study: u32, number: usize, pixels: usize) -> (Uid, Vec<u8>) {
     text([8, 0, 0x16, 0], b"UI", CT_IMAGE.as_str());
     text([8, 0, 0x18, 0], b"UI", own.as_str());
     text([8, 0, 0x60, 0], b"CS", "CT");
-    text([0x20, 0, 0x0d, 0], b"UI", &format!("1.2.826.0.1.3680043.10.999.{study}"));
+    text([0x20, 0, 0x0d, 0], b"UI", &format!("{INSTANCE_ROOT}{study}"));
     data.extend_from_slice(b"\xe0\x7f\x10\0OB\0\0");
     data.extend_from_slice(&u32::try_from(pixels).unwrap().to_le_bytes());
     let pattern: Vec<u8> = (0..251).map(|at| u8::try_from((at * 7 + number) % 251).unwrap()).collect();
