@@ -132,7 +132,7 @@ fn a_full_spool_is_told_as_such_and_intake_comes_back_by_itself() {
     let (own, data) = instance(1, stored, size);
     assert_eq!(device.store(&own, &data).unwrap(), Status::OUT_OF_RESOURCES);
     assert_eq!(Device::try_associate(at, "CT2", "WARDGATE").unwrap().err(), Some(Reject::CONGESTION));
-    assert!(gateway.alarms().iter().any(|(code, _)| code == "spool-full"));
+    eventually("it is an alarm", || gateway.alarms().iter().any(|(code, _)| code == "spool-full"));
     fs::write(folder.path().join("out/.mounted"), "").unwrap();
     eventually("what was accepted is delivered", || gateway.backlog() == 0);
     let mut device =

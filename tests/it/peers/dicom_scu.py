@@ -190,26 +190,6 @@ def associate(to, contexts, commitment=False):
     return None
 
 
-class Gate(threading.Event):
-    """What pynetdicom's reactor waits at while an answer is awaited, and of which one can see that it does."""
-
-    def __init__(self):
-        super().__init__()
-        self.reached = threading.Event()
-
-    def wait(self, timeout=None):
-        self.reached.set()
-        return super().wait(timeout)
-
-
-def hold_reactor(association):
-    """pynetdicom takes a reactor for paused that is about to go on; on a loaded machine that one takes our answer, and we wait
-    for it for ever. Whoever sends opens the gate again after the answer."""
-    gate = association._reactor_checkpoint = Gate()
-    while not gate.reached.wait(0.01) and association.is_alive():
-        pass
-
-
 def facts_of(path):
     meta, offset = split_dataset(path)
     return str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID), offset
@@ -233,7 +213,6 @@ def store(association, path, number):
     sop_class, uid, syntax, offset = facts_of(path)
     named = dict(file=str(path), sop_instance=uid, sop_class=sop_class, transfer_syntax=syntax)
     began = time.monotonic()
-    hold_reactor(association)
     try:
         pause(association)
         answer = association.send_c_store(path, msg_id=number % 65535 + 1)
