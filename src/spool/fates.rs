@@ -95,10 +95,16 @@ impl Sightings {
         self.decided.insert(decided_key(replay.id, owner.tag(replay.upstream.as_str())), Decided::Again(at));
     }
 
-    /// A dead letter that ended. One that was put back was seen just before: both stand in one group.
-    pub fn ended(&mut self, owner: &Owner, discard: &Discard) {
+    /// A dead letter that ended. One that was put back has its REPLAY just before; any earlier one was for another time.
+    pub fn ended(&mut self, owner: &Owner, discard: &Discard, at: Place) {
         let key = decided_key(discard.id, owner.tag(discard.upstream.as_str()));
-        self.decided.entry(key).or_insert(Decided::Discarded);
+        let put_back = self.decided.get(&key).is_some_and(|decided| match decided {
+            Decided::Again(place) => place.segment == at.segment && place.ordinal.checked_add(1) == Some(at.ordinal),
+            Decided::Discarded => false,
+        });
+        if !put_back {
+            self.decided.insert(key, Decided::Discarded);
+        }
     }
 
     /// Makes the index know it.

@@ -32,6 +32,12 @@ fn lane(spool: &Spool, upstream: &str) -> Lane {
     spool.lane(CLASS, &name("ct"), &name(upstream))
 }
 
+async fn refuse(lane: &mut Lane) {
+    let entry = lane.next().await;
+    lane.bury(entry.place, "refused", 1).await.unwrap();
+    lane.advance(entry.place);
+}
+
 async fn deliver(lane: &mut Lane, count: usize) {
     for _ in 0..count {
         let entry = lane.next().await;
@@ -95,4 +101,18 @@ async fn after_a_power_cut_and_a_lost_index_nothing_is_said_that_is_not_so() {
     let spool = open(&disk, 8);
     assert_eq!(fates(&spool, &["1.2.1", "1.2.2"]), [Fate::Delivered, Fate::Underway]);
     assert_eq!(waiting(&spool, &mut lane(&spool, "archive")).await.len(), 1);
+}
+
+/// Put back, refused again and discarded between two looks once passed for delivered.
+#[tokio::test]
+async fn what_was_put_back_refused_again_and_discarded_has_failed_when_it_is_asked_for_only_then() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
+    let mut archive = lane(&spool, "archive");
+    refuse(&mut archive).await;
+    spool.retry(&spool.dead(), None).await.unwrap();
+    refuse(&mut archive).await;
+    spool.discard(&spool.dead(), None).await.unwrap();
+    assert_eq!(fates(&spool, &["1.2.1"]), [Fate::Failed]);
 }

@@ -272,7 +272,7 @@ impl Index {
             } else if frame.header.kind == Kind::Replay as u8 {
                 record::decode(&frame.plaintext).inspect(|replay| into.sightings.again(&self.owner, replay, at));
             } else {
-                record::decode(&frame.plaintext).inspect(|discard| into.sightings.ended(&self.owner, discard));
+                record::decode(&frame.plaintext).inspect(|discard| into.sightings.ended(&self.owner, discard, at));
             }
         }
     }
