@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Name, ValueError};
+use crate::values::{Name, STORAGE_COMMITMENT, ValueError};
 
 /// Which of the three logs a message lives in. Each has its own directory, quota, writer and policy when full.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -163,6 +163,13 @@ pub struct Meta {
     pub flags: Flags,
     /// When its first byte came.
     pub received: Stamp,
+}
+
+impl Meta {
+    /// Whether it is a device's request for storage commitment, which is no message to pass on.
+    pub fn asks_for_commitment(&self) -> bool {
+        matches!(self.targets.as_slice(), [only] if only.as_str() == STORAGE_COMMITMENT)
+    }
 }
 
 /// A stored message on its way out.

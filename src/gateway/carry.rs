@@ -115,7 +115,9 @@ impl Choice {
             let id = seen.envelope.id.to_string();
             request.ids.iter().any(|named| named.fits(&id))
         };
-        (request.ids.is_empty() || is_named())
+        // A device's request for storage commitment is answered here or not at all.
+        !meta.asks_for_commitment()
+            && (request.ids.is_empty() || is_named())
             && request.source.as_ref().is_none_or(|source| meta.source == *source)
             && request.upstream.as_ref().is_none_or(|name| seen.waiting.contains(name) || seen.dead.contains(name))
             && request.from.is_none_or(|from| received >= from.0.as_microsecond())

@@ -1,10 +1,15 @@
 //! What a device is told of its instances: never that one was delivered which was not.
 
-use super::fates::{CLASS, Fate};
+use redb::{Database, ReadableDatabase, backends::InMemoryBackend};
+
+use super::fates::{self, CLASS, DECIDED_MAX, Fate, Known, Sightings};
+use super::index_file::Owner;
+use super::record::Discard;
 use super::sim::SimDisk;
+use super::space_tests::lose_groups;
 use super::tests::{body, name, open, waiting};
-use super::{Committed, Lane, Spool};
-use crate::envelope::{Flags, Meta};
+use super::{Committed, Lane, Place, ReplayOrder, Spool, compact};
+use crate::envelope::{Flags, MessageId, Meta};
 
 async fn send(spool: &Spool, instance: &str, body: &[u8], targets: &[&str]) {
     let source = name("ct");
@@ -19,17 +24,25 @@ async fn send(spool: &Spool, instance: &str, body: &[u8], targets: &[&str]) {
         flags: Flags::default(),
         received: spool.now(),
     };
-    assert!(matches!(draft.commit(meta).await, Ok(Committed::Stored(_))), "{instance}");
+    let stored = draft.commit(meta).await;
+    assert!(matches!(stored, Ok(Committed::Stored(_) | Committed::Differing(_))), "{instance}");
 }
 
 fn fates(spool: &Spool, instances: &[&str]) -> Vec<Fate> {
     let ids: Vec<&[u8]> = instances.iter().map(|id| id.as_bytes()).collect();
+    let standing = spool.standing(&name("ct"));
     let traces = spool.trace(&name("ct"), &ids).unwrap();
-    traces.iter().map(|trace| spool.fate(&name("ct"), trace.as_ref())).collect()
+    traces.iter().map(|trace| standing.fate(trace.as_ref())).collect()
 }
 
 fn lane(spool: &Spool, upstream: &str) -> Lane {
     spool.lane(CLASS, &name("ct"), &name(upstream))
+}
+
+async fn refuse(lane: &mut Lane) {
+    let entry = lane.next().await;
+    lane.bury(entry.place, "refused", 1).await.unwrap();
+    lane.advance(entry.place);
 }
 
 async fn deliver(lane: &mut Lane, count: usize) {
@@ -95,4 +108,128 @@ async fn after_a_power_cut_and_a_lost_index_nothing_is_said_that_is_not_so() {
     let spool = open(&disk, 8);
     assert_eq!(fates(&spool, &["1.2.1", "1.2.2"]), [Fate::Delivered, Fate::Underway]);
     assert_eq!(waiting(&spool, &mut lane(&spool, "archive")).await.len(), 1);
+}
+
+/// Put back, refused again and discarded between two looks once passed for delivered.
+#[tokio::test]
+async fn what_was_put_back_refused_again_and_discarded_has_failed_when_it_is_asked_for_only_then() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
+    let mut archive = lane(&spool, "archive");
+    refuse(&mut archive).await;
+    spool.retry(&spool.dead(), None).await.unwrap();
+    refuse(&mut archive).await;
+    spool.discard(&spool.dead(), None).await.unwrap();
+    assert_eq!(fates(&spool, &["1.2.1"]), [Fate::Failed]);
+}
+
+/// What a lane could not find on a damaged disk once passed for delivered.
+#[tokio::test]
+async fn what_was_lost_to_damage_is_unknown_also_when_a_person_took_note_and_the_segment_is_gone() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    for (number, instance) in (1..).zip(["1.2.1", "1.2.2"]) {
+        send(&spool, instance, &body(number, 500), &["archive"]).await;
+    }
+    spool.rotate().unwrap();
+    send(&spool, "1.2.3", &body(3, 500), &["archive"]).await;
+    assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), [Fate::Underway; 3]);
+    lose_groups(&spool, &disk, CLASS, 1, &[2]);
+    deliver(&mut lane(&spool, "archive"), 2).await;
+    let told = [Fate::Unknown, Fate::Unknown, Fate::Delivered];
+    assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), told);
+    spool.accept_damage().await.unwrap();
+    let log = &spool.opened(CLASS).log;
+    log.uptime.at_least(2 * 3_600_000);
+    compact::sweep(log, 8);
+    assert!(!log.state().segments.contains_key(&1));
+    assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), told);
+    spool.close();
+    let spool = open(&disk, 8);
+    spool.rotate().unwrap();
+    send(&spool, "1.2.4", &body(4, 500), &["archive"]).await;
+    assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), told);
+}
+
+/// An index that was made again did not know of a discard whose segment was gone.
+#[tokio::test]
+async fn an_index_that_is_made_again_says_nothing_of_what_came_before_segments_that_are_gone() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
+    send(&spool, "1.2.2", &body(2, 500), &["cloud"]).await;
+    refuse(&mut lane(&spool, "archive")).await;
+    spool.rotate().unwrap();
+    spool.discard(&spool.dead(), None).await.unwrap();
+    spool.rotate().unwrap();
+    send(&spool, "1.2.3", &body(3, 500), &["archive"]).await;
+    let log = &spool.opened(CLASS).log;
+    log.uptime.at_least(2 * 3_600_000);
+    compact::sweep(log, 8);
+    assert_eq!(log.state().segments.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    spool.close();
+    super::Storage::remove(&disk, super::index_file::NAME).unwrap();
+    let spool = open(&disk, 8);
+    assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), [Fate::Unknown, Fate::Unknown, Fate::Underway]);
+}
+
+/// A second copy on another way once hid the first.
+#[tokio::test]
+async fn an_instance_that_came_twice_is_delivered_when_both_are_and_when_the_second_replaced_a_refused_one() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
+    send(&spool, "1.2.1", &body(2, 500), &["cloud"]).await;
+    deliver(&mut lane(&spool, "cloud"), 1).await;
+    assert_eq!(fates(&spool, &["1.2.1"]), [Fate::Underway]);
+    let mut archive = lane(&spool, "archive");
+    refuse(&mut archive).await;
+    assert_eq!(fates(&spool, &["1.2.1"]), [Fate::Failed]);
+    send(&spool, "1.2.1", &body(3, 500), &["archive"]).await;
+    assert_eq!(fates(&spool, &["1.2.1"]), [Fate::Underway]);
+    deliver(&mut archive, 1).await;
+    assert_eq!(fates(&spool, &["1.2.1"]), [Fate::Delivered]);
+}
+
+/// A request for storage commitment was once replayed to the archive as if it were an image.
+#[tokio::test]
+async fn a_request_is_no_instance_neither_for_a_replay_nor_for_another_request() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
+    send(&spool, "2.25.1", &body(2, 500), &["storage-commitment"]).await;
+    deliver(&mut lane(&spool, "archive"), 1).await;
+    deliver(&mut lane(&spool, "storage-commitment"), 1).await;
+    assert_eq!(fates(&spool, &["1.2.1", "2.25.1"]), [Fate::Delivered, Fate::Unknown]);
+    for upstream in ["archive", "storage-commitment"] {
+        let (source, upstream) = (name("ct"), name(upstream));
+        let order = ReplayOrder { source, from_us: 0, to_us: i64::MAX, upstream, dry_run: false };
+        assert_eq!(spool.replay(&order).await.unwrap().messages, 1);
+        assert_eq!(lane(&spool, order.upstream.as_str()).next().await.content.unwrap().body.len(), 500);
+    }
+}
+
+/// With too many decisions a discarded message once became a delivered one.
+#[test]
+fn a_message_whose_discard_had_to_make_room_is_unknown() {
+    let owner = Owner::new([1; 16], &[2; 32]);
+    let id = |number: u64| MessageId(u128::from(number).to_be_bytes());
+    let key = |number: u64| u128::from(number).to_le_bytes();
+    let mut seen = Sightings::default();
+    let count = DECIDED_MAX + 1;
+    for number in 0..count {
+        let at = Place { segment: 1, ordinal: u32::try_from(number).unwrap() };
+        seen.message(key(number), Known::new(&owner, (id(number), at), number, &[name("archive")]));
+        seen.ended(&owner, &Discard { id: id(number), upstream: name("archive"), by: None }, at);
+    }
+    let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+    let change = database.begin_write().unwrap();
+    seen.write(&change).unwrap();
+    change.commit().unwrap();
+    let keys: Vec<_> = (0..count).map(key).collect();
+    let traces = fates::find(&database.begin_read().unwrap(), &keys).unwrap();
+    let known = traces.iter().flatten().count() as u64;
+    assert!((DECIDED_MAX / 2..=DECIDED_MAX).contains(&known), "{known}");
+    assert!(traces.iter().flatten().all(fates::Trace::is_decided));
 }

@@ -133,7 +133,8 @@ impl Import {
     }
 
     fn begin(&mut self, head: Head) {
-        let new = !self.known.has(head.id);
+        // A request for storage commitment is answered by the box that it came to; older boxes export it all the same.
+        let new = !self.known.has(head.id) && !head.meta.asks_for_commitment();
         let draft = new.then(|| self.spool.begin(head.class, &head.meta.source));
         self.current = Some(Current { head, draft, digest: digest::Context::new(&digest::SHA256), length: 0 });
     }

@@ -25,9 +25,9 @@ use super::frame::FrameHeader;
 use super::index_file::{IndexFile, Outcome, Owner};
 use super::log::{Held, Log};
 use super::reader::{Step, Walker};
-use super::record::{self, Data, Kind};
+use super::record::{self, Data, Gap, Kind, Opening};
 use super::recovery::id_of;
-use super::segment::{FIRST_GROUP, Identity, class_code};
+use super::segment::{FIRST_GROUP, Identity, Segment, class_code};
 use super::storage::Storage;
 use crate::envelope::MessageId;
 use crate::status::{Alarm, Counter};
@@ -65,6 +65,8 @@ struct Found {
     /// Uptime before which nothing is a second copy.
     since: u64,
     rows: Rows,
+    /// Uptime before which nothing is said of a message to its device.
+    known_since: u64,
     sightings: Sightings,
 }
 
@@ -146,7 +148,7 @@ impl Index {
     pub fn alarm(&self) -> Option<Alarm> {
         let why = self.off().clone()?;
         let text = format!(
-            "the index is off ({why}): nothing is lost, but the next start takes longer. \
+            "the index is off ({why}): nothing is lost, but reports of storage commitment wait and the next start takes longer. \
              Look after the disk, then start the service again"
         );
         Some(Alarm { code: "index".to_owned(), about: "spool".to_owned(), text })
@@ -228,16 +230,24 @@ impl Index {
 
     /// Adds the messages of a log behind `from` that were received since then; tells how far it has read.
     fn scan(&self, log: &Log, from: Option<&Position>, found: &mut Found) -> io::Result<Option<Position>> {
+        let asked = log.class == fates::CLASS;
         let segments: Vec<_> = {
             let state = log.state();
             let newer = state.segments.range(from.map_or(0, |from| from.order)..);
-            newer.map(|(_, held)| (Arc::clone(&held.segment), held.end, outdated(held, found.since))).collect()
+            // What people decided is read wherever it stands.
+            let passed = |held: &Held| outdated(held, found.since) && !(asked && from.is_some());
+            newer.map(|(_, held)| (Arc::clone(&held.segment), held.end, passed(held))).collect()
         };
+        found.known_since = if from.is_some() { 0 } else { known_since(log, found.since) };
         let now = log.uptime.ms();
         let mut last = from.cloned();
         for (segment, end, outdated) in segments {
             let identity = segment.identity;
             let read = from.filter(|from| from.order == identity.order && from.generation == identity.generation);
+            let before = last.as_ref().map_or(identity.order, |last| last.order);
+            if asked && (outdated || !follows(log, &segment, end, before)?) {
+                found.sightings.forget();
+            }
             last = Some(Position { order: identity.order, generation: identity.generation, id: identity.id, end });
             if outdated {
                 continue;
@@ -253,14 +263,20 @@ impl Index {
         let identity = walker.segment().identity;
         let asked = identity.class == fates::CLASS;
         let wanted = move |header: &FrameHeader| {
-            let told = header.kind == Kind::Replay as u8 || header.kind == Kind::Discard as u8;
+            let told = [Kind::Replay, Kind::Discard, Kind::Gap].iter().any(|kind| *kind as u8 == header.kind);
             header.kind == Kind::Data as u8 || asked && told
         };
         loop {
             let frame = match walker.next(end, &wanted)? {
                 Step::End => return Ok(()),
-                // Damage is found, shown and kept by others; here it only means that a second copy is stored as well.
-                Step::Damaged { .. } | Step::Skipped { .. } => continue,
+                // Damage is found, shown and kept by others; here it only means that a second copy is stored as well, and that
+                // devices are told nothing of what came before.
+                Step::Damaged { .. } | Step::Skipped { .. } => {
+                    if asked {
+                        into.sightings.forget();
+                    }
+                    continue;
+                }
                 Step::Frame(frame) => frame,
             };
             let at = Place { segment: identity.order, ordinal: frame.header.ordinal };
@@ -271,8 +287,10 @@ impl Index {
                 self.message((id_of(&identity, at.ordinal, &data), identity), at, (at_ms, &data), into);
             } else if frame.header.kind == Kind::Replay as u8 {
                 record::decode(&frame.plaintext).inspect(|replay| into.sightings.again(&self.owner, replay, at));
+            } else if frame.header.kind == Kind::Gap as u8 {
+                record::decode(&frame.plaintext).inspect(|gap: &Gap| into.sightings.damaged(gap.segment));
             } else {
-                record::decode(&frame.plaintext).inspect(|discard| into.sightings.ended(&self.owner, discard));
+                record::decode(&frame.plaintext).inspect(|discard| into.sightings.ended(&self.owner, discard, at));
             }
         }
     }
@@ -286,7 +304,8 @@ impl Index {
         if into.rows.len() > REMEMBERED_MAX {
             into.rows.pop_first();
         }
-        if held.class == fates::CLASS && !meta.control_id.is_empty() {
+        let instance = held.class == fates::CLASS && !meta.control_id.is_empty() && !meta.asks_for_commitment();
+        if instance && at_ms >= into.known_since {
             let key = self.window.name_key(&meta.source, &meta.control_id);
             into.sightings.message(key, Known::new(&self.owner, (id, at), at_ms, &meta.targets));
         }
@@ -348,6 +367,32 @@ fn settle(log: &Log) -> io::Result<()> {
         state.segments.values().filter(|held| !held.sealed).map(|held| Arc::clone(&held.segment)).collect()
     };
     open.iter().try_for_each(|segment| segment.file.sync())
+}
+
+/// Uptime before which messages are unknown to an index that is made anew: what was decided about them may have stood in segments
+/// that are gone. Nothing has gone from a log that is there from its first segment on.
+fn known_since(log: &Log, since: u64) -> u64 {
+    let state = log.state();
+    match state.segments.first_key_value() {
+        _ if !state.foreign.is_empty() => u64::MAX,
+        Some((first, _)) if *first == 1 => 0,
+        _ => since,
+    }
+}
+
+/// Whether nothing was ever written between the segment of order `before` and this one.
+fn follows(log: &Log, segment: &Arc<Segment>, end: u64, before: u64) -> io::Result<bool> {
+    if segment.identity.order <= before.saturating_add(1) {
+        return Ok(true);
+    }
+    // An order number may be passed over by a start whose last segment was still empty.
+    let foreign = !log.state().foreign.is_empty();
+    let opening = match Walker::new(Arc::clone(segment)).next(end, &|_| true)? {
+        Step::Frame(frame) if frame.header.kind == Kind::Opening as u8 => record::decode::<Opening>(&frame.plaintext),
+        _ => None,
+    };
+    let previous = opening.and_then(|opening| opening.previous);
+    Ok(!foreign && previous.is_some_and(|(previous, _)| previous == before))
 }
 
 /// Whether all of a segment was received before then.

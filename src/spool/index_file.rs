@@ -9,7 +9,7 @@
 //! A new file gets its name only when it is whole: temporary name, sync, rename, sync of the folder. Commits are two-phase.
 //!
 //! ```text
-//! 0 ... 4095   "WGINDEX2" · spool id (16) · length of the pages (u64, little endian) · HMAC-SHA256 (32) · zeros
+//! 0 ... 4095   "WGINDEX3" · spool id (16) · length of the pages (u64, little endian) · HMAC-SHA256 (32) · zeros
 //! 4096 ...     the pages of redb
 //! ```
 
@@ -35,7 +35,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// The name in the spool's folder.
 pub const NAME: &str = "index.redb";
 const TEMPORARY: &str = "index.redb.tmp";
-const MAGIC: &[u8; 8] = b"WGINDEX2";
+const MAGIC: &[u8; 8] = b"WGINDEX3";
 const PAGES_AT: u64 = BLOCK as u64;
 const TAG_BYTES: usize = 32;
 

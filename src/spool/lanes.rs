@@ -265,12 +265,17 @@ impl Lane {
             let Some(Loss { order, count, bytes, rewound, .. }) = self.losing.take() else { continue };
             let (source, upstream) = (self.source(), self.upstream());
             match told {
+                Ok(_) if count == 0 => {}
                 Ok(_) => {
                     tracing::error!(%source, %upstream, segment = order, count, "messages are lost to damage on the disk")
                 }
                 Err(error) => {
-                    // The damage itself stays shown; the next reading of the segment comes here again.
                     tracing::error!(%source, %upstream, segment = order, count, %error, "a loss could not be recorded");
+                    // The cursor must not pass over it in silence. In a log that has failed no cursor is kept either.
+                    if !rewound && !self.log.has_failed() {
+                        self.passed.push_front(order);
+                        tokio::time::sleep(READ_RETRY).await;
+                    }
                     continue;
                 }
             }
@@ -298,13 +303,15 @@ impl Lane {
         let behind = state.held_behind(order, &self.key);
         let (backlog, backlog_bytes) =
             state.lanes.get(&self.key).map_or((0, 0), |lane| (lane.backlog, lane.backlog_bytes));
+        let noted = state.gaps.iter().any(|gap| gap.segment == order && gap.cause == Gap::DAMAGED);
         drop(state);
         let count = backlog.saturating_sub(behind.0 + found);
         let bytes = backlog_bytes.saturating_sub(behind.1 + found_bytes);
-        if count == 0 {
+        // What was found is recorded also when this lane lost nothing: a start must know of it.
+        if count == 0 && noted {
             return self.pass_over(order);
         }
-        let lanes = vec![(self.key.0.clone(), self.key.1.clone(), count)];
+        let lanes = if count == 0 { Vec::new() } else { vec![(self.key.0.clone(), self.key.1.clone(), count)] };
         let gap = Gap { cause: Gap::DAMAGED.to_owned(), segment: order, lanes, stamp: self.log.uptime.stamp() };
         let (plaintext, effect) = (record::encode(&gap), Effect::Gap(gap));
         let records = vec![Prepared { kind: Kind::Gap, tag: 0, plaintext, effect, id: None }];

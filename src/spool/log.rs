@@ -325,6 +325,9 @@ impl State {
         if gap.cause == Gap::ACCEPTED {
             self.quarantined.retain(|order| *order != gap.segment);
         }
+        if gap.cause == Gap::DAMAGED && self.segments.contains_key(&gap.segment) {
+            self.quarantine(gap.segment);
+        }
         if gap.cause == Gap::DROPPED && !self.segments.contains_key(&gap.segment) {
             self.dead.retain(|_, dead| dead.at.segment != gap.segment);
         }
@@ -346,6 +349,12 @@ impl State {
     pub fn is_damaged(&self, order: u64) -> bool {
         self.quarantined.contains(&order)
             || self.gaps.iter().any(|gap| gap.segment == order && gap.cause == Gap::ACCEPTED)
+    }
+
+    /// The segments in which damage was found, accepted or not, as far as they are remembered.
+    pub fn damaged(&self) -> impl Iterator<Item = u64> {
+        let noted = self.gaps.iter().filter(|gap| gap.cause != Gap::DROPPED).map(|gap| gap.segment);
+        self.quarantined.iter().copied().chain(noted)
     }
 
     /// Messages that a lane lost to damage in a segment, as far as that is recorded.

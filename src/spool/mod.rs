@@ -129,7 +129,7 @@ use serde::{Deserialize, Serialize};
 
 pub use draft::{Draft, FRAGMENT_BYTES};
 pub use escrow::{RECOVERY_BYTES_MAX, RECOVERY_FILE};
-pub use fates::{Fate, Trace};
+pub use fates::{Fate, Standing, Trace};
 pub use import::{Import, ImportError, Imported};
 pub use in_flight::{GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, STREAMED_BYTES_MAX};
 pub use keys::{KeyError, parse_root};

@@ -38,9 +38,8 @@ fn backlog(spool: &Spool, upstream: &str) -> u64 {
 }
 
 /// Makes whole groups of a segment unreadable: those with these numbers.
-fn lose_groups(spool: &Spool, disk: &SimDisk, order: u64, groups: &[u32]) {
-    let [clinical, ..] = &spool.inner.logs;
-    let file = clinical.log.state().segments[&order].segment.name.clone();
+pub(super) fn lose_groups(spool: &Spool, disk: &SimDisk, class: Class, order: u64, groups: &[u32]) {
+    let file = spool.opened(class).log.state().segments[&order].segment.name.clone();
     let bytes = disk.bytes(&file);
     let begins = |at: &usize| bytes[*at..].starts_with(b"WGGR");
     let found: Vec<usize> = (0..bytes.len()).step_by(4096).filter(begins).collect();
@@ -76,7 +75,7 @@ async fn with_lost_messages() -> (SimDisk, Spool) {
     roll(&spool);
     commit(&spool, Class::Clinical, &["engine", "cloud"], &body(8, 9_000)).await.unwrap();
     // The first group is the checkpoint.
-    lose_groups(&spool, &disk, 1, &[3, 8]);
+    lose_groups(&spool, &disk, Class::Clinical, 1, &[3, 8]);
     (disk, spool)
 }
 
@@ -404,4 +403,45 @@ async fn a_message_that_lost_its_first_pieces_to_compaction_is_not_replayed() {
     let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("again"));
     let again = drain(&spool, &mut lane).await;
     assert_eq!(again, [b"keeps the first segment".to_vec(), b"keeps the second segment".to_vec()]);
+}
+
+/// Damage that cost no message was forgotten with the process that found it, and its file was used again.
+#[tokio::test]
+async fn damage_that_was_found_while_it_ran_is_shown_after_a_restart_and_its_file_is_left_alone() {
+    for lost in [1, 2] {
+        let disk = SimDisk::new();
+        let spool = open(&disk, 8);
+        for upstream in ["engine", "cloud", "engine"] {
+            commit(&spool, Class::Clinical, &[upstream], b"sent").await.unwrap();
+        }
+        drain(&spool, &mut spool.lane(Class::Clinical, &name("icu"), &name("cloud"))).await;
+        roll(&spool);
+        commit(&spool, Class::Clinical, &["engine"], b"more").await.unwrap();
+        lose_groups(&spool, &disk, Class::Clinical, 1, &[lost]);
+        let mut engine = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+        while backlog(&spool, "engine") > 0 {
+            let entry = engine.next().await;
+            engine.advance(entry.place);
+        }
+        assert_eq!(spool.logs()[0].quarantined, 1, "group {lost}");
+        assert_eq!(gaps(&spool).len(), 1, "group {lost}: recorded once");
+        let after = disk.after_kill();
+        let spool = open(&after, 8);
+        assert_eq!(spool.logs()[0].quarantined, 1, "group {lost}");
+        assert!(spool.alarms().iter().any(|alarm| alarm.code == "damaged"), "group {lost}");
+        let log = &spool.inner.logs[0].log;
+        log.uptime.at_least(KEPT_MS);
+        compact::sweep(log, 8);
+        assert!(log.state().segments.contains_key(&1), "group {lost}");
+    }
+}
+
+/// A loss that could not be recorded was passed over in silence.
+#[tokio::test(start_paused = true)]
+async fn a_lane_stays_before_a_loss_that_can_not_be_recorded() {
+    let (_disk, spool) = with_lost_messages().await;
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    spool.close();
+    assert!(tokio::time::timeout(Duration::from_secs(60), lane.next()).await.is_err());
+    assert!(gaps(&spool).is_empty());
 }

@@ -17,7 +17,7 @@ use super::dicom_archive::{Archive, AssociationError};
 use super::dicom_association::{Association, Pair};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::Envelope;
-use crate::spool::{Fate, Spool, Trace};
+use crate::spool::{Fate, Spool, Standing, Trace};
 use crate::system::backoff::Backoff;
 use crate::system::tls::ClientTls;
 use crate::values::{HostPort, Name, Problems, STORAGE_COMMITMENT, SecretRef, Section};
@@ -39,6 +39,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const CALLED_FOR_MAX: Duration = Duration::from_secs(86_400);
 /// Reports that a device may answer with a failure before the same.
 const REFUSALS_MAX: u32 = 3;
+/// How long a stop waits for reports: those that wait for an upstream or a device are simply begun again.
+const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// Longest P-DATA that is taken from a device here: its answers are short.
 const PDU_BYTES_MAX: u32 = 16 << 10;
 /// For name, TCP and TLS; for each write; for the answer to a report.
@@ -99,6 +101,8 @@ impl Section for Served {
 /// Answers requests. Has no connection of its own: each report goes over an association to its device.
 pub struct Commitment {
     served: Served,
+    /// Uptime when it began.
+    began_ms: u64,
     /// One report at a time to one device.
     lines: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Ended with this: what they were at is done again by whoever comes next.
@@ -109,13 +113,15 @@ impl Upstream for Commitment {
     type Config = Served;
 
     const PROTOCOL: &'static str = STORAGE_COMMITMENT;
+    const DRAIN_MAX: Duration = DRAIN_MAX;
 
     fn when_refused(_: &Served) -> WhenRefused {
         WhenRefused::DeadLetter
     }
 
     async fn connect(served: &Served, _: &Identity) -> Result<Self, SendError> {
-        Ok(Self { served: served.clone(), lines: Mutex::default(), work: Mutex::default() })
+        let began_ms = served.spool.now().uptime_ms;
+        Ok(Self { served: served.clone(), began_ms, lines: Mutex::default(), work: Mutex::default() })
     }
 
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
@@ -174,6 +180,7 @@ impl Commitment {
             request,
             device,
             when_delivered: reporting.when_delivered,
+            again: envelope.meta.received.uptime_ms <= self.began_ms,
         })
     }
 }
@@ -185,20 +192,25 @@ struct Question {
     request: Request,
     device: Archive,
     when_delivered: bool,
+    /// It was asked before this start, so the same may have been reported already: only the first of the requests that wait moves
+    /// the cursor.
+    again: bool,
 }
 
 /// Why a device has not taken its report.
 enum Trouble {
     /// It can't be reached or broke off.
     Away(String),
-    /// It answered with a failure.
+    /// It does not take reports.
     Refused(String),
+    /// It answered with a failure.
+    Denied(Status),
 }
 
 impl Question {
     async fn answer(self, line: &Mutex<()>) -> Result<Receipt, SendError> {
         let report = self.report().await;
-        let (began, mut refusals) = (Instant::now(), 0);
+        let (began, mut refusals, mut denied) = (Instant::now(), 0, None);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1, Duration::MAX);
         loop {
             let turn = line.lock().await;
@@ -216,7 +228,16 @@ impl Question {
                     refusals += 1;
                     reason
                 }
+                Err(Trouble::Denied(status)) => {
+                    refusals += 1;
+                    denied = Some(status);
+                    status.words().to_owned()
+                }
             };
+            if self.again && refusals >= REFUSALS_MAX && denied.is_some_and(is_done_with_it) {
+                tracing::info!(%source, %device, reason, "storage commitment was reported before, as it seems");
+                return Ok(Receipt { code: "N-EVENT-REPORT-RSP".into() });
+            }
             if refusals >= REFUSALS_MAX || began.elapsed() >= CALLED_FOR_MAX {
                 let reason = format!("{device} did not take the report of its storage commitment: {reason}");
                 return Err(SendError::Rejected { reason });
@@ -228,43 +249,49 @@ impl Question {
 
     /// Waits until it is known of each instance what became of it.
     async fn report(&self) -> Report {
+        let mut warned = false;
         loop {
-            let Some(traces) = self.trace().await else {
-                sleep(INDEX_PAUSE).await;
-                continue;
+            // Before the trace: see `Standing::fate`.
+            let standing = self.spool.standing(&self.source);
+            let traces = match self.trace().await {
+                Ok(traces) => traces,
+                Err(error) => {
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(source = %self.source, error, "a report of storage commitment waits");
+                    }
+                    sleep(INDEX_PAUSE).await;
+                    continue;
+                }
             };
-            // What memory tells is only reason enough to look again: see `Spool::fate`.
-            while self.is_underway(&traces) {
-                sleep(LOOK_INTERVAL).await;
+            if !self.is_underway(&standing, &traces) {
+                return self.judge(&standing, &traces);
             }
-            let Some(traces) = self.trace().await else { continue };
-            if !self.is_underway(&traces) {
-                return self.judge(&traces);
+            // What memory tells later is only reason enough to look again.
+            while self.is_underway(&self.spool.standing(&self.source), &traces) {
+                sleep(LOOK_INTERVAL).await;
             }
         }
     }
 
-    async fn trace(&self) -> Option<Vec<Option<Trace>>> {
+    async fn trace(&self) -> Result<Vec<Option<Trace>>, String> {
         let (spool, source, request) = (self.spool.clone(), self.source.clone(), self.request.clone());
         let looked = tokio::task::spawn_blocking(move || {
             let ids: Vec<&[u8]> =
                 request.references.iter().map(|reference| reference.sop_instance.as_str().as_bytes()).collect();
             spool.trace(&source, &ids)
         });
-        let traced = looked.await.unwrap_or_else(|error| Err(error.to_string()));
-        traced.inspect_err(|error| tracing::warn!(source = %self.source, error, "storage commitment waits")).ok()
+        looked.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    fn is_underway(&self, traces: &[Option<Trace>]) -> bool {
-        self.when_delivered
-            && traces.iter().any(|trace| self.spool.fate(&self.source, trace.as_ref()) == Fate::Underway)
+    fn is_underway(&self, standing: &Standing, traces: &[Option<Trace>]) -> bool {
+        self.when_delivered && traces.iter().any(|trace| standing.fate(trace.as_ref()) == Fate::Underway)
     }
 
-    fn judge(&self, traces: &[Option<Trace>]) -> Report {
+    fn judge(&self, standing: &Standing, traces: &[Option<Trace>]) -> Report {
         let mut report = Report { transaction: self.request.transaction.clone(), committed: vec![], failed: vec![] };
         for (reference, trace) in self.request.references.iter().zip(traces) {
             let reference = reference.clone();
-            match self.spool.fate(&self.source, trace.as_ref()) {
+            match standing.fate(trace.as_ref()) {
                 Fate::Delivered => report.committed.push(reference),
                 Fate::Underway if !self.when_delivered => report.committed.push(reference),
                 Fate::Unknown => report.failed.push((reference, Status::NO_SUCH_INSTANCE)),
@@ -295,6 +322,18 @@ impl Question {
         let answer = association.receive().await.map_err(away)?;
         association.release().await;
         let status = answer.command.status.unwrap_or(Status::PROCESSING_FAILURE);
-        if status == Status::SUCCESS { Ok(()) } else { Err(Trouble::Refused(status.words().to_owned())) }
+        if status == Status::SUCCESS { Ok(()) } else { Err(Trouble::Denied(status)) }
     }
+}
+
+/// Whether a device may answer so because it has closed the transaction: it took the same report before.
+fn is_done_with_it(status: Status) -> bool {
+    let known = [
+        Status::PROCESSING_FAILURE,
+        Status::DUPLICATE_INSTANCE,
+        Status::NO_SUCH_INSTANCE,
+        Status::NO_SUCH_EVENT,
+        Status::INVALID_ARGUMENT,
+    ];
+    known.contains(&status)
 }

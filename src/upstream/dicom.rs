@@ -1,7 +1,8 @@
 //! The DICOM upstream: each instance goes to an archive by C-STORE, its status is the receipt (DICOM PS3.4 annex B).
 //!
 //! Instances need no order between them, so as many are on their way as there are associations; the lane's cursor still moves in
-//! order, and a second copy is harmless because the SOP instance UID is the same. The data set's bytes are those that the device sent: nothing is
+//! order, and a second copy is harmless because the SOP instance UID is the same. Two messages with the same UID do have an order
+//! (the archive keeps the first, or replaces it by the second), so they never are on their way together. The data set's bytes are those that the device sent: nothing is
 //! converted, and a refused transfer syntax is a dead letter that says so.
 //!
 //! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Other statuses: refused.
@@ -21,6 +22,7 @@ use super::dicom_commitment::{self, Commitment, Reports};
 use super::dicom_pool::{NoContext, Nothing, Pool, Rules, Slot, Unasked};
 use super::dicom_reports::{ReportsConfig, ReportsListener};
 use super::dicom_store::{Instance, StoreError, store, verdict};
+use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::{Body, Envelope};
@@ -178,6 +180,8 @@ pub struct Dicom {
     associations: usize,
     pool: Arc<Pool>,
     commitment: Option<Commitment>,
+    /// SOP instance UIDs that are on their way.
+    flights: Flights,
     /// What runs beside: who asks for commitment, and the listener for reports.
     beside: Vec<AbortHandle>,
 }
@@ -199,7 +203,8 @@ impl Upstream for Dicom {
         if !config.commitment {
             let rules = Rules { associations, quiet, standing: Vec::new() };
             let pool = Arc::new(Pool::new(archive, rules, Arc::new(Nothing)));
-            return Ok(Self { associations, pool, commitment: None, beside: Vec::new() });
+            let flights = Flights::default();
+            return Ok(Self { associations, pool, commitment: None, flights, beside: Vec::new() });
         }
         let reports = Arc::new(Reports::new(config.commitment_listen.is_some()));
         let rules = Rules { associations, quiet, standing: vec![dicom_commitment::context()] };
@@ -212,13 +217,17 @@ impl Upstream for Dicom {
         let listening = config.commitment_listen.is_some();
         let (commitment, wanted) = Commitment::new(config.commitment_timeout.0, listening);
         beside.push(tokio::spawn(dicom_commitment::ask(Arc::clone(&pool), reports, wanted)).abort_handle());
-        Ok(Self { associations, pool, commitment: Some(commitment), beside })
+        Ok(Self { associations, pool, commitment: Some(commitment), flights: Flights::default(), beside })
     }
 
-    /// Waits for an association to be free; the instance is then sent in a task of its own.
+    /// Waits for an association to be free; the instance is then sent in a task of its own. One whose UID is on its way already waits
+    /// for that in its task, and holds nothing meanwhile: others pass it.
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
         let instance = Instance::open(&envelope.body).await?;
-        let slot = self.pool.slot().await;
+        let start = match self.flights.queue(instance.uid.as_str().as_bytes()) {
+            Turn::Now(flight) => Start::Now { flight, instance, slot: self.pool.slot().await },
+            Turn::Later(waiting) => Start::Later(waiting),
+        };
         let (pool, commitment) = (Arc::clone(&self.pool), self.commitment.clone());
         let job = Job { pool, commitment, body: envelope.body.clone() };
         let (mut done, receiver) = oneshot::channel();
@@ -227,7 +236,7 @@ impl Upstream for Dicom {
                 biased;
                 // Nobody waits for it any more: it comes again, and two copies at once might confuse the archive.
                 () = done.closed() => return,
-                outcome = job.run(instance, slot) => outcome,
+                outcome = job.begin(start) => outcome,
             };
             // Unless it was given up in this very moment.
             done.send(outcome).ok();
@@ -258,7 +267,26 @@ struct Job {
     body: Body,
 }
 
+/// When an instance is sent.
+enum Start {
+    Now { flight: Flight, instance: Instance, slot: Slot },
+    Later(Waiting),
+}
+
 impl Job {
+    /// Is on its way until its receipt.
+    async fn begin(self, start: Start) -> Result<Receipt, SendError> {
+        let (_flight, instance, slot) = match start {
+            Start::Now { flight, instance, slot } => (flight, instance, slot),
+            Start::Later(waiting) => {
+                let flight = waiting.turn().await;
+                let slot = self.pool.slot().await;
+                (flight, Instance::open(&self.body).await?, slot)
+            }
+        };
+        self.run(instance, slot).await
+    }
+
     async fn run(self, instance: Instance, slot: Slot) -> Result<Receipt, SendError> {
         let (sop_class, sop_instance) = (instance.pair.abstract_syntax.clone(), instance.uid.clone());
         let receipt = self.store(instance, slot).await?;

@@ -113,7 +113,12 @@ pub async fn ask(pool: Arc<Pool>, reports: Arc<Reports>, mut wanted: mpsc::Recei
     }
 }
 
-async fn request(pool: &Pool, reports: &Reports, together: Vec<Wanted>) {
+/// No two of `together` have the same UID: the second waits for the first one's receipt, unless that was given up.
+async fn request(pool: &Pool, reports: &Reports, mut together: Vec<Wanted>) {
+    together.retain(|wanted| !wanted.done.is_closed());
+    if together.is_empty() {
+        return;
+    }
     let transaction = fresh_uid();
     let references = together.iter().map(|wanted| wanted.reference.clone()).collect();
     let data = Request { transaction: transaction.clone(), references }.bytes(Encoding::Implicit);

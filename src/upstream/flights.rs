@@ -1,18 +1,20 @@
-//! Who is on its way: of messages with the same id of the device's own, one at a time.
+//! Who is on its way: of messages with the same id of the device's own, one at a time, in the order in which they came.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 /// The ids that are on their way.
 #[derive(Clone, Default)]
 pub(super) struct Flights(Arc<Inner>);
 
+/// Those that wait behind the one that is on its way, of each id.
+type Lines = HashMap<Vec<u8>, VecDeque<oneshot::Sender<Flight>>>;
+
 #[derive(Default)]
 struct Inner {
-    ids: Mutex<HashSet<Vec<u8>>>,
-    ended: Notify,
+    lines: Mutex<Lines>,
 }
 
 /// An id is on its way until this is dropped.
@@ -21,26 +23,78 @@ pub(super) struct Flight {
     flights: Arc<Inner>,
 }
 
+/// When a flight may begin.
+pub(super) enum Turn {
+    /// Nothing else with its id is on its way.
+    Now(Flight),
+    /// After those before it.
+    Later(Waiting),
+}
+
+/// A place in a line; given up when it is dropped.
+pub(super) struct Waiting(oneshot::Receiver<Flight>);
+
 impl Flights {
-    /// Waits until nothing else with this id is on its way. Messages without an id do not wait for each other.
-    pub(super) async fn begin(&self, id: &[u8]) -> Flight {
-        loop {
-            // Listens before it looks, so that an end in between is heard.
-            let ended = self.0.ended.notified();
-            let mut ended = std::pin::pin!(ended);
-            ended.as_mut().enable();
-            if id.is_empty() || self.0.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned()) {
-                return Flight { id: id.to_owned(), flights: Arc::clone(&self.0) };
+    /// Takes a place behind all with this id that came before. Messages without an id do not wait for each other.
+    pub(super) fn queue(&self, id: &[u8]) -> Turn {
+        let mut lines = self.0.locked();
+        match lines.get_mut(id) {
+            Some(line) => {
+                let (turn, waiting) = oneshot::channel();
+                line.push_back(turn);
+                Turn::Later(Waiting(waiting))
             }
-            ended.await;
+            None => {
+                if !id.is_empty() {
+                    lines.insert(id.to_owned(), VecDeque::new());
+                }
+                Turn::Now(Flight { id: id.to_owned(), flights: Arc::clone(&self.0) })
+            }
         }
+    }
+
+    /// Waits until nothing else with this id is on its way.
+    pub(super) async fn begin(&self, id: &[u8]) -> Flight {
+        match self.queue(id) {
+            Turn::Now(flight) => flight,
+            Turn::Later(waiting) => waiting.turn().await,
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits for its turn.
+    pub(super) async fn turn(self) -> Flight {
+        // Unwrap safety: a line lives as long as its first flight, which hands itself on to the next.
+        #[allow(clippy::unwrap_used)]
+        self.0.await.unwrap()
+    }
+}
+
+impl Inner {
+    fn locked(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who comes next and still wants to; without any the line ends.
+    fn next(&self, id: &[u8]) -> Option<oneshot::Sender<Flight>> {
+        let mut lines = self.locked();
+        let line = lines.get_mut(id)?;
+        let next = std::iter::from_fn(|| line.pop_front()).find(|waiting| !waiting.is_closed());
+        if next.is_none() {
+            lines.remove(id);
+        }
+        next
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.flights.ids.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
-        self.flights.ended.notify_waiters();
+        if let Some(next) = self.flights.next(&self.id) {
+            let flight = Self { id: std::mem::take(&mut self.id), flights: Arc::clone(&self.flights) };
+            // One that gives up in this very moment hands it on as it drops it.
+            drop(next.send(flight));
+        }
     }
 }
 
@@ -59,6 +113,24 @@ mod tests {
         assert!(futures_pending(second.as_mut()).await, "that was another");
         drop(first);
         second.await;
+    }
+
+    #[tokio::test]
+    async fn those_with_one_id_go_in_the_order_in_which_they_came_but_for_who_gave_up() {
+        let flights = Flights::default();
+        let first = flights.begin(b"1.2.3").await;
+        let [second, third, fourth] = [(); 3].map(|()| match flights.queue(b"1.2.3") {
+            Turn::Now(_) => panic!("the first is on its way"),
+            Turn::Later(waiting) => waiting,
+        });
+        let mut fourth = std::pin::pin!(fourth.turn());
+        drop(second);
+        drop(first);
+        assert!(futures_pending(fourth.as_mut()).await, "it is the third's turn");
+        // It was given its turn and never took it.
+        drop(third);
+        drop(fourth.await);
+        assert!(flights.0.locked().is_empty());
     }
 
     #[tokio::test]

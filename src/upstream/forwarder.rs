@@ -42,7 +42,7 @@ pub struct Forwarding {
     pub status: watch::Receiver<Arc<Status>>,
 }
 
-/// Delivers until `stop`, then waits up to [`DRAIN_MAX`] for what is on its way and says goodbye.
+/// Delivers until `stop`, then waits up to [`Upstream::DRAIN_MAX`] for what is on its way and says goodbye.
 pub async fn forward<U: Upstream>(config: U::Config, forwarding: Forwarding, stop: Stop) {
     let Forwarding { identity, spool, lanes, counters, holds, mut status } = forwarding;
     let shared = Shared { spool, when_refused: U::when_refused(&config), counters, holds };
@@ -142,7 +142,7 @@ async fn serve<U: Upstream>(
     let mut cause = None;
     let drained = async {
         stop.cancelled().await;
-        tokio::time::sleep(DRAIN_MAX).await;
+        tokio::time::sleep(U::DRAIN_MAX).await;
     };
     tokio::pin!(drained);
     loop {

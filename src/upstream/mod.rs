@@ -158,6 +158,8 @@ pub trait Upstream: Sized + Send + Sync + 'static {
     type Config: Section + Clone + PartialEq + Send + Sync + 'static;
     /// The key in `[upstream.<name>.<protocol>]`.
     const PROTOCOL: &'static str;
+    /// How long a stop waits for receipts of what is on its way.
+    const DRAIN_MAX: Duration = forwarder::DRAIN_MAX;
 
     /// The section's `when-refused`.
     fn when_refused(config: &Self::Config) -> WhenRefused;

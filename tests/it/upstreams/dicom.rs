@@ -82,6 +82,19 @@ async fn storescp_has_the_bytes_that_were_stored() {
     upstream.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_messages_with_one_instance_are_never_on_their_way_together() {
+    let store = tempfile::tempdir().unwrap();
+    let archive = Archive::start(store.path(), &["--delay", "0.3"]);
+    let upstream = connect(archive.address, "plain = true\nassociations = 4").await.unwrap();
+    let (first, second) = (upstream.send(&instance(1)).await.unwrap(), upstream.send(&instance(1)).await.unwrap());
+    for mut delivery in [first, second] {
+        assert_eq!(delivery.receipt().await.unwrap().code, "0000");
+    }
+    assert_eq!(archive.events("stored").len(), 2);
+    assert_eq!(archive.events("associated").len(), 2, "the trial at the start, and one over which both went");
+}
+
 #[tokio::test]
 async fn orthanc_has_the_bytes_that_were_stored() {
     let folder = tempfile::tempdir().unwrap();

@@ -51,6 +51,27 @@ async fn a_report_on_the_same_association_finds_it_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_messages_with_one_instance_are_committed_one_after_the_other_and_hold_up_no_others() {
+    let store = tempfile::tempdir().unwrap();
+    let archive = Archive::start(store.path(), &["--commitment", "same"]);
+    // One association: the second must not keep it from the request for the first.
+    let upstream = connect(archive.address, "plain = true\ncommitment = true\nassociations = 1").await.unwrap();
+    let mut deliveries = Vec::new();
+    for number in [1, 1, 2] {
+        deliveries.push(upstream.send(&instance(number)).await.unwrap());
+    }
+    for delivery in &mut deliveries {
+        assert_eq!(delivery.receipt().await.unwrap().code, "committed");
+    }
+    let asked = archive.events("action");
+    for request in &asked {
+        let instances = request["instances"].as_array().unwrap();
+        assert!(instances.iter().filter(|uid| **uid == "2.25.7003.1").count() <= 1, "{request}");
+    }
+    assert!(asked.len() >= 2, "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_archive_does_not_keep_is_refused_with_its_reason() {
     let store = tempfile::tempdir().unwrap();
     let archive = Archive::start(store.path(), &["--commitment", "same", "--commit-fail", "2.25.7003.2"]);
