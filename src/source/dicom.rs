@@ -71,7 +71,8 @@ pub struct DicomConfig {
     /// A new connection must bring its whole association request within this time.
     #[serde(default = "default_artim")]
     pub artim_timeout: Span,
-    /// An association on which no PDU is completed for so long is aborted.
+    /// An association on which no PDU is completed for so long is aborted. A data set that arrives must go on by 256 KiB in this
+    /// time, or in a minute if that is shorter.
     #[serde(default = "default_idle")]
     pub idle_timeout: Span,
     /// A device that does not read its answer within this time is cut off.
