@@ -47,7 +47,7 @@ pub struct DicomConfig {
     pub ae_title: Titles,
     /// The AE titles that may call; empty: all may.
     #[serde(default)]
-    pub calling: Vec<AeTitle>,
+    pub calling: Titles,
     /// Networks that may connect; without it all may.
     #[serde(default)]
     pub allow: Vec<IpNet>,
@@ -71,7 +71,8 @@ pub struct DicomConfig {
     /// A new connection must bring its whole association request within this time.
     #[serde(default = "default_artim")]
     pub artim_timeout: Span,
-    /// An association on which no PDU is completed for so long is aborted.
+    /// An association on which no PDU is completed for so long is aborted. A data set that arrives must go on by 256 KiB in this
+    /// time, or in a minute if that is shorter.
     #[serde(default = "default_idle")]
     pub idle_timeout: Span,
     /// A device that does not read its answer within this time is cut off.
@@ -89,9 +90,15 @@ pub struct DicomConfig {
     pub report_tls: Option<ClientTls>,
 }
 
-/// One AE title or a list of them.
-#[derive(Clone, PartialEq, Debug)]
+/// One AE title or a list of them. Another case is another configuration, so that a reload notices it.
+#[derive(Clone, Default, Debug)]
 pub struct Titles(pub Vec<AeTitle>);
+
+impl PartialEq for Titles {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.iter().map(AeTitle::as_str).eq(other.0.iter().map(AeTitle::as_str))
+    }
+}
 
 /// Which transfer syntax of those that a presentation context proposes is taken. None is ever refused.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -184,7 +191,7 @@ impl Section for DicomConfig {
                 "needs one title at least: what the modality calls this box, for example \"WARDGATE\"",
             );
         }
-        for (key, listed) in [("ae-title", self.ae_title.0.len()), ("calling", self.calling.len())] {
+        for (key, listed) in [("ae-title", self.ae_title.0.len()), ("calling", self.calling.0.len())] {
             if listed > LISTED_MAX {
                 problems.error(key, format!("has {listed} titles; at most {LISTED_MAX} are taken"));
             }
@@ -308,7 +315,7 @@ mod tests {
     #[test]
     fn two_lines_are_enough_and_the_defaults_are_those_of_the_documentation() {
         let config = parsed("listen = \"127.0.0.1:11112\"\nae-title = \"WARDGATE\"").unwrap();
-        assert_eq!(config.ae_title, Titles(vec!["wardgate".parse().unwrap()]));
+        assert_eq!(config.ae_title, Titles(vec!["WARDGATE".parse().unwrap()]));
         assert_eq!((config.transfer_syntaxes, config.max_pdu.to_string()), (Preference::First, "128KiB".into()));
         assert_eq!((config.max_associations, config.max_associations_per_peer), (64, 16));
         assert_eq!(config.max_instance_size.to_string(), "4GiB");
@@ -325,7 +332,7 @@ mod tests {
              tls = { certificate = \"a.pem\", key = \"a.key\", client-ca = \"ca.pem\", client-certificate = \"optional\" }\n",
         )
         .unwrap();
-        assert_eq!((config.ae_title.0.len(), config.calling.len()), (2, 1));
+        assert_eq!((config.ae_title.0.len(), config.calling.0.len()), (2, 1));
         assert!(matches!(&config.transfer_syntaxes, Preference::Listed(listed) if listed.len() == 2));
         let mut files = Vec::new();
         config.clone().files(&mut |file| files.push(file.to_string()));
@@ -337,6 +344,15 @@ mod tests {
                 .transfer_syntaxes,
             Preference::First
         );
+    }
+
+    #[test]
+    fn a_title_in_another_case_is_another_configuration() {
+        let with = |titles: &str| parsed(&format!("listen = \"127.0.0.1:1\"\n{titles}")).unwrap();
+        let one = with("ae-title = \"WARDGATE\"\ncalling = [\"CT1\"]");
+        assert_eq!(one, with("ae-title = [\" WARDGATE \"]\ncalling = \"CT1\""));
+        assert_ne!(one, with("ae-title = \"Wardgate\"\ncalling = [\"CT1\"]"));
+        assert_ne!(one, with("ae-title = \"WARDGATE\"\ncalling = [\"ct1\"]"));
     }
 
     #[test]

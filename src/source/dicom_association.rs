@@ -52,7 +52,7 @@ impl Policy {
     pub(super) fn new(config: &DicomConfig) -> Self {
         Self {
             titles: config.ae_title.0.clone(),
-            calling: config.calling.clone(),
+            calling: config.calling.0.clone(),
             preference: config.transfer_syntaxes.clone(),
             max_pdu: u32::try_from(config.max_pdu.0).unwrap_or(u32::MAX),
             commits: config.reporting().is_some(),

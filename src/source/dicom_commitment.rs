@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::dicom_association::{Association, Context};
+use super::dicom_link::Patience;
 use super::intake::{About, Intake};
 use crate::envelope::Flags;
 use crate::spool::CommitError;
@@ -102,10 +103,10 @@ impl Asked {
         Ok(Self { meta, data_set: Vec::new(), too_long: false, _seat: None })
     }
 
-    /// Waits until it may be held in memory.
-    pub(super) async fn seated(mut self, requests: &Arc<Semaphore>) -> Self {
-        self._seat = Arc::clone(requests).acquire_owned().await.ok();
-        self
+    /// Waits until it may be held in memory; `None` when that takes too long.
+    pub(super) async fn seated(mut self, requests: &Arc<Semaphore>, patience: &Patience) -> Option<Self> {
+        self._seat = patience.wait(Arc::clone(requests).acquire_owned()).await?.ok();
+        Some(self)
     }
 
     /// The next bytes of the action information.

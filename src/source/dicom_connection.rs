@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::dicom::DicomConfig;
 use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
 use super::dicom_commitment::{Asked, REQUESTS_MAX, Reporting};
-use super::dicom_link::{Closing, Frame, Link};
+use super::dicom_link::{Closing, Frame, Link, Patience};
 use super::dicom_store::{Refusal, Store};
 use crate::source::Stop;
 use crate::source::intake::Intake;
@@ -27,6 +27,10 @@ use crate::wire::pdu_associate::AssociateRequest;
 
 /// Between two PDUs of one instance: its sender holds room in memory that others wait for.
 const STALL_TIME: Duration = Duration::from_secs(60);
+/// An instance that has so many bytes more has earned another stall time: one that is slower keeps its room from others.
+const STEP_BYTES: u64 = 256 << 10;
+/// How long a message waits for room: less than a device waits for its answer, and than one that stalls can hold the room.
+const ROOM_TIME: Duration = Duration::from_secs(20);
 
 /// What all connections of a source share.
 pub(super) struct Settings {
@@ -35,6 +39,8 @@ pub(super) struct Settings {
     instance_bytes_max: u64,
     artim: Duration,
     idle: Duration,
+    /// The shorter of this and [`STALL_TIME`].
+    stall: Duration,
     write: Duration,
     /// How storage commitment is answered, if it is offered.
     reporting: Option<Reporting>,
@@ -53,6 +59,7 @@ impl Settings {
             instance_bytes_max: config.max_instance_size.0,
             artim: config.artim_timeout.0,
             idle: config.idle_timeout.0,
+            stall: config.idle_timeout.0.min(STALL_TIME),
             write: config.write_timeout.0,
             reporting: config.reporting(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
@@ -124,6 +131,7 @@ async fn associate(
         intake: intake.clone(),
         assembler: CommandAssembler::default(),
         arrival: None,
+        patience: Patience { limit: ROOM_TIME.min(settings.stall / 2), stop: stop.clone() },
         out: Vec::new(),
         _seat: seat,
     })
@@ -190,12 +198,11 @@ impl Connection<'_> {
 
     async fn step(&mut self, stop: &Stop) -> Result<(), Closing> {
         let is_quiet = self.session.is_quiet();
-        let idle = self.session.settings.idle;
-        let patience = if self.session.arrival.is_some() { idle.min(STALL_TIME) } else { idle };
+        let (deadline, overdue) = self.session.deadline();
         let frame = tokio::select! {
             biased;
             () = stop.cancelled(), if is_quiet => return Err(Closing::Stopped),
-            frame = timeout(patience, self.link.next()) => frame.map_err(|_| Closing::Idle)??,
+            frame = timeout_at(deadline, self.link.next()) => frame.map_err(|_| overdue)??,
         };
         match frame.kind {
             Kind::Data => {
@@ -231,6 +238,7 @@ struct Session {
     intake: Intake,
     assembler: CommandAssembler,
     arrival: Option<Arrival>,
+    patience: Patience,
     /// Answers that are not sent yet.
     out: Vec<u8>,
     _seat: Admitted,
@@ -241,6 +249,32 @@ struct Arrival {
     context: u8,
     command: Command,
     data: Data,
+    pace: Pace,
+}
+
+/// How a data set goes on.
+struct Pace {
+    /// When it began; later by the time that our own storage took.
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0 }
+    }
+
+    /// So many bytes came at `at`, and are stored now.
+    fn went_on(&mut self, bytes: usize, at: Instant) {
+        self.since += at.elapsed();
+        self.bytes += bytes as u64;
+    }
+
+    /// When more must have come of an instance.
+    fn due(&self, stall: Duration) -> Instant {
+        let steps = u32::try_from(self.bytes / STEP_BYTES).unwrap_or(u32::MAX);
+        self.since + stall.saturating_mul(steps.saturating_add(1))
+    }
 }
 
 /// Where the data set goes.
@@ -265,6 +299,15 @@ impl Session {
         self.arrival.is_none() && !self.assembler.is_in_command()
     }
 
+    /// When the next PDU must be there, and what it is when it is not. A request for commitment has one stall time for all of it.
+    fn deadline(&self) -> (Instant, Closing) {
+        let Settings { idle, stall, .. } = *self.settings;
+        let Some(Arrival { data, pace, .. }) = &self.arrival else { return (Instant::now() + idle, Closing::Idle) };
+        let due = if matches!(data, Data::Ask(_)) { pace.since + stall } else { pace.due(stall) };
+        let quiet = Instant::now() + stall;
+        if due < quiet { (due, Closing::Slow) } else { (quiet, Closing::Idle) }
+    }
+
     async fn take(&mut self, pdv: &Pdv<'_>) -> Result<(), Closing> {
         if pdv.is_command {
             if self.arrival.is_some() {
@@ -282,11 +325,13 @@ impl Session {
             let Some(arrival) = self.arrival.as_mut().filter(|arrival| arrival.context == pdv.context) else {
                 return Err(Closing::Order("a data set that no command announced"));
             };
+            let came = Instant::now();
             match &mut arrival.data {
                 Data::Store(store) => store.write(pdv.data, &self.intake).await,
                 Data::Ask(asked) => asked.write(pdv.data),
                 Data::Scrap(_) => {}
             }
+            arrival.pace.went_on(pdv.data.len(), came);
             match pdv.is_last {
                 true => self.finish().await,
                 false => Ok(()),
@@ -299,14 +344,17 @@ impl Session {
         let data = match command.field {
             CommandField::EchoRequest => Data::Scrap(Some(Answer { status: Status::SUCCESS, words: "" })),
             CommandField::StoreRequest => {
-                let way = (&self.intake, self.settings.instance_bytes_max);
+                let way = (&self.intake, self.settings.instance_bytes_max, &self.patience);
                 match Store::begin(&command, context, &self.association, way).await {
                     Ok(store) => Data::Store(Box::new(store)),
                     Err(refusal) => Data::Scrap(Some(self.refused(refusal))),
                 }
             }
             CommandField::ActionRequest => match Asked::begin(&command, context, &self.association) {
-                Ok(asked) => Data::Ask(Box::new(asked.seated(&self.settings.requests).await)),
+                Ok(asked) => match asked.seated(&self.settings.requests, &self.patience).await {
+                    Some(asked) => Data::Ask(Box::new(asked)),
+                    None => Data::Scrap(Some(self.crowded())),
+                },
                 Err(status) => Data::Scrap(Some(Answer { status, words: "" })),
             },
             // What was to be cancelled is answered already, and to a response nothing is said.
@@ -315,7 +363,7 @@ impl Session {
             _ => Data::Scrap(Some(Answer { status: Status::UNRECOGNISED_OPERATION, words: "" })),
         };
         let (has_data_set, context) = (command.has_data_set, context.id);
-        self.arrival = Some(Arrival { context, command, data });
+        self.arrival = Some(Arrival { context, command, data, pace: Pace::new() });
         match has_data_set {
             true => Ok(()),
             false => self.finish().await,
@@ -324,7 +372,7 @@ impl Session {
 
     /// The message is whole: it is stored, then its answer is composed.
     async fn finish(&mut self) -> Result<(), Closing> {
-        let Some(Arrival { context, command, data }) = self.arrival.take() else { return Ok(()) };
+        let Some(Arrival { context, command, data, .. }) = self.arrival.take() else { return Ok(()) };
         let answer = match data {
             Data::Scrap(None) => return Ok(()),
             Data::Scrap(Some(answer)) => answer,
@@ -356,10 +404,38 @@ impl Session {
             false => self.intake.counters().rejected.one(),
         }
         let (status, words) = (refusal.status(), refusal.words());
+        self.complain("an instance was not accepted", Answer { status, words })
+    }
+
+    fn crowded(&self) -> Answer {
+        let words = "too many requests arrive at once; try again later";
+        let answer = Answer { status: Status::RESOURCE_LIMITATION, words };
+        self.complain("a request for storage commitment was not accepted", answer)
+    }
+
+    fn complain(&self, what: &str, answer: Answer) -> Answer {
         if let Some(unsaid) = self.settings.faults.speak() {
-            let (source, calling) = (self.intake.source(), &self.association.calling);
-            tracing::warn!(%source, %calling, %status, reason = words, unsaid, "an instance was not accepted");
+            let (source, calling, status) = (self.intake.source(), &self.association.calling, answer.status);
+            tracing::warn!(%source, %calling, %status, reason = answer.words, unsaid, "{what}");
         }
-        Answer { status, words }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_instance_has_the_longer_time_the_more_of_it_came() {
+        let stall = Duration::from_secs(60);
+        let mut pace = Pace::new();
+        let began = pace.since;
+        assert_eq!(pace.due(stall), began + stall);
+        for _ in 0..10 {
+            pace.went_on(100 << 10, Instant::now());
+        }
+        let at_least = began + 4 * stall;
+        assert!((at_least..at_least + stall).contains(&pace.due(stall)));
     }
 }

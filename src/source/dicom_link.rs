@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
+use crate::source::Stop;
 use crate::system::stream::Stream;
 use crate::wire::dimse::CommandError;
 use crate::wire::pdu::{Abort, HEADER_BYTES, Header, Kind, PduError, RELEASE_REQUEST, RELEASE_RESPONSE, Reject};
@@ -43,6 +44,8 @@ pub(super) enum Closing {
     Artim,
     #[error("no PDU was completed within the idle timeout")]
     Idle,
+    #[error("a data set went on too slowly")]
+    Slow,
     #[error("{0}")]
     Pdu(#[from] PduError),
     #[error("{0}")]
@@ -62,7 +65,7 @@ impl Closing {
     fn last_word(&self) -> Option<[u8; 10]> {
         match self {
             Self::Rejected(reject) => Some(reject.bytes()),
-            Self::Artim | Self::Crowded | Self::Idle | Self::Stopped => Some(Abort::NO_REASON.bytes()),
+            Self::Artim | Self::Crowded | Self::Idle | Self::Slow | Self::Stopped => Some(Abort::NO_REASON.bytes()),
             Self::Pdu(error) => Some(Abort::answer_to(error).bytes()),
             Self::Command(_) | Self::Order(_) => Some(Abort::INVALID_PARAMETER.bytes()),
             Self::Unexpected(_) => Some(Abort::UNEXPECTED_PDU.bytes()),
@@ -73,6 +76,23 @@ impl Closing {
     /// Whether it is nothing to look at.
     pub(super) fn is_ordinary(&self) -> bool {
         matches!(self, Self::Released | Self::Peer | Self::Stopped)
+    }
+}
+
+/// How long a message is kept waiting for room in memory.
+pub(super) struct Patience {
+    pub(super) limit: Duration,
+    pub(super) stop: Stop,
+}
+
+impl Patience {
+    /// The room; `None` when there was none in time, or the source stops meanwhile.
+    pub(super) async fn wait<T>(&self, room: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            room = timeout(self.limit, room) => room.ok(),
+            () = self.stop.cancelled() => None,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged.
 
 use super::dicom_association::{Association, Context};
+use super::dicom_link::Patience;
 use super::intake::{About, Incoming, Intake, Share};
 use crate::envelope::Flags;
 use crate::spool::{CommitError, Committed};
@@ -121,6 +122,8 @@ pub(super) enum Refusal {
     Full,
     /// The disk failed.
     Failed,
+    /// Others that arrive hold all the memory that there is for them.
+    Crowded,
     /// It is longer than is taken.
     TooLarge,
     /// No class, no instance or no data set in the request, or a UID of characters that none has.
@@ -134,7 +137,7 @@ pub(super) enum Refusal {
 impl Refusal {
     pub(super) fn status(self) -> Status {
         match self {
-            Self::Full | Self::Failed | Self::TooLarge => Status::OUT_OF_RESOURCES,
+            Self::Full | Self::Failed | Self::Crowded | Self::TooLarge => Status::OUT_OF_RESOURCES,
             Self::BadRequest => Status::CANNOT_UNDERSTAND,
             Self::OtherClass => Status::CLASS_NOT_SUPPORTED,
             Self::Mismatch => Status::CLASS_MISMATCH,
@@ -146,6 +149,7 @@ impl Refusal {
         match self {
             Self::Full => "no room now; try again later",
             Self::Failed => "the disk failed; a person must look at the box",
+            Self::Crowded => "too many instances arrive at once; try again later",
             Self::TooLarge => "larger than the configured max-instance-size",
             Self::BadRequest => "SOP class, SOP instance or data set missing, or a bad UID",
             Self::OtherClass => "SOP class is not that of the presentation context",
@@ -155,7 +159,7 @@ impl Refusal {
 
     /// Whether it lies with this box.
     pub(super) fn is_ours(self) -> bool {
-        matches!(self, Self::Full | Self::Failed)
+        matches!(self, Self::Full | Self::Failed | Self::Crowded)
     }
 }
 
@@ -195,12 +199,12 @@ impl Store {
     /// Begins an instance: waits for its share of memory and writes the head of the file.
     ///
     /// # Errors
-    /// The refusal, known from the request alone: its data set is not for the log.
+    /// The refusal, known before anything of it has come: its data set is not for the log.
     pub(super) async fn begin(
         command: &Command,
         context: &Context,
         association: &Association,
-        (intake, bytes_max): (&Intake, u64),
+        (intake, bytes_max, patience): (&Intake, u64, &Patience),
     ) -> Result<Self, Refusal> {
         let usable = |uid: &Option<Uid>| uid.clone().filter(is_usable).ok_or(Refusal::BadRequest);
         let request =
@@ -218,7 +222,8 @@ impl Store {
             transfer_syntax: context.transfer_syntax.clone(),
             source_ae: association.calling.clone(),
         };
-        let share = intake.stream_share().await;
+        let share = patience.wait(intake.stream_share()).await;
+        let share = share.ok_or_else(|| lost(Refusal::Crowded, intake))?;
         let mut incoming = intake.begin();
         let arriving = match incoming.write(&head.bytes()).await {
             Ok(()) => Ok(Arriving { incoming, share }),

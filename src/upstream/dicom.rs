@@ -2,8 +2,8 @@
 //!
 //! Instances need no order between them, so as many are on their way as there are associations; the lane's cursor still moves in
 //! order, and a second copy is harmless because the SOP instance UID is the same. Two messages with the same UID do have an order
-//! (the archive keeps the first, or replaces it by the second), so they never are on their way together. The data set's bytes are those that the device sent: nothing is
-//! converted, and a refused transfer syntax is a dead letter that says so.
+//! (the archive keeps the first, or replaces it by the second), so they never are on their way together. The data set's bytes are
+//! those that the device sent: nothing is converted, and a refused transfer syntax is a dead letter that says so.
 //!
 //! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Other statuses: refused.
 //! * A context that the archive does not accept: rejected, with the names of class and syntax.

@@ -18,6 +18,7 @@ pub mod device;
 mod durability;
 mod hostile;
 mod peers;
+mod slow;
 
 /// The source `ct` with these further lines, and the folder `out` behind it.
 pub fn ct_to_folder(folder: &Path, lines: &str) -> String {

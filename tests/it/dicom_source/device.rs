@@ -1,18 +1,20 @@
 //! A modality in the test's own hands: it says one PDU at a time, so that a test can stop in the middle of anything.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wardgate::wire::dicom_values::{
     APPLICATION_CONTEXT, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLEMENTATION_CLASS, STORAGE_COMMITMENT, Uid, VERIFICATION,
 };
 use wardgate::wire::dimse::{Command, Status};
-use wardgate::wire::pdu::{HEADER_BYTES, Header, Kind, Pdv, Pdvs, RELEASE_REQUEST, Reject, write_message};
+use wardgate::wire::pdu::{HEADER_BYTES, Header, Kind, Pdv, Pdvs, RELEASE_REQUEST, Reject, write_data, write_message};
 use wardgate::wire::pdu_associate::{AssociateAccept, AssociateRequest, ProposedContext, UserInformation};
 
 /// Nothing here takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two bytes of [`Device::drip`].
+const PACE: Duration = Duration::from_millis(50);
 /// Presentation contexts of [`Device::associate`].
 pub const ECHO: u8 = 1;
 pub const CT: u8 = 3;
@@ -147,6 +149,27 @@ impl Device {
     /// The next PDU.
     pub fn hear(&mut self) -> io::Result<(Kind, Vec<u8>)> {
         read_pdu(&mut self.stream)
+    }
+
+    /// Sends a data set byte by byte, without an end, until something comes back: what it is.
+    pub fn drip(&mut self, context: u8) -> io::Result<(Kind, Vec<u8>)> {
+        let mut byte = Vec::new();
+        write_data(&Pdv { context, is_command: false, is_last: false, data: b"\0" }, &mut byte);
+        self.stream.set_read_timeout(Some(PACE))?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.stream.write_all(&byte)?;
+            match self.stream.peek(&mut [0]) {
+                Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Err(error);
+                }
+                Err(_) if Instant::now() > end => return Err(ErrorKind::TimedOut.into()),
+                Err(_) => {}
+                Ok(_) => break,
+            }
+        }
+        self.stream.set_read_timeout(Some(PATIENCE))?;
+        self.hear()
     }
 
     /// Releases, and waits for the answer.
