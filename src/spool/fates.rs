@@ -186,7 +186,9 @@ impl Sightings {
     /// As redb gives them.
     pub fn write(&self, change: &WriteTransaction) -> Outcome<()> {
         if self.anew {
-            (change.delete_table(KNOWN)?, change.delete_table(KNOWN_SINCE)?, change.delete_table(DECIDED)?);
+            change.delete_table(KNOWN)?;
+            change.delete_table(KNOWN_SINCE)?;
+            change.delete_table(DECIDED)?;
         }
         let (mut known, mut since) = (change.open_table(KNOWN)?, change.open_table(KNOWN_SINCE)?);
         for (key, row) in &self.known {
