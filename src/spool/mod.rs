@@ -64,11 +64,12 @@
 //!
 //! # The rooms within
 //!
-//! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `writer`, `requests`
+//! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `batch`, `writer`, `requests`
 //! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file`, `fates` · `draft`, `duplicates`, `lanes`,
 //! `operations`, `replay` (what the house sees) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box) · `outside` (told without opening).
 
+mod batch;
 mod compact;
 mod draft;
 mod duplicates;

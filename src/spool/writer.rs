@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::batch::Batch;
 use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
 use super::log::{Effect, FreeFile, Held, LaneKey, Log, State};
 use super::record::{self, Cursor, Kind, Opening};
@@ -103,19 +104,6 @@ struct Active {
     unsynced: (u16, u64),
 }
 
-struct Waiter {
-    count: usize,
-    reply: oneshot::Sender<Result<Vec<Written>, CommitError>>,
-}
-
-/// A batch on its way: the records of several requests.
-#[derive(Default)]
-struct Batch {
-    records: Vec<Prepared>,
-    waiters: Vec<Waiter>,
-    bytes: usize,
-}
-
 impl Writer {
     /// A writer that has no segment yet: it takes one with the first record, always a new one.
     pub fn new(log: Arc<Log>, next_order: u64) -> Self {
@@ -195,13 +183,12 @@ impl Writer {
             messages.join(controls).refuse(CommitError::Failed);
             return;
         }
-        messages.part_from(&self.lost);
         if !messages.records.is_empty() && !self.room(messages.bytes + controls.bytes, true) {
             messages.refuse(self.refusal());
             messages = Batch::default();
         }
         // Finding room may have dropped pieces of what is to be committed.
-        messages = messages.refuse_torn(&self.log.state());
+        messages = messages.refuse_torn(&self.log.state(), &self.lost);
         if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
             controls.refuse(self.refusal());
         } else {
@@ -605,87 +592,6 @@ impl Active {
     /// what is not on the disk, and take a message for stored that is not. Whether this reaches the disk does not matter.
     fn disown(&self) {
         self.segment.file.write_at(&[0; frame::BLOCK], self.offset).ok();
-    }
-}
-
-impl Batch {
-    fn add(&mut self, records: Vec<Prepared>, reply: oneshot::Sender<Result<Vec<Written>, CommitError>>) {
-        self.bytes += records.iter().map(|record| framed_bytes(record.plaintext.len())).sum::<usize>();
-        self.waiters.push(Waiter { count: records.len(), reply });
-        self.records.extend(records);
-    }
-
-    fn add_cursors(&mut self, cursors: Vec<Cursor>, encoded: Vec<Vec<u8>>) {
-        for (cursor, plaintext) in cursors.into_iter().zip(encoded) {
-            self.bytes += framed_bytes(plaintext.len());
-            self.records.push(Prepared {
-                kind: Kind::Cursor,
-                tag: 0,
-                plaintext,
-                effect: Effect::Cursor(cursor),
-                id: None,
-            });
-        }
-    }
-
-    fn join(mut self, other: Self) -> Self {
-        self.records.extend(other.records);
-        self.waiters.extend(other.waiters);
-        self.bytes += other.bytes;
-        self
-    }
-
-    /// Refuses the messages of which an earlier piece is gone.
-    fn refuse_torn(self, state: &State) -> Self {
-        let torn = |record: &Prepared| match &record.effect {
-            Effect::Message { refers, .. } => refers.iter().any(|order| !state.segments.contains_key(order)),
-            _ => false,
-        };
-        if !self.records.iter().any(torn) {
-            return self;
-        }
-        let mut whole = Self::default();
-        let mut records = self.records.into_iter();
-        for waiter in self.waiters {
-            let own: Vec<Prepared> = records.by_ref().take(waiter.count).collect();
-            match own.iter().any(torn) {
-                true => drop(waiter.reply.send(Err(CommitError::Full))),
-                false => whole.add(own, waiter.reply),
-            }
-        }
-        whole
-    }
-
-    /// Whether nobody waits for a sync of it.
-    fn is_pieces_only(&self) -> bool {
-        self.records.iter().all(|record| record.kind == Kind::Fragment)
-    }
-
-    /// Refuses what refers to segments that were given up with pieces in them that had not been synced.
-    fn part_from(&mut self, lost: &[u64]) {
-        let refers = |record: &Prepared| match &record.effect {
-            Effect::Message { refers, .. } => refers.iter().any(|order| lost.contains(order)),
-            _ => false,
-        };
-        if lost.is_empty() || !self.records.iter().any(refers) {
-            return;
-        }
-        let (records, waiters) = (std::mem::take(&mut self.records), std::mem::take(&mut self.waiters));
-        let mut records = records.into_iter();
-        self.bytes = 0;
-        for waiter in waiters {
-            let own: Vec<Prepared> = records.by_ref().take(waiter.count).collect();
-            match own.iter().any(refers) {
-                true => drop(waiter.reply.send(Err(CommitError::Failed))),
-                false => self.add(own, waiter.reply),
-            }
-        }
-    }
-
-    fn refuse(self, error: CommitError) {
-        for waiter in self.waiters {
-            drop(waiter.reply.send(Err(error)));
-        }
     }
 }
 
