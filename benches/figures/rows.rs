@@ -17,9 +17,11 @@ const WARM_UP: u64 = 500;
 /// The first number of what is measured: above the warm-up's.
 const FIRST: u64 = 1_000_000;
 /// A quota that is filled before `wear` measures, so that files are used again as in a spool that has run for some time.
-const WEAR_QUOTA: &str = "96MiB";
+const WEAR_QUOTA: &str = "256MiB";
 /// Messages that fill it.
-const WEAR_FILL: u64 = 120_000;
+const WEAR_FILL: u64 = 250_000;
+/// Messages of the burst that is measured: what is taken in runs ahead of what is forwarded, and must fit into the quota.
+const WEAR_BURST: u64 = 100_000;
 /// A fresh spool has its files ready by then.
 const SETTLES_WITHIN: Duration = Duration::from_secs(15);
 const DRAINS_WITHIN: Duration = Duration::from_secs(600);
@@ -152,8 +154,7 @@ pub fn wear(plan: &Plan) -> Vec<Row> {
     Load::of_count(1, 1, WARM_UP).run(subject.address);
     let fresh = written_by(&subject, folder, || Load::of_count(32, FIRST, WEAR_FILL).run(subject.address).acked);
     sink.wait_for(WARM_UP + WEAR_FILL, DRAINS_WITHIN);
-    let seconds = plan.seconds * 2;
-    let batches = written_by(&subject, folder, || Load::of_seconds(32, 2 * FIRST, seconds).run(subject.address).acked);
+    let batches = written_by(&subject, folder, || Load::of_count(32, 2 * FIRST, WEAR_BURST).run(subject.address).acked);
     let over = format!("one each second; {}", lone.1);
     let kb = |(each, _): &(f64, String)| format!("{each:.2}");
     vec![
