@@ -56,7 +56,12 @@ impl Requests {
             if let Ok(mut writer) = self.shared.writer.try_lock()
                 && !writer.is_shared()
             {
-                block_in_place(|| writer.serve(request));
+                // To hand this thread's other tasks over takes longer than a quick disk needs for a sync; a slow one must not hold
+                // them up, nor the only thread that there is.
+                match writer.is_quick() && Handle::current().metrics().num_workers() > 1 {
+                    true => writer.serve(request),
+                    false => block_in_place(|| writer.serve(request)),
+                }
                 return;
             }
         }

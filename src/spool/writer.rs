@@ -24,6 +24,8 @@ use crate::envelope::MessageId;
 const GROUP_BYTES_MAX: usize = 512 << 10;
 /// Pieces of bodies that may be written and not synced: what one sync makes durable must not keep a message waiting for long.
 const UNSYNCED_BYTES_MAX: u64 = 8 << 20;
+/// A disk that syncs within this time is not waited for on another thread.
+const QUICK_SYNC: Duration = Duration::from_millis(1);
 /// Requests that go into one group.
 const GROUP_REQUESTS_MAX: usize = 2048;
 /// Cursors that changed are written this often when nothing else is.
@@ -89,6 +91,8 @@ pub struct Writer {
     cursors_at: Instant,
     /// Segments that were given up with pieces of bodies in them that had not been synced: what refers to them is refused.
     lost: Vec<u64>,
+    /// The last sync took less than [`QUICK_SYNC`].
+    quick: bool,
     /// Several asked for the last group.
     shared: bool,
     /// What comes now is refused.
@@ -116,6 +120,7 @@ impl Writer {
             buffer: Vec::new(),
             cursors_at: Instant::now(),
             lost: Vec::new(),
+            quick: false,
             shared: false,
             stopped: false,
         }
@@ -166,6 +171,11 @@ impl Writer {
     /// Whether several asked for the last group: then they soon will again, and a queue brings them together.
     pub fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    /// Whether the disk syncs so quickly that it hardly holds up a thread.
+    pub fn is_quick(&self) -> bool {
+        self.quick
     }
 
     /// Whether it was told to stop.
@@ -501,7 +511,9 @@ impl Writer {
         }
         active.segment.file.write_at(&self.buffer, active.offset)?;
         if sync {
+            let began = Instant::now();
             active.segment.file.sync()?;
+            self.quick = began.elapsed() < QUICK_SYNC;
         }
         let (identity, offset) = (active.segment.identity, active.offset);
         active.offset += self.buffer.len() as u64;
