@@ -188,7 +188,7 @@ impl Writer {
         CURSOR_INTERVAL.saturating_sub(self.cursors_at.elapsed())
     }
 
-    fn write_batches(&mut self, mut messages: Batch, controls: Batch) {
+    fn write_batches(&mut self, mut messages: Batch, mut controls: Batch) {
         if self.stopped || self.log.has_failed() {
             messages.join(controls).refuse(CommitError::Failed);
             return;
@@ -197,13 +197,12 @@ impl Writer {
             messages.refuse(self.refusal());
             messages = Batch::default();
         }
-        // Finding room may have dropped pieces of what is to be committed.
-        messages = messages.refuse_torn(&self.log.state(), &self.lost);
         if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
             controls.refuse(self.refusal());
-        } else {
-            messages = messages.join(controls);
+            controls = Batch::default();
         }
+        // Finding room, for either, may have dropped or lost pieces of what is to be committed.
+        messages = messages.refuse_torn(&self.log.state(), &self.lost).join(controls);
         if !messages.records.is_empty() {
             if !messages.is_pieces_only() {
                 self.ride_cursors(&mut messages);
