@@ -272,6 +272,7 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     }
     match args.json {
         true => say_json(&report)?,
+        false if report.messages == 0 => say("0 messages could be sealed: no file was made")?,
         false => say(&format!(
             "{} ({}) sealed into {}; nothing was marked as delivered",
             counted(report.messages, "message"),
