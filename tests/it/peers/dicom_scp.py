@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 
+import dicom_reactor
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, AllStoragePresentationContexts, _config, build_role, evt
@@ -82,6 +83,7 @@ def at_once(event):
 
 
 def on_accepted(event):
+    dicom_reactor.truthful(event.assoc)
     requestor = event.assoc.requestor
     say("associated", calling=requestor.ae_title, called=requestor.primitive.called_ae_title,
         implementation=str(requestor.implementation_class_uid), version=requestor.implementation_version_name,
@@ -182,6 +184,7 @@ def reported_anew(calling, result, kind):
     association = requestor.associate(host, int(port), ae_title=calling, ext_neg=[role], evt_handlers=[(evt.EVT_CONN_OPEN, at_once)])
     if not association.is_established:
         return "no association"
+    dicom_reactor.truthful(association)
     try:
         return reported_on(association, result, kind)
     finally:

@@ -17,6 +17,7 @@ import time
 import warnings
 from pathlib import Path
 
+import dicom_reactor
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 from pynetdicom import AE, _config, build_role, evt
@@ -64,27 +65,6 @@ reporter_gone = threading.Event()
 report_statuses = args.report_status.split(",")
 accepted = []  # (SOP class, SOP instance) that the peer answered well
 failures = []
-
-
-class Checkpoint(threading.Event):
-    """Where pynetdicom's reactor pauses while a request waits for its answer. pynetdicom 3.0.4 believes that it pauses a moment
-    before it does, and the reactor then throws away an answer that comes within a millisecond: this one tells the truth."""
-
-    blocked = False
-
-    def wait(self, timeout=None):
-        while not self.is_set():
-            self.blocked = True
-            super().wait(1)
-        self.blocked = False
-        return True
-
-
-def pause(association):
-    """Before each request; the request itself lets the reactor go on."""
-    association._reactor_checkpoint.clear()
-    while association.is_established and not association._reactor_checkpoint.blocked:
-        time.sleep(0.0005)
 
 
 def say(event, **facts):
@@ -174,8 +154,7 @@ def associate(to, contexts, commitment=False):
     association = requestor.associate(host, int(port), ae_title=args.called, ext_neg=negotiated, tls_args=tls(),
                                       evt_handlers=[(evt.EVT_N_EVENT_REPORT, on_report), (evt.EVT_CONN_OPEN, at_once)])
     if association.is_established:
-        association._reactor_checkpoint = Checkpoint()
-        association._reactor_checkpoint.set()
+        dicom_reactor.truthful(association)
         acceptor = association.acceptor
         say("associated", implementation=str(acceptor.implementation_class_uid), version=acceptor.implementation_version_name,
             max_pdu=acceptor.maximum_length, identity=acceptor.user_identity is not None,
@@ -214,7 +193,6 @@ def store(association, path, number):
     named = dict(file=str(path), sop_instance=uid, sop_class=sop_class, transfer_syntax=syntax)
     began = time.monotonic()
     try:
-        pause(association)
         answer = association.send_c_store(path, msg_id=number % 65535 + 1)
     except (ValueError, RuntimeError) as error:
         return fail("stored", **named, status=None, why=str(error))
@@ -236,7 +214,6 @@ def send(to, files):
         if association is None:
             return
         if args.echo or not part:
-            pause(association)
             answer = association.send_c_echo()
             (say if answer.get("Status") == 0 else fail)("echo", status="%04X" % answer.Status if "Status" in answer else None)
         for number, path in enumerate(part):
@@ -263,7 +240,6 @@ def ask(association):
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
         request.ReferencedSOPSequence.append(item)
     try:
-        pause(association)
         answer, _ = association.send_n_action(request, 1, StorageCommitmentPushModel, COMMITMENT_INSTANCE)
     except (ValueError, RuntimeError) as error:
         return fail("action", status=None, why=str(error))
