@@ -17,6 +17,7 @@
 //! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
 //!   and fuzzed.
 //! * [`spool`]: the durable queue. Its head is the document of the format on disk.
+//! * [`telemetry`]: what devices observe, in one device-neutral form.
 //! * [`route`]: which message goes where.
 //! * [`upstream`]: the network side: `mllp`, `dicom`, `stow`, `mqtt`, `https`, `directory`. `forwarder` is the only delivery loop;
 //!   `sealing` end-to-end encryption; `commitment` tells modalities what became of their instances.
@@ -47,6 +48,7 @@ pub mod source;
 pub mod spool;
 pub mod status;
 pub mod system;
+pub mod telemetry;
 pub mod upstream;
 pub mod values;
 pub mod wire;

@@ -80,9 +80,14 @@ impl Intake {
         &self.inner.counters
     }
 
+    /// The present moment, by this box's clocks.
+    pub fn now(&self) -> Stamp {
+        self.inner.spool.now()
+    }
+
     /// The present uptime, milliseconds.
     pub fn uptime_ms(&self) -> u64 {
-        self.inner.spool.now().uptime_ms
+        self.now().uptime_ms
     }
 
     /// Waits until `bytes` of a message that has wholly arrived may be held in memory.
@@ -107,12 +112,13 @@ impl Intake {
 
     /// Begins a message; its time of reception is now.
     pub fn begin(&self) -> Incoming {
+        self.begin_at(self.now())
+    }
+
+    /// Begins a message whose first byte came at `received`.
+    pub fn begin_at(&self, received: Stamp) -> Incoming {
         let inner = &self.inner;
-        Incoming {
-            intake: self.clone(),
-            draft: inner.spool.begin(inner.class, &inner.source),
-            received: inner.spool.now(),
-        }
+        Incoming { intake: self.clone(), draft: inner.spool.begin(inner.class, &inner.source), received }
     }
 }
 

@@ -31,6 +31,7 @@ pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
 mod mllp_tests;
+pub mod readings;
 pub mod seldom;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.

@@ -1,0 +1,173 @@
+//! Readings of a device on their way into the spool: numbered without a gap, stamped, and with a word about those that are missing.
+//!
+//! Every telemetry source stores through this. A reading that could not be stored is not numbered: the next one says how many are
+//! missing and why, so that a consumer sees the loss whatever the protocol.
+
+use serde::{Deserialize, Serialize};
+
+use super::intake::{About, Intake};
+use crate::envelope::{Class, Flags, Stamp};
+use crate::spool::{CommitError, Committed};
+use crate::telemetry::record::{
+    CONTENT_TYPE, DeviceTime, Event, Gap, GapReason, Named, Observation, Raw, Record, VERSION,
+};
+
+/// `log`: which log a telemetry source's readings belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TelemetryLog {
+    /// The oldest may be dropped when the log is full, with a record that says so.
+    #[default]
+    Telemetry,
+    /// Refused when full, like results that a person waits for.
+    Clinical,
+}
+
+impl TelemetryLog {
+    /// The log's class.
+    pub fn class(self) -> Class {
+        match self {
+            Self::Telemetry => Class::Telemetry,
+            Self::Clinical => Class::Clinical,
+        }
+    }
+}
+
+/// What was read at once. [`Default`] is an empty reading of no time: fill in what is known.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Reading {
+    /// When its first byte came; `None`: now.
+    pub received: Option<Stamp>,
+    /// The device's own clock.
+    pub device_time: Option<DeviceTime>,
+    /// What was observed.
+    pub observations: Vec<Observation>,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// Readings that are missing before this one.
+    pub gap: Option<Gap>,
+    /// The device, as it names itself, when it has just done so.
+    pub device: Vec<Named>,
+    /// What the protocol said about the bytes: topic, peer, unit.
+    pub about: Vec<Named>,
+    /// The device's own bytes.
+    pub raw: Option<Raw>,
+    /// What was noticed.
+    pub flags: Flags,
+}
+
+/// One stream of readings of one source. Not shared: its order is the order of the calls.
+pub struct Readings {
+    intake: Intake,
+    stream: String,
+    boot: String,
+    stored: u64,
+    unstored: u64,
+}
+
+impl Readings {
+    /// A stream that begins now. `stream` names it within the source and holds no patient data.
+    pub fn new(intake: &Intake, stream: impl Into<String>) -> Self {
+        let boot = boot_id();
+        Self { intake: intake.clone(), stream: stream.into(), boot, stored: 0, unstored: 0 }
+    }
+
+    /// Makes a reading durable. Ok means: on stable storage; the device may be told.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed. The reading is then lost to us unless the device says it again, and the next
+    /// one that is stored carries a gap of reason `overflow`.
+    pub async fn store(&mut self, reading: Reading) -> Result<Committed, CommitError> {
+        let flags = reading.flags;
+        let received = reading.received.unwrap_or_else(|| self.intake.now());
+        let record = self.record(reading, received);
+        let about = About {
+            content_type: CONTENT_TYPE.to_owned(),
+            control_id: format!("{}-{}-{}", self.boot, self.stream, record.seq).into_bytes(),
+            flags,
+        };
+        let body = json(&record);
+        let _share = self.intake.share(body.len()).await;
+        let mut incoming = self.intake.begin_at(received);
+        let outcome = match incoming.write(&body).await {
+            Ok(()) => incoming.commit(about).await,
+            Err(error) => Err(error),
+        };
+        match &outcome {
+            Ok(_) => {
+                self.stored += 1;
+                self.unstored = 0;
+            }
+            Err(_) => self.unstored += 1,
+        }
+        outcome
+    }
+
+    fn record(&self, reading: Reading, received: Stamp) -> Record {
+        let overflow =
+            || Gap { reason: GapReason::Overflow, from: None, to: None, count: Some(self.unstored), lasted_ms: None };
+        Record {
+            v: VERSION,
+            source: self.intake.source().to_string(),
+            stream: self.stream.clone(),
+            boot: self.boot.clone(),
+            seq: self.stored + 1,
+            received: received.into(),
+            device_time: reading.device_time,
+            observations: reading.observations,
+            events: reading.events,
+            gap: reading.gap.or_else(|| (self.unstored > 0).then(overflow)),
+            device: reading.device,
+            about: reading.about,
+            raw: reading.raw,
+        }
+    }
+}
+
+/// Told apart from the start before it by chance alone, so that no state is needed over a power cut.
+fn boot_id() -> String {
+    let mut random = [0; 6];
+    if aws_lc_rs::rand::fill(&mut random).is_err() {
+        // No random numbers: the moment tells two starts apart nearly as well.
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        random.copy_from_slice(&since.as_micros().to_be_bytes()[10..]);
+    }
+    data_encoding::HEXLOWER.encode(&random)
+}
+
+fn json(record: &impl Serialize) -> Vec<u8> {
+    // Unwrap safety: only maps with keys that are no strings, and writers that fail, can fail here. A record has neither.
+    #[allow(clippy::unwrap_used)]
+    serde_json::to_vec(record).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::spool::{Disk, Secret, Spool, SpoolConfig};
+
+    #[tokio::test]
+    async fn readings_are_numbered_without_a_gap_and_the_next_one_tells_of_those_that_were_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let config: SpoolConfig = toml::from_str("path = '/unused'\nkey = 'unused'").unwrap();
+        let spool = Spool::open(Arc::new(Disk::open(folder.path()).unwrap()), Secret::random(), &config).unwrap();
+        let (_targets, routed) = watch::channel(Arc::from(["cloud".parse().unwrap()]));
+        let intake = Intake::new("ward".parse().unwrap(), "serial", Class::Telemetry, spool, routed);
+        let mut readings = Readings::new(&intake, "numerics");
+        for _ in 0..2 {
+            readings.store(Reading { raw: Some(Raw::of(b"SPO2=98")), ..Reading::default() }).await.unwrap();
+        }
+        let next = readings.record(Reading::default(), intake.now());
+        assert_eq!((next.seq, next.gap), (3, None));
+        readings.unstored = 2;
+        let next = readings.record(Reading::default(), intake.now());
+        let gap = next.gap.unwrap();
+        assert_eq!((next.seq, gap.reason, gap.count), (3, GapReason::Overflow, Some(2)));
+        assert_ne!(Readings::new(&intake, "numerics").boot, readings.boot);
+        assert_eq!(intake.counters().stored.value(), 2);
+    }
+}
