@@ -5,7 +5,7 @@
 use super::Config;
 use crate::config::{Part, Standing};
 use crate::source::SourceConfig;
-use crate::source::dicom_commitment::Commit;
+use crate::source::dicom::commitment::Commit;
 use crate::spool::Spool;
 use crate::upstream::{UpstreamConfig, commitment};
 use crate::values::Name;

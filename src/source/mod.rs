@@ -1,4 +1,4 @@
-//! The device side: one file per protocol, one [`Source`] each.
+//! The device side: one file (or folder) per protocol, one [`Source`] each.
 //!
 //! A source answers its device only after [`intake::Incoming::commit`] returned Ok, that is after the sync. It never retries
 //! or restarts itself ([`supervise`] does), and no error that a stranger on the network can cause ends it.
@@ -21,11 +21,6 @@ use intake::Intake;
 
 pub mod accept;
 pub mod dicom;
-mod dicom_association;
-pub mod dicom_commitment;
-mod dicom_connection;
-mod dicom_link;
-mod dicom_store;
 pub mod intake;
 pub mod mllp;
 mod mllp_connection;

@@ -13,19 +13,19 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::dicom_archive::{Archive, AssociationError};
-use super::dicom_association::{Association, Pair};
+use super::dicom::archive::{Archive, AssociationError};
+use super::dicom::association::{Association, Pair};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::Envelope;
 use crate::spool::{Fate, Spool, Standing, Trace};
 use crate::system::backoff::Backoff;
 use crate::system::tls::ClientTls;
 use crate::values::{HostPort, Name, Problems, STORAGE_COMMITMENT, SecretRef, Section};
-use crate::wire::commitment::{DATA_SET_BYTES_MAX, Report, Request};
-use crate::wire::dicom_element::Encoding;
-use crate::wire::dicom_file::{FileMeta, HEAD_BYTES_MAX};
-use crate::wire::dicom_values::{self, AeTitle};
-use crate::wire::dimse::{Command, Status};
+use crate::wire::dicom::commitment::{DATA_SET_BYTES_MAX, Report, Request};
+use crate::wire::dicom::dimse::{Command, Status};
+use crate::wire::dicom::element::Encoding;
+use crate::wire::dicom::file::{FileMeta, HEAD_BYTES_MAX};
+use crate::wire::dicom::values::{self, AeTitle};
 
 /// Requests of one source that are worked on at once; one whose instances are not delivered yet must not hold up the others.
 const REQUESTS_MAX: usize = 32;
@@ -304,9 +304,9 @@ impl Question {
     /// Calls the device and reports, once (PS3.4 J.3.3: we are the provider and ask for the association).
     async fn send(&self, report: &Report) -> Result<(), Trouble> {
         let away = |error: AssociationError| Trouble::Away(error.to_string());
-        let pair = |transfer_syntax| Pair { abstract_syntax: dicom_values::STORAGE_COMMITMENT, transfer_syntax };
+        let pair = |transfer_syntax| Pair { abstract_syntax: values::STORAGE_COMMITMENT, transfer_syntax };
         // Some devices read reports in implicit VR only, all read it.
-        let pairs = [pair(dicom_values::IMPLICIT_LITTLE_ENDIAN), pair(dicom_values::EXPLICIT_LITTLE_ENDIAN)];
+        let pairs = [pair(values::IMPLICIT_LITTLE_ENDIAN), pair(values::EXPLICIT_LITTLE_ENDIAN)];
         let mut association = Association::open_as_provider(&self.device, &pairs).await.map_err(away)?;
         let open = pairs.iter().find_map(|pair| Some((pair, association.context(pair)?.ok()?)));
         let Some((pair, context)) = open else {

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::dicom_element::{self as element, Encoding, ITEM, ITEM_END, SEQUENCE_END, Tag, UNDEFINED};
-use super::dicom_header::{DEPTH_MAX, Facts, SCAN_BYTES_MAX, Scanner, VALUE_BYTES_MAX};
-use super::dicom_sample::Sample;
-use super::dicom_values::{
+use super::element::{self as element, Encoding, ITEM, ITEM_END, SEQUENCE_END, Tag, UNDEFINED};
+use super::header::{DEPTH_MAX, Facts, SCAN_BYTES_MAX, Scanner, VALUE_BYTES_MAX};
+use super::sample::Sample;
+use super::values::{
     CT_IMAGE, EXPLICIT_BIG_ENDIAN, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE, Uid,
 };
 

@@ -3,8 +3,8 @@
 //! What we write depends on the instance and its sender alone, so that two copies of one instance are the same bytes. The data
 //! set behind it is never touched.
 
-use super::dicom_element::{self as element, Encoding, Step, Tag, UNDEFINED};
-use super::dicom_values::{AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid, to_latin1};
+use super::element::{self as element, Encoding, Step, Tag, UNDEFINED};
+use super::values::{AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid, to_latin1};
 
 /// Bytes before `DICM`.
 const PREAMBLE_BYTES: usize = 128;

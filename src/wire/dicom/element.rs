@@ -2,7 +2,7 @@
 //!
 //! Nothing here looks at values or trusts a length: whoever reads decides what to do with the claim.
 
-use super::dicom_values::{EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, Uid};
+use super::values::{EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, Uid};
 
 /// A length that says: until the delimiter.
 pub const UNDEFINED: u32 = u32::MAX;

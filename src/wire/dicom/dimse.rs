@@ -4,12 +4,12 @@
 //! Reading is tolerant: a wrong or missing group length, unknown elements and values that can't be used are passed over, and
 //! what is then missing is `None`. Only what has no command field, or lengths beyond its end, is no command set.
 
-use super::dicom_element::{self as element, Encoding, Step, Tag};
-use super::dicom_values::{
+pub use super::dimse_status::{Status, StatusClass};
+use super::element::{self as element, Encoding, Step, Tag};
+use super::pdu::Pdv;
+use super::values::{
     AeTitle, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, Uid, VERIFICATION, from_latin1, to_latin1, trim_end,
 };
-pub use super::dimse_status::{Status, StatusClass};
-use super::pdu::Pdv;
 
 /// Longest command set, in bytes; the longest that the standard knows has less than 1 KiB.
 pub const COMMAND_BYTES_MAX: usize = 64 << 10;

@@ -1,7 +1,7 @@
 //! Storage commitment as its user (DICOM PS3.4 annex J): an instance counts as delivered when the archive says that it keeps it.
 //!
 //! Instances that were stored are asked for together, by N-ACTION; the answer comes whenever the archive likes, by N-EVENT-REPORT on
-//! the same association or on one of its own ([`super::dicom_reports`]). A report counts only for the random transaction that
+//! the same association or on one of its own ([`super::reports`]). A report counts only for the random transaction that
 //! it names and the instances that were asked for in it. Nothing is kept over a lost connection: what was not committed by
 //! then is stored and asked for again, which does no harm.
 
@@ -12,15 +12,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::dicom_archive::AssociationError;
-use super::dicom_association::{Message, Pair};
-use super::dicom_pool::{Member, NoContext, Pool, Unasked};
-use super::dicom_store::answer;
-use super::{Receipt, SendError};
-use crate::wire::commitment::{Reference, Report, Request};
-use crate::wire::dicom_element::Encoding;
-use crate::wire::dicom_values::{IMPLICIT_LITTLE_ENDIAN, STORAGE_COMMITMENT, Uid};
-use crate::wire::dimse::{Command, CommandField, Status, StatusClass};
+use super::archive::AssociationError;
+use super::association::{Message, Pair};
+use super::pool::{Member, NoContext, Pool, Unasked};
+use super::store::answer;
+use crate::upstream::{Receipt, SendError};
+use crate::wire::dicom::commitment::{Reference, Report, Request};
+use crate::wire::dicom::dimse::{Command, CommandField, Status, StatusClass};
+use crate::wire::dicom::element::Encoding;
+use crate::wire::dicom::values::{IMPLICIT_LITTLE_ENDIAN, STORAGE_COMMITMENT, Uid};
 
 /// Instances that may wait for the archive's commitment: the lane's window.
 pub const WAITING_MAX: usize = 256;

@@ -9,21 +9,21 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::dicom::DicomConfig;
-use super::dicom_association::{Association, Context, Policy, Seat, Seats, wants_storage};
-use super::dicom_commitment::{Asked, REQUESTS_MAX, Reporting};
-use super::dicom_link::{Closing, Frame, Link, Patience};
-use super::dicom_store::{Refusal, Store};
+use super::DicomConfig;
+use super::association::{Association, Context, Policy, Seat, Seats, wants_storage};
+use super::commitment::{Asked, REQUESTS_MAX, Reporting};
+use super::link::{Closing, Frame, Link, Patience};
+use super::store::{Refusal, Store};
 use crate::source::Stop;
 use crate::source::intake::Intake;
 use crate::source::seldom::Seldom;
 use crate::status::SourceCounters;
 use crate::status::imaging::PeerStatus;
 use crate::system::stream::Stream;
-use crate::wire::dicom_values::Uid;
-use crate::wire::dimse::{Command, CommandAssembler, CommandField, Status};
-use crate::wire::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
-use crate::wire::pdu_associate::AssociateRequest;
+use crate::wire::dicom::dimse::{Command, CommandAssembler, CommandField, Status};
+use crate::wire::dicom::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
+use crate::wire::dicom::pdu_associate::AssociateRequest;
+use crate::wire::dicom::values::Uid;
 
 /// Between two PDUs of one instance: its sender holds room in memory that others wait for.
 const STALL_TIME: Duration = Duration::from_secs(60);

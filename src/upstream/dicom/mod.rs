@@ -16,22 +16,30 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::dicom_archive::{Archive, AssociationError};
-use super::dicom_association::{Association, Pair};
-use super::dicom_commitment::{self, Commitment, Reports};
-use super::dicom_pool::{NoContext, Nothing, Pool, Rules, Slot, Unasked};
-use super::dicom_reports::{ReportsConfig, ReportsListener};
-use super::dicom_store::{Instance, StoreError, store, verdict};
 use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::{Body, Envelope};
 use crate::system::tls::ClientTls;
 use crate::values::{ByteSize, HostPort, Problems, SecretRef, Section, Span};
-use crate::wire::commitment::Reference;
-use crate::wire::dicom_values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
-use crate::wire::pdu;
-use crate::wire::pdu_associate::ContextResult;
+use crate::wire::dicom::commitment::Reference;
+use crate::wire::dicom::pdu;
+use crate::wire::dicom::pdu_associate::ContextResult;
+use crate::wire::dicom::values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
+use archive::{Archive, AssociationError};
+use association::{Association, Pair};
+use commitment::{Commitment, Reports};
+use pool::{NoContext, Nothing, Pool, Rules, Slot, Unasked};
+use reports::{ReportsConfig, ReportsListener};
+use store::{Instance, StoreError, store, verdict};
+
+pub mod archive;
+pub mod association;
+pub mod commitment;
+mod pieces;
+pub mod pool;
+pub mod reports;
+pub mod store;
 
 /// Most associations side by side.
 pub const ASSOCIATIONS_MAX: usize = 16;
@@ -207,7 +215,7 @@ impl Upstream for Dicom {
             return Ok(Self { associations, pool, commitment: None, flights, beside: Vec::new() });
         }
         let reports = Arc::new(Reports::new(config.commitment_listen.is_some()));
-        let rules = Rules { associations, quiet, standing: vec![dicom_commitment::context()] };
+        let rules = Rules { associations, quiet, standing: vec![commitment::context()] };
         let mut beside = Vec::new();
         if let Some(listen) = &config.commitment_listen {
             let listener = ReportsListener::open(listen).await?;
@@ -216,7 +224,7 @@ impl Upstream for Dicom {
         let pool = Arc::new(Pool::new(archive, rules, Arc::clone(&reports) as Arc<dyn Unasked>));
         let listening = config.commitment_listen.is_some();
         let (commitment, wanted) = Commitment::new(config.commitment_timeout.0, listening);
-        beside.push(tokio::spawn(dicom_commitment::ask(Arc::clone(&pool), reports, wanted)).abort_handle());
+        beside.push(tokio::spawn(commitment::ask(Arc::clone(&pool), reports, wanted)).abort_handle());
         Ok(Self { associations, pool, commitment: Some(commitment), flights: Flights::default(), beside })
     }
 
@@ -245,7 +253,7 @@ impl Upstream for Dicom {
     }
 
     fn window(&self) -> usize {
-        if self.commitment.is_some() { dicom_commitment::WAITING_MAX } else { self.associations }
+        if self.commitment.is_some() { commitment::WAITING_MAX } else { self.associations }
     }
 
     async fn close(self) {
@@ -333,7 +341,7 @@ fn no_context(none: NoContext, pair: &Pair) -> SendError {
 
 /// Why there is no context for an instance, so that a person knows what to change where.
 fn refused(result: ContextResult, pair: &Pair) -> String {
-    let named = |uid: &crate::wire::dicom_values::Uid| match uid.name() {
+    let named = |uid: &crate::wire::dicom::values::Uid| match uid.name() {
         name if name == uid.to_string() => name.into_owned(),
         name => format!("{name} ({uid})"),
     };

@@ -3,8 +3,8 @@
 //! A small one for a test of the line is a Secondary Capture (PS3.3 annex A.8); the slices of a simulated scanner are CT images
 //! (PS3.3 annex A.3). Both in Explicit VR Little Endian, with what their modules ask for and no more.
 
-use super::dicom_element::{self as element, Encoding, Tag};
-use super::dicom_values::{CT_IMAGE, SECONDARY_CAPTURE, Uid};
+use super::element::{self as element, Encoding, Tag};
+use super::values::{CT_IMAGE, SECONDARY_CAPTURE, Uid};
 
 /// Rows and columns at most: 16 MiB of pixels.
 pub const SIDE_MAX: u16 = 4096;

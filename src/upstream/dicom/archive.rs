@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use super::SendError;
 use crate::system::tls::ClientTls;
+use crate::upstream::SendError;
 use crate::values::HostPort;
-use crate::wire::dicom_values::AeTitle;
-use crate::wire::pdu::{Abort, PduError, Reject};
+use crate::wire::dicom::pdu::{Abort, PduError, Reject};
+use crate::wire::dicom::values::AeTitle;
 
 /// Whom to call, and how.
 #[derive(Clone, PartialEq, Debug)]

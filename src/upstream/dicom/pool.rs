@@ -14,11 +14,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::dicom_archive::{Archive, AssociationError};
-use super::dicom_association::{Association, Message, Pair};
-use super::dicom_store::unexpected;
-use crate::wire::dimse::Command;
-use crate::wire::pdu_associate::{CONTEXTS_MAX, ContextResult};
+use super::archive::{Archive, AssociationError};
+use super::association::{Association, Message, Pair};
+use super::store::unexpected;
+use crate::wire::dicom::dimse::Command;
+use crate::wire::dicom::pdu_associate::{CONTEXTS_MAX, ContextResult};
 
 /// A refused context is taken for refused so long; then the archive is asked again, since its settings may have been mended.
 const REFUSAL_BELIEVED: Duration = Duration::from_secs(30);

@@ -4,11 +4,11 @@
 use proptest::prelude::*;
 
 use super::commitment::{CommitmentError, REFERENCES_MAX, Reference, Report, Request};
-use super::dicom_element::{self as element, Encoding, ITEM, ITEM_END, SEQUENCE_END, Tag, UNDEFINED};
-use super::dicom_file::{FileError, FileMeta, HEAD_BYTES_MAX};
-use super::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, Uid, VERIFICATION};
 use super::dimse::{COMMAND_BYTES_MAX, Command, CommandAssembler, CommandError, CommandField, Priority, Status};
+use super::element::{self as element, Encoding, ITEM, ITEM_END, SEQUENCE_END, Tag, UNDEFINED};
+use super::file::{FileError, FileMeta, HEAD_BYTES_MAX};
 use super::pdu::Pdv;
+use super::values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, Uid, VERIFICATION};
 
 fn uid(text: &str) -> Uid {
     text.parse().unwrap()

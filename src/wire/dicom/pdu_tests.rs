@@ -3,7 +3,6 @@
 
 use proptest::prelude::*;
 
-use super::dicom_values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN, Uid, VERIFICATION};
 use super::pdu::{
     Abort, DATA_BYTES_MAX, HEADER_BYTES, Header, Kind, PDV_HEADER_BYTES, PduError, Pdv, Pdvs, RELEASE_REQUEST,
     RELEASE_RESPONSE, Reject, data_header, fragment_bytes_max, write_data, write_message,
@@ -12,6 +11,7 @@ use super::pdu_associate::{
     AnsweredContext, AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, Role,
     TRANSFER_SYNTAXES_MAX, UserIdentity, UserInformation,
 };
+use super::values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN, Uid, VERIFICATION};
 
 fn uid(text: &str) -> Uid {
     text.parse().unwrap()

@@ -187,7 +187,7 @@ fn stranger(bytes: [u8; HEADER_BYTES]) -> Stranger {
     const METHODS: [&[u8]; 7] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTION", b"DELETE", b"PRI * "];
     match bytes {
         [0x16, 3, ..] => Stranger::Tls,
-        [super::mllp::VT, ..] => Stranger::Mllp,
+        [crate::wire::mllp::VT, ..] => Stranger::Mllp,
         _ if METHODS.iter().any(|method| bytes.starts_with(method)) => Stranger::Http,
         [kind, ..] => Stranger::Other(kind),
     }

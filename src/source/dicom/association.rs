@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::dicom::{DicomConfig, Preference};
-use crate::wire::dicom_values::{
-    APPLICATION_CONTEXT, AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, STORAGE_COMMITMENT, Uid, VERIFICATION,
-};
-use crate::wire::pdu::{PduError, Reject, fragment_bytes_max};
-use crate::wire::pdu_associate::{
+use super::{DicomConfig, Preference};
+use crate::wire::dicom::pdu::{PduError, Reject, fragment_bytes_max};
+use crate::wire::dicom::pdu_associate::{
     AnsweredContext, AssociateAccept, AssociateRequest, ContextResult, ProposedContext, Role, UserInformation,
+};
+use crate::wire::dicom::values::{
+    APPLICATION_CONTEXT, AeTitle, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, STORAGE_COMMITMENT, Uid, VERIFICATION,
 };
 
 /// How long after an instance was refused for want of room new associations are rejected; then one may try again.

@@ -4,9 +4,9 @@
 
 use std::fmt;
 
-use super::dicom_values::{Uid, from_latin1, to_latin1, trim_end};
 use super::pdu::PduError;
 use super::pdu_item::{Items, add, counted, kind, uid, write_counted, write_item};
+use super::values::{Uid, from_latin1, to_latin1, trim_end};
 
 /// Most role selections.
 pub const ROLES_MAX: usize = 256;

@@ -6,10 +6,10 @@
 
 use std::fmt;
 
-use super::dicom_element::{
+use super::element::{
     self as element, Encoding, HEADER_BYTES_MAX, Header, ITEM, ITEM_END, SEQUENCE_END, Step, Tag, UNDEFINED,
 };
-use super::dicom_values::{Uid, from_latin1, trim_end};
+use super::values::{Uid, from_latin1, trim_end};
 
 /// How far it looks, in bytes: pixels begin before that in all but a few objects.
 pub const SCAN_BYTES_MAX: u64 = 1 << 20;

@@ -2,7 +2,7 @@
 //!
 //! Modalities associate and send; each instance streams into the imaging log and is answered after its commit. Class and transfer
 //! syntax are taken as they are proposed, data sets are never parsed beyond their head nor changed. Who may associate and how is
-//! in `dicom_association`, the loop of one connection in `dicom_connection`, an instance on its way in `dicom_store`.
+//! in `association`, the loop of one connection in `connection`, an instance on its way in `store`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -15,14 +15,20 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::accept::{Listener, Rules};
-use super::dicom_commitment::{self, Commit, Reporting};
-use super::dicom_connection::{self, Settings};
 use super::intake::Intake;
 use super::{Source, SourceError, Stop};
 use crate::system::tls::{ClientTls, ServerTls};
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
-use crate::wire::dicom_values::{AeTitle, Uid};
-use crate::wire::pdu::DATA_BYTES_MAX;
+use crate::wire::dicom::pdu::DATA_BYTES_MAX;
+use crate::wire::dicom::values::{AeTitle, Uid};
+use commitment::{Commit, Reporting};
+use connection::Settings;
+
+mod association;
+pub mod commitment;
+mod connection;
+mod link;
+mod store;
 
 /// What `max-pdu` may be.
 const PDU_SIZES: (ByteSize, ByteSize) = (ByteSize(4 << 10), ByteSize(DATA_BYTES_MAX as u64));
@@ -200,7 +206,7 @@ impl Section for DicomConfig {
         if titles.len() < self.ae_title.0.len() {
             problems.warn("ae-title", "names a title twice: case and blanks around it do not count");
         }
-        dicom_commitment::check(self.commit, &self.report_to, self.report_tls.as_ref(), problems);
+        commitment::check(self.commit, &self.report_to, self.report_tls.as_ref(), problems);
         if let Some(tls) = &self.tls {
             problems.under("tls", |problems| tls.check(problems));
         }
@@ -293,7 +299,7 @@ impl Source for Dicom {
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
         let (settings, connections, stopping) = (Arc::clone(&self.settings), intake.clone(), stop.clone());
         let serve =
-            move |stream| dicom_connection::serve(stream, Arc::clone(&settings), connections.clone(), stopping.clone());
+            move |stream| connection::serve(stream, Arc::clone(&settings), connections.clone(), stopping.clone());
         self.listener.run(intake.counters(), stop, serve).await
     }
 }

@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use super::dicom_values::{AE_TITLE_BYTES, APPLICATION_CONTEXT, AeTitle, Uid};
 use super::pdu::{Header, Kind, PduError};
 use super::pdu_item::{Items, add, kind, uid, write_item};
 pub use super::pdu_user::{ROLES_MAX, Role, UserIdentity, UserInformation};
+use super::values::{AE_TITLE_BYTES, APPLICATION_CONTEXT, AeTitle, Uid};
 
 /// Most presentation contexts: there are no more ids.
 pub const CONTEXTS_MAX: usize = 128;

@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::source::Stop;
 use crate::system::stream::Stream;
-use crate::wire::dimse::CommandError;
-use crate::wire::pdu::{Abort, HEADER_BYTES, Header, Kind, PduError, RELEASE_REQUEST, RELEASE_RESPONSE, Reject};
+use crate::wire::dicom::dimse::CommandError;
+use crate::wire::dicom::pdu::{Abort, HEADER_BYTES, Header, Kind, PduError, RELEASE_REQUEST, RELEASE_RESPONSE, Reject};
 
 /// Bytes that a new connection's buffer has: enough for the request of most modalities.
 const FIRST_BYTES: usize = 16 << 10;

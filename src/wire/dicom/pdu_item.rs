@@ -1,8 +1,8 @@
 //! Items of A-ASSOCIATE PDUs (PS3.8 section 9.3.2.1 and following): a type, a byte that means nothing, a length of two bytes, a
 //! value, which may hold items again. No item is trusted to end within what it is in.
 
-use super::dicom_values::Uid;
 use super::pdu::PduError;
+use super::values::Uid;
 
 /// Types of items (PS3.8 tables 9-11 to 9-19, PS3.7 annex D.3.3).
 pub(super) mod kind {

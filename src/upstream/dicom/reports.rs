@@ -12,22 +12,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::SendError;
-use super::dicom_archive::{Archive, AssociationError};
-use super::dicom_association::Association;
-use super::dicom_commitment::Reports;
-use super::dicom_store::unexpected;
-use super::link::lost;
+use super::archive::{Archive, AssociationError};
+use super::association::Association;
+use super::commitment::Reports;
+use super::store::unexpected;
 use crate::system::stream;
 use crate::system::tls::ServerTls;
+use crate::upstream::SendError;
+use crate::upstream::link::lost;
 use crate::values::{Listen, Problems, SecretRef, Section};
-use crate::wire::dicom_values::{IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION};
-use crate::wire::dicom_values::{IMPLICIT_LITTLE_ENDIAN, STORAGE_COMMITMENT, VERIFICATION};
-use crate::wire::dimse::{CommandField, Status};
-use crate::wire::pdu::Reject;
-use crate::wire::pdu_associate::{
+use crate::wire::dicom::dimse::{CommandField, Status};
+use crate::wire::dicom::pdu::Reject;
+use crate::wire::dicom::pdu_associate::{
     AnsweredContext, AssociateAccept, AssociateRequest, ContextResult, ProposedContext, Role, UserInformation,
 };
+use crate::wire::dicom::values::{IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION};
+use crate::wire::dicom::values::{IMPLICIT_LITTLE_ENDIAN, STORAGE_COMMITMENT, VERIFICATION};
 
 /// Associations of archives at a time.
 const ASSOCIATIONS_MAX: usize = 8;

@@ -3,16 +3,16 @@
 //! Its file head is ours, its data set is written as it comes, byte for byte, and looked at only in passing. It answers a status
 //! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged.
 
-use super::dicom_association::{Association, Context};
-use super::dicom_link::Patience;
-use super::intake::{About, Incoming, Intake, Share};
+use super::association::{Association, Context};
+use super::link::Patience;
 use crate::envelope::Flags;
+use crate::source::intake::{About, Incoming, Intake, Share};
 use crate::spool::{CommitError, Committed};
 use crate::status::imaging::Instance;
-use crate::wire::dicom_file::FileMeta;
-use crate::wire::dicom_header::{Facts, Scanner};
-use crate::wire::dicom_values::{AeTitle, Uid};
-use crate::wire::dimse::{Command, Status};
+use crate::wire::dicom::dimse::{Command, Status};
+use crate::wire::dicom::file::FileMeta;
+use crate::wire::dicom::header::{Facts, Scanner};
+use crate::wire::dicom::values::{AeTitle, Uid};
 
 /// The modalities that the standard knows (PS3.3 section C.7.3.1.1.1), also retired ones. Whatever else stands in that field may
 /// be anything, and is not shown.

@@ -4,9 +4,9 @@
 //! Reading is iterative and bounded: at most [`REFERENCES_MAX`] instances are taken, nothing is allocated by a claimed length,
 //! and what is of no interest is skipped to any depth.
 
-use super::dicom_element::{self as element, Encoding, Header, ITEM, ITEM_END, SEQUENCE_END, Step, Tag, UNDEFINED};
-use super::dicom_values::Uid;
 use super::dimse_status::Status;
+use super::element::{self as element, Encoding, Header, ITEM, ITEM_END, SEQUENCE_END, Step, Tag, UNDEFINED};
+use super::values::Uid;
 
 /// Most instances in one transaction.
 pub const REFERENCES_MAX: usize = 20_000;

@@ -12,17 +12,17 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::dicom_archive::{Archive, AssociationError};
-use super::dicom_pieces::{Assembly, Outgoing};
-use super::link;
+use super::archive::{Archive, AssociationError};
+use super::pieces::{Assembly, Outgoing};
 use crate::system::fault;
 use crate::system::stream::Stream;
-use crate::wire::dicom_values::{APPLICATION_CONTEXT, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid};
-use crate::wire::dimse::Command;
-use crate::wire::pdu::{self, Abort, HEADER_BYTES, Header, Kind, Pdvs, Reject};
-use crate::wire::pdu_associate::{
+use crate::upstream::link;
+use crate::wire::dicom::dimse::Command;
+use crate::wire::dicom::pdu::{self, Abort, HEADER_BYTES, Header, Kind, Pdvs, Reject};
+use crate::wire::dicom::pdu_associate::{
     AssociateAccept, AssociateRequest, CONTEXTS_MAX, ContextResult, ProposedContext, Role, UserInformation,
 };
+use crate::wire::dicom::values::{APPLICATION_CONTEXT, IMPLEMENTATION_CLASS, IMPLEMENTATION_VERSION, Uid};
 
 /// Whole PDUs are handed to the network when there are so many bytes of them.
 const FLUSH_BYTES: usize = 64 << 10;

@@ -3,13 +3,13 @@
 //! Out: a message of any length becomes PDUs as it is written, each filled to what the peer takes, without knowing its length
 //! before. In: the pieces of one message at a time, bounded.
 
-use super::dicom_archive::AssociationError;
-use super::dicom_association::Message;
-use crate::wire::dimse::{Command, CommandAssembler};
-use crate::wire::pdu::{self, HEADER_BYTES, PDV_HEADER_BYTES, Pdv};
+use super::archive::AssociationError;
+use super::association::Message;
+use crate::wire::dicom::dimse::{Command, CommandAssembler};
+use crate::wire::dicom::pdu::{self, HEADER_BYTES, PDV_HEADER_BYTES, Pdv};
 
 /// Longest data set that is taken from a peer: reports of storage commitment, which may name thousands of instances.
-const DATA_BYTES_MAX: usize = crate::wire::commitment::DATA_SET_BYTES_MAX;
+const DATA_BYTES_MAX: usize = crate::wire::dicom::commitment::DATA_SET_BYTES_MAX;
 /// Before a data PDU's data.
 const BEFORE_DATA: usize = HEADER_BYTES + PDV_HEADER_BYTES;
 
@@ -98,7 +98,7 @@ impl Assembly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::pdu::Pdvs;
+    use crate::wire::dicom::pdu::Pdvs;
 
     /// The pieces on the wire: whether a command, whether the last, and the data.
     fn pieces(mut bytes: &[u8]) -> Vec<(bool, bool, Vec<u8>)> {

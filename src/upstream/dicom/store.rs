@@ -5,14 +5,14 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::SendError;
-use super::dicom_archive::AssociationError;
-use super::dicom_association::{Association, Message, Pair};
-use super::dicom_pool::Unasked;
+use super::archive::AssociationError;
+use super::association::{Association, Message, Pair};
+use super::pool::Unasked;
 use crate::envelope::{Body, BodyError, BodyReader};
-use crate::wire::dicom_file::{FileError, FileMeta};
-use crate::wire::dicom_values::Uid;
-use crate::wire::dimse::{Command, CommandField, Status, StatusClass};
+use crate::upstream::SendError;
+use crate::wire::dicom::dimse::{Command, CommandField, Status, StatusClass};
+use crate::wire::dicom::file::{FileError, FileMeta};
+use crate::wire::dicom::values::Uid;
 
 /// Longest head of a file: preamble and group 2. Ours has less than 512 bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;

@@ -9,18 +9,20 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::dicom_association::{Association, Context};
-use super::dicom_link::Patience;
-use super::intake::{About, Intake};
+use super::association::{Association, Context};
+use super::link::Patience;
 use crate::envelope::Flags;
+use crate::source::intake::{About, Intake};
 use crate::spool::CommitError;
 use crate::system::tls::ClientTls;
 use crate::values::{HostPort, Name, Problems, Section};
-use crate::wire::commitment::{CommitmentError, DATA_SET_BYTES_MAX, Request};
-use crate::wire::dicom_element::Encoding;
-use crate::wire::dicom_file::FileMeta;
-use crate::wire::dicom_values::{AeTitle, STORAGE_COMMITMENT as STORAGE_COMMITMENT_CLASS, STORAGE_COMMITMENT_INSTANCE};
-use crate::wire::dimse::{Command, REQUEST_COMMITMENT, Status};
+use crate::wire::dicom::commitment::{CommitmentError, DATA_SET_BYTES_MAX, Request};
+use crate::wire::dicom::dimse::{Command, REQUEST_COMMITMENT, Status};
+use crate::wire::dicom::element::Encoding;
+use crate::wire::dicom::file::FileMeta;
+use crate::wire::dicom::values::{
+    AeTitle, STORAGE_COMMITMENT as STORAGE_COMMITMENT_CLASS, STORAGE_COMMITMENT_INSTANCE,
+};
 
 /// Requests of one source that arrive at once; each is held whole, up to [`DATA_SET_BYTES_MAX`].
 pub(super) const REQUESTS_MAX: usize = 2;
