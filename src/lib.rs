@@ -12,7 +12,8 @@
 //!
 //! The rooms, in the order of that way:
 //!
-//! * [`values`], [`envelope`], [`status`]: what the rooms hand each other. Checked values, the message, the counters.
+//! * [`values`], [`envelope`], [`status`], [`callers`]: what the rooms hand each other. Checked values, the message, the counters,
+//!   the devices that wait on the line for an answer.
 //! * [`source`]: the device side, `mllp` and `dicom`. `accept` is the listener that they share, `intake` their way into the spool.
 //! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
 //!   and fuzzed.
@@ -38,6 +39,7 @@
 //!   neither. A test reads the imports (`tests/it/house`).
 
 pub mod admin;
+pub mod callers;
 pub mod cli;
 pub mod collector;
 pub mod config;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Config;
 use super::burials::Burials;
 use super::reports;
+use crate::callers::Callers;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
 use crate::route;
@@ -33,6 +34,7 @@ pub struct Parts {
     sources: BTreeMap<Name, RunningSource>,
     upstreams: BTreeMap<Name, RunningUpstream>,
     burials: Burials,
+    callers: Callers,
 }
 
 struct RunningSource {
@@ -63,6 +65,7 @@ impl Parts {
             sources: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             burials: Burials::default(),
+            callers: Callers::default(),
         }
     }
 
@@ -79,7 +82,7 @@ impl Parts {
         if self.spool.is_destroyed() {
             return Err("the keys of the spool were destroyed: nothing can be stored any more".into());
         }
-        let new = reports::with_reports(new, &self.spool);
+        let new = reports::with_reports(new, &self.spool, &self.callers);
         let (old, new_spool) = (&self.config.spool, &new.spool);
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
@@ -103,7 +106,7 @@ impl Parts {
     pub async fn settle(&mut self, config: &Config) -> Vec<String> {
         let identity_changed =
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
-        self.config = reports::with_reports(config, &self.spool);
+        self.config = reports::with_reports(config, &self.spool, &self.callers);
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
         self.start_sources().await
@@ -264,7 +267,8 @@ impl Parts {
             // The first message should not wait for its file to be written through.
             tokio::task::spawn_blocking(move || spool.prepare(class));
             let (targets, told) = watch::channel(self.targets(&name));
-            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told);
+            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told)
+                .with_callers(self.callers.clone());
             let stop = CancellationToken::new();
             let started = part.config.start(intake.clone(), stop.clone()).await;
             if let Err(error) = &started.first {

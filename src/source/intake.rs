@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::callers::Callers;
 use crate::envelope::{Class, Flags, Meta, Stamp};
 use crate::spool::{
     CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight,
@@ -28,6 +29,7 @@ const fn of_one_source(bytes: usize) -> usize {
 #[derive(Clone)]
 pub struct Intake {
     inner: Arc<Inner>,
+    callers: Callers,
 }
 
 struct Inner {
@@ -67,7 +69,17 @@ impl Intake {
         let (streamed, gathered) = (part(STREAMED_BYTES_MAX), part(GATHERED_BYTES_MAX));
         let counters = Arc::default();
         let inner = Inner { source, protocol, class, spool, targets, counters, in_flight, streamed, gathered };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), callers: Callers::default() }
+    }
+
+    /// The same, whose devices can be called by those who know `callers`.
+    pub fn with_callers(self, callers: Callers) -> Self {
+        Self { callers, ..self }
+    }
+
+    /// Where devices are entered that stay on the line for an answer.
+    pub fn callers(&self) -> &Callers {
+        &self.callers
     }
 
     /// The source's name.

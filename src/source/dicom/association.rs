@@ -44,6 +44,8 @@ pub(super) struct Association {
     pub(super) calling: AeTitle,
     pub(super) called: AeTitle,
     pub(super) contexts: Vec<Context>,
+    /// Whether the peer takes reports of storage commitment here: it is the user of that service, and we provide it.
+    pub(super) takes_reports: bool,
     /// Bytes of a message that one PDU to the peer may carry.
     pub(super) fragment_bytes: usize,
 }
@@ -101,10 +103,11 @@ impl Policy {
         });
         let answers = answers.collect();
         let accept = request.accept(answers, self.user(&request.user));
-        Ok((
-            accept,
-            Association { calling: request.calling.clone(), called: request.called.clone(), contexts, fragment_bytes },
-        ))
+        let (calling, called) = (request.calling.clone(), request.called.clone());
+        // Without a word about it the requestor is the user (PS3.7 annex D.3.3.4).
+        let gave_up = |role: &Role| role.sop_class == STORAGE_COMMITMENT && !role.scu;
+        let takes_reports = !request.user.roles.iter().any(gave_up);
+        Ok((accept, Association { calling, called, contexts, takes_reports, fragment_bytes }))
     }
 
     /// The transfer syntax of a rejected context is not significant, but some peers want one to be there.

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::association::{Association, Context};
 use super::link::Patience;
+use crate::callers::{Call, Line};
 use crate::envelope::Flags;
 use crate::source::intake::{About, Intake};
 use crate::spool::CommitError;
@@ -38,19 +39,37 @@ pub enum Commit {
     Stored,
 }
 
+/// `report-on`: where a device gets the report that it asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportOn {
+    /// On an association that we ask the device for.
+    #[default]
+    NewAssociation,
+    /// On the association on which it asked, while that is open; else on a new one.
+    SameAssociation,
+}
+
 /// How devices of a source that ask for storage commitment are answered.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Reporting {
     /// When an instance counts as safe.
     pub commit: Commit,
+    /// On which association devices are told.
+    pub on: ReportOn,
     /// Where each calling AE title takes reports.
     pub to: Vec<(AeTitle, HostPort)>,
     /// How they are called; `None` is plain TCP.
     pub tls: Option<ClientTls>,
 }
 
-/// Checks the keys `commit`, `report-to` and `report-tls`.
-pub(super) fn check(commit: Commit, to: &BTreeMap<String, HostPort>, tls: Option<&ClientTls>, problems: &mut Problems) {
+/// Checks the keys `commit`, `report-on`, `report-to` and `report-tls`.
+pub(super) fn check(
+    (commit, on): (Commit, ReportOn),
+    to: &BTreeMap<String, HostPort>,
+    tls: Option<&ClientTls>,
+    problems: &mut Problems,
+) {
     problems.under("report-to", |problems| {
         for title in to.keys() {
             if title.parse::<AeTitle>().is_err() {
@@ -67,6 +86,10 @@ pub(super) fn check(commit: Commit, to: &BTreeMap<String, HostPort>, tls: Option
     }
     if to.is_empty() && (commit == Commit::Stored || tls.is_some()) {
         problems.warn("commit", "has no effect without report-to, which says where each modality takes its reports");
+    }
+    if to.is_empty() && on == ReportOn::SameAssociation {
+        let why = "has no effect without report-to: who is not named there may not ask, and is called there when its association is over";
+        problems.warn("report-on", why);
     }
     if let Some(tls) = tls {
         problems.under("report-tls", |problems| tls.check(problems));
@@ -119,21 +142,26 @@ impl Asked {
         }
     }
 
-    /// Keeps it; the status is the answer to it, after the commit.
-    pub(super) async fn keep(self, intake: &Intake, reporting: &Reporting) -> Status {
+    /// Keeps it; the status is the answer to it, after the commit. With `calls` the device may be told through them: it is, while the
+    /// line is kept.
+    pub(super) async fn keep(
+        self,
+        (intake, reporting): (&Intake, &Reporting),
+        calls: Option<&mpsc::Sender<Call>>,
+    ) -> Result<Option<Line>, Status> {
         let (source, device) = (intake.source(), &self.meta.source_ae);
         if !reporting.to.iter().any(|(title, _)| title == device) {
             tracing::warn!(%source, %device, "storage commitment refused: report-to does not name this device");
-            return Status::NOT_AUTHORISED;
+            return Err(Status::NOT_AUTHORISED);
         }
-        let Some(encoding) = Encoding::of(&self.meta.transfer_syntax) else { return Status::PROCESSING_FAILURE };
+        let Some(encoding) = Encoding::of(&self.meta.transfer_syntax) else { return Err(Status::PROCESSING_FAILURE) };
         let request = match Request::read(encoding, &self.data_set) {
-            _ if self.too_long => return Status::RESOURCE_LIMITATION,
+            _ if self.too_long => return Err(Status::RESOURCE_LIMITATION),
             Ok(request) => request,
             Err(error) => {
                 tracing::warn!(%source, %device, %error, "storage commitment refused");
                 let too_many = error == CommitmentError::TooMany;
-                return if too_many { Status::RESOURCE_LIMITATION } else { Status::INVALID_ARGUMENT };
+                return Err(if too_many { Status::RESOURCE_LIMITATION } else { Status::INVALID_ARGUMENT });
             }
         };
         let about = About {
@@ -141,6 +169,8 @@ impl Asked {
             control_id: request.transaction.as_str().as_bytes().to_vec(),
             flags: Flags::default(),
         };
+        // Before the commit: its report may be ready at once.
+        let line = calls.map(|calls| intake.callers().enter(source, &request.transaction, calls));
         let mut incoming = intake.begin();
         let stored = async {
             incoming.write(&self.meta.bytes()).await?;
@@ -148,9 +178,9 @@ impl Asked {
             incoming.commit_for(Name::storage_commitment(), about).await
         };
         match stored.await {
-            Ok(_) => Status::SUCCESS,
-            Err(CommitError::Full) => Status::RESOURCE_LIMITATION,
-            Err(CommitError::Failed) => Status::PROCESSING_FAILURE,
+            Ok(_) => Ok(line),
+            Err(CommitError::Full) => Err(Status::RESOURCE_LIMITATION),
+            Err(CommitError::Failed) => Err(Status::PROCESSING_FAILURE),
         }
     }
 }

@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::DicomConfig;
 use super::association::{Association, Context, Policy, Seat, Seats, wants_storage};
-use super::commitment::{Asked, REQUESTS_MAX, Reporting};
+use super::commitment::{Asked, REQUESTS_MAX, ReportOn, Reporting};
 use super::link::{Closing, Frame, Link, Patience};
+use super::reports::Reports;
 use super::store::{Refusal, Store};
 use crate::source::Stop;
 use crate::source::intake::Intake;
@@ -130,6 +131,7 @@ async fn associate(
         settings: Arc::clone(settings),
         intake: intake.clone(),
         assembler: CommandAssembler::default(),
+        reports: Reports::new(),
         arrival: None,
         patience: Patience { limit: ROOM_TIME.min(settings.stall / 2), stop: stop.clone() },
         out: Vec::new(),
@@ -199,10 +201,16 @@ impl Connection<'_> {
     async fn step(&mut self, stop: &Stop) -> Result<(), Closing> {
         let is_quiet = self.session.is_quiet();
         let (deadline, overdue) = self.session.deadline();
+        let may_report = is_quiet && self.session.reports.is_free();
         let frame = tokio::select! {
             biased;
             () = stop.cancelled(), if is_quiet => return Err(Closing::Stopped),
             frame = timeout_at(deadline, self.link.next()) => frame.map_err(|_| overdue)??,
+            call = self.session.reports.next(), if may_report => {
+                let Session { reports, association, out, .. } = &mut self.session;
+                reports.send(call, association.fragment_bytes, out);
+                return self.answer().await;
+            }
         };
         match frame.kind {
             Kind::Data => {
@@ -237,6 +245,7 @@ struct Session {
     settings: Arc<Settings>,
     intake: Intake,
     assembler: CommandAssembler,
+    reports: Reports,
     arrival: Option<Arrival>,
     patience: Patience,
     /// Answers that are not sent yet.
@@ -359,7 +368,10 @@ impl Session {
             },
             // What was to be cancelled is answered already, and to a response nothing is said.
             CommandField::CancelRequest => Data::Scrap(None),
-            field if field.is_response() => Data::Scrap(None),
+            field if field.is_response() => {
+                self.reports.answered(&command);
+                Data::Scrap(None)
+            }
             _ => Data::Scrap(Some(Answer { status: Status::UNRECOGNISED_OPERATION, words: "" })),
         };
         let (has_data_set, context) = (command.has_data_set, context.id);
@@ -376,13 +388,7 @@ impl Session {
         let answer = match data {
             Data::Scrap(None) => return Ok(()),
             Data::Scrap(Some(answer)) => answer,
-            Data::Ask(asked) => {
-                let status = match &self.settings.reporting {
-                    Some(reporting) => asked.keep(&self.intake, reporting).await,
-                    None => Status::CLASS_NOT_SUPPORTED,
-                };
-                Answer { status, words: "" }
-            }
+            Data::Ask(asked) => Answer { status: self.ask(*asked, context).await, words: "" },
             Data::Store(store) => match store.finish(&self.intake).await {
                 Ok(()) => {
                     self.settings.seats.relieve();
@@ -396,6 +402,22 @@ impl Session {
         let whole = Pdv { context, is_command: true, is_last: true, data: &response.bytes() };
         write_message(&whole, self.association.fragment_bytes, &mut self.out);
         Ok(())
+    }
+
+    /// A request for commitment is whole.
+    async fn ask(&mut self, asked: Asked, context: u8) -> Status {
+        let Some(reporting) = &self.settings.reporting else { return Status::CLASS_NOT_SUPPORTED };
+        let here = reporting.on == ReportOn::SameAssociation && self.association.takes_reports;
+        let calls = here.then(|| self.reports.caller());
+        match asked.keep((&self.intake, reporting), calls).await {
+            Ok(line) => {
+                if let (Some(line), Some(context)) = (line, self.association.context(context)) {
+                    self.reports.wait(line, context.clone());
+                }
+                Status::SUCCESS
+            }
+            Err(status) => status,
+        }
     }
 
     fn refused(&self, refusal: Refusal) -> Answer {

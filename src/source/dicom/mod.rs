@@ -21,13 +21,14 @@ use crate::system::tls::{ClientTls, ServerTls};
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::dicom::pdu::DATA_BYTES_MAX;
 use crate::wire::dicom::values::{AeTitle, Uid};
-use commitment::{Commit, Reporting};
+use commitment::{Commit, ReportOn, Reporting};
 use connection::Settings;
 
 mod association;
 pub mod commitment;
 mod connection;
 mod link;
+mod reports;
 mod store;
 
 /// What `max-pdu` may be.
@@ -89,6 +90,9 @@ pub struct DicomConfig {
     /// From when on an instance counts as safe for a device that asks for storage commitment.
     #[serde(default)]
     pub commit: Commit,
+    /// On which association reports go: a new one, or the one of the request while it is open.
+    #[serde(default)]
+    pub report_on: ReportOn,
     /// Where each calling AE title takes the reports of storage commitment; without any, commitment is not offered.
     #[serde(default)]
     pub report_to: BTreeMap<String, HostPort>,
@@ -156,7 +160,12 @@ impl DicomConfig {
     pub fn reporting(&self) -> Option<Reporting> {
         let to = self.report_to.iter().filter_map(|(title, address)| Some((title.parse().ok()?, address.clone())));
         let to: Vec<(AeTitle, HostPort)> = to.collect();
-        (!to.is_empty()).then(|| Reporting { commit: self.commit, to, tls: self.report_tls.clone() })
+        (!to.is_empty()).then(|| Reporting {
+            commit: self.commit,
+            on: self.report_on,
+            to,
+            tls: self.report_tls.clone(),
+        })
     }
 
     fn check_limits(&self, problems: &mut Problems) {
@@ -206,7 +215,7 @@ impl Section for DicomConfig {
         if titles.len() < self.ae_title.0.len() {
             problems.warn("ae-title", "names a title twice: case and blanks around it do not count");
         }
-        commitment::check(self.commit, &self.report_to, self.report_tls.as_ref(), problems);
+        commitment::check((self.commit, self.report_on), &self.report_to, self.report_tls.as_ref(), problems);
         if let Some(tls) = &self.tls {
             problems.under("tls", |problems| tls.check(problems));
         }
