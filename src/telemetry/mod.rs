@@ -6,4 +6,7 @@
 
 pub mod codes;
 mod mdc_table;
+pub mod pcd;
 pub mod record;
+pub mod senml;
+pub mod site;
