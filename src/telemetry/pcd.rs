@@ -20,10 +20,8 @@ const ALARM: &str = "196616^MDC_EVT_ALARM^MDC";
 /// OBR-4 of observations: what the order would have been.
 const MONITORING: &str = "182777000^monitoring of patient^SCT";
 /// MSH-21 of PCD-01 and PCD-04.
-const PROFILES: [&str; 2] = [
-    "IHE_PCD_001^IHE PCD^1.3.6.1.4.1.19376.1.6.1.1.1^ISO",
-    "IHE_PCD_ACM_001^IHE PCD^1.3.6.1.4.1.19376.1.6.1.4.1^ISO",
-];
+const PROFILES: [&str; 2] =
+    ["IHE_PCD_001^IHE PCD^1.3.6.1.4.1.19376.1.6.1.1.1^ISO", "IHE_PCD_ACM_001^IHE PCD^1.3.6.1.4.1.19376.1.6.1.4.1^ISO"];
 
 /// Who sends it.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +66,8 @@ impl Message<'_> {
         let Sender { gateway, site, id } = self.sender;
         let time = time(self.record.received.utc_us);
         let encoding = r"^~\&";
-        let fields = format!("{encoding}|{gateway}|{site}|||{time}||{kind}|{id}|P|2.6|||AL|NE||UNICODE UTF-8|||{profile}");
+        let fields =
+            format!("{encoding}|{gateway}|{site}|||{time}||{kind}|{id}|P|2.6|||AL|NE||UNICODE UTF-8|||{profile}");
         self.out.push_str(&format!("MSH|{fields}\r"));
         let named = |name: &str| self.record.subject.iter().find(|named| named.name == name).map(|named| &named.value);
         // Who it is was never known here, or was known to the sender of the message that the record came in.
@@ -166,7 +165,8 @@ impl Message<'_> {
         ];
         for (facet, kind, code, value) in facets.into_iter().filter(|(_, _, _, value)| !value.is_empty()) {
             self.observed += 1;
-            let (set, place, device) = (self.observed.to_string(), format!("1.0.0.{number}.{facet}"), self.device.clone());
+            let (set, place, device) =
+                (self.observed.to_string(), format!("1.0.0.{number}.{facet}"), self.device.clone());
             let at = if facet == 1 { self.at() } else { String::new() };
             let fields = [(1, set.as_str()), (2, kind), (3, code), (4, &place), (5, &value), (11, "R"), (14, &at)];
             self.segment("OBX", &[&fields[..], &[(18, device.as_str())]].concat());

@@ -23,11 +23,8 @@ pub fn encode(record: &Record, gateway: &str) -> Vec<u8> {
         pack.push(json!({ "n": "clock-synchronised", "vb": false }));
     }
     if let Some(gap) = &record.gap {
-        let count = gap.count.map_or(Json::Null, Json::from);
-        match count {
-            Json::Null => pack.push(json!({ "n": "gap", "vs": "unknown" })),
-            count => pack.push(json!({ "n": "gap", "v": count })),
-        }
+        pack.push(json!({ "n": "gap", "vs": gap.reason }));
+        pack.extend(gap.count.map(|count| json!({ "n": "gap-count", "v": count })));
     }
     pack.extend(record.observations.iter().filter_map(entry));
     for event in &record.events {
@@ -102,4 +99,46 @@ fn name(text: &str) -> String {
     let name: String = text.chars().map(allowed).collect();
     let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if name.is_empty() || begins_well { name } else { format!("x{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::fixtures::{alarm, gap, observation, oximeter};
+    use crate::telemetry::record::Validity;
+
+    fn pack(record: &Record) -> Vec<Json> {
+        serde_json::from_slice(&encode(record, "icu-3-east")).unwrap()
+    }
+
+    #[test]
+    fn a_reading_is_a_pack_with_absolute_names_and_times() {
+        let expected = json!([
+            { "bn": "icu-3-east:oximeter:numerics:", "bt": 1_789_998_400.123_456, "n": "seq", "v": 7 },
+            { "n": "MDC_PULS_OXIM_SAT_O2", "u": "%", "v": 98 },
+            { "n": "MDC_PULS_OXIM_PULS_RATE", "u": "beat/min", "v": 61 }
+        ]);
+        assert_eq!(Json::from(pack(&oximeter())), expected);
+    }
+
+    #[test]
+    fn what_is_no_value_is_left_out_and_never_zero() {
+        let mut record = oximeter();
+        record.observations[0].validity = Validity::NotAvailable;
+        record.observations[1] = observation("Leck Ä", "", "36.70", "L");
+        record.gap = Some(gap());
+        record.events = vec![alarm("SH", "high")];
+        record.received.synchronised = false;
+        record.received.utc_us = 5_000_000;
+        let expected = json!([
+            { "bn": "icu-3-east:oximeter:numerics:", "n": "seq", "v": 7 },
+            { "n": "clock-synchronised", "vb": false },
+            { "n": "gap", "vs": "unplugged" },
+            { "n": "gap-count", "v": 12 },
+            { "n": "Leck__", "u": "l", "v": 36.7 },
+            { "n": "event:alarm", "vs": "SH high" }
+        ]);
+        assert_eq!(Json::from(pack(&record)), expected);
+        assert_eq!((name("_x"), name("")), ("x_x".to_owned(), String::new()));
+    }
 }

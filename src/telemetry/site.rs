@@ -181,15 +181,17 @@ fn row<'a>(cell: impl Fn(&str) -> &'a str) -> Result<Row, String> {
 
 /// An MDC code is a number, and it and its name must not contradict the nomenclature as far as it is known here.
 fn check_mdc(code: &str, name: &str) -> Result<(), String> {
-    let number: u32 = code.parse().map_err(|_| {
-        format!("\"{code}\" is no MDC code: write the 32-bit code in decimal digits, such as 150456")
-    })?;
+    let number: u32 = code
+        .parse()
+        .map_err(|_| format!("\"{code}\" is no MDC code: write the 32-bit code in decimal digits, such as 150456"))?;
     let by_name = codes::metric_by_name(name);
     if let Some(metric) = by_name.filter(|metric| metric.code != number) {
         return Err(format!("{name} is {} and not {code}", metric.code));
     }
     match codes::metric(number) {
-        Some(metric) if by_name.is_none() && !name.is_empty() => Err(format!("{code} is {} and not {name}", metric.name)),
+        Some(metric) if by_name.is_none() && !name.is_empty() => {
+            Err(format!("{code} is {} and not {name}", metric.name))
+        }
         _ => Ok(()),
     }
 }

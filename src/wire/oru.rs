@@ -211,14 +211,8 @@ pub fn rfc3339(time: &[u8]) -> Option<String> {
     }
     let part = |from: usize, to: usize| whole.get(from..to);
     let second = part(12, 14).unwrap_or("00");
-    let mut out = format!(
-        "{}-{}-{}T{}:{}:{second}",
-        part(0, 4)?,
-        part(4, 6)?,
-        part(6, 8)?,
-        part(8, 10)?,
-        part(10, 12)?
-    );
+    let mut out =
+        format!("{}-{}-{}T{}:{}:{second}", part(0, 4)?, part(4, 6)?, part(6, 8)?, part(8, 10)?, part(10, 12)?);
     if !fraction.is_empty() {
         out.push('.');
         out.push_str(fraction);
@@ -237,7 +231,8 @@ pub fn rfc3339(time: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    const MESSAGE: &[u8] = b"MSH|^~\\&|MON^00A037^EUI-64|||WG|20190929092150||ORU^R01^ORU_R01|1914|P|2.6|||AL|NE||UNICODE UTF-8\r\
+    const MESSAGE: &[u8] =
+        b"MSH|^~\\&|MON^00A037^EUI-64|||WG|20190929092150||ORU^R01^ORU_R01|1914|P|2.6|||AL|NE||UNICODE UTF-8\r\
 PID|||AB60001^^^A^PI||Invented^Ina\rPV1||I|ICU^1^4\r\
 OBR|1|1^MON|1^MON|182777000^monitoring of patient^SCT|||20190929092150\r\
 OBX|1||69965^MDC_DEV_MON_PHYSIO_MULTI_PARAM_MDS^MDC|1.0.0.0|||||||X\r\
@@ -251,7 +246,10 @@ OBX|3|ST|0^MDCX_NOTE^MDC|1.1.1.2|a\\F\\b\\T\\c\\X0D\\d\\H\\e~second||||||R\r";
         assert_eq!(oru.visit.field(3).component(1).bytes(), b"ICU");
         assert_eq!(oru.groups[0].request.field(4).component(2).bytes(), b"monitoring of patient");
         let saturation = oru.groups[0].observations[1];
-        assert_eq!((saturation.field(5).bytes(), saturation.field(6).component(1).bytes()), (&b"98"[..], &b"262688"[..]));
+        assert_eq!(
+            (saturation.field(5).bytes(), saturation.field(6).component(1).bytes()),
+            (&b"98"[..], &b"262688"[..])
+        );
         assert!(saturation.field(14).is_empty() && saturation.field(99).is_empty());
         let note = oru.groups[0].observations[2].field(5);
         let texts: Vec<Vec<u8>> = note.repetitions().map(|one| one.unescaped()).collect();
