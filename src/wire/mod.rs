@@ -2,7 +2,8 @@
 //!
 //! Bytes come from strangers here: no indexing, no panics, no allocation that a peer can choose the size of.
 //!
-//! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read.
+//! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read, `oru`
+//!   observations.
 //! * DICOM: `dicom`, a folder of its own, and `stow`, a DICOMweb server's answer.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
@@ -13,6 +14,7 @@ pub mod hl7;
 pub mod mllp;
 pub mod mqtt;
 pub mod mqtt_label;
+pub mod oru;
 pub mod stow;
 
 #[cfg(test)]
