@@ -7,6 +7,7 @@
 //!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
 //!   DICOMweb server's answer.
+//! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
@@ -21,12 +22,15 @@ pub mod dimse;
 mod dimse_status;
 pub mod hl7;
 pub mod mllp;
+pub mod modbus;
+pub mod modbus_value;
 pub mod mqtt;
 pub mod mqtt_label;
 pub mod pdu;
 pub mod pdu_associate;
 mod pdu_item;
 mod pdu_user;
+pub mod result_file;
 pub mod stow;
 
 #[cfg(test)]
