@@ -5,17 +5,21 @@
 //! `link`, a unit in `unit`, the order of the questions in `bus`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use super::intake::Intake;
+use super::plug::{Line, Plug, PlugConfig};
+use super::plug_journal::Journal;
 use super::readings::TelemetryLog;
-use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::system::backoff::Backoff;
-use crate::system::stream::{self, Stream};
+use crate::system::serial::SerialConfig;
+use crate::system::stream;
 use crate::values::{HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::modbus::{REGISTERS_MAX, SERIAL_UNIT_MAX};
 use bus::{Bus, Ending};
@@ -48,11 +52,12 @@ const CONNECTED_WELL: Duration = Duration::from_secs(5);
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ModbusConfig {
+    /// A serial line: RTU.
+    pub serial: Option<SerialConfig>,
     /// The device, or the gateway or serial server before it.
-    pub connect: HostPort,
-    /// How frames are told apart on a connection.
-    #[serde(default)]
-    pub framing: TcpFraming,
+    pub connect: Option<HostPort>,
+    /// What goes over the connection; without it Modbus TCP.
+    pub framing: Option<TcpFraming>,
     /// How often each unit is asked.
     #[serde(default = "default_every")]
     pub every: Span,
@@ -72,11 +77,10 @@ pub struct ModbusConfig {
 }
 
 /// `framing`: what goes over a TCP connection.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TcpFraming {
     /// Modbus TCP.
-    #[default]
     Tcp,
     /// RTU frames as they are, through a serial server.
     Rtu,
@@ -120,6 +124,7 @@ fn default_registers() -> u16 {
 
 impl Section for ModbusConfig {
     fn check(&self, problems: &mut Problems) {
+        self.check_place(problems);
         check_span("every", self.every, EVERY, problems);
         check_span("at-least-every", self.at_least_every, AT_LEAST_EVERY, problems);
         check_span("answer-timeout", self.answer_timeout, ANSWER_TIMES, problems);
@@ -137,13 +142,40 @@ impl Section for ModbusConfig {
                     if !ids.insert(unit.id) {
                         problems.error("id", format!("unit {} is there already: put all its points into one", unit.id));
                     }
-                    unit.check(self.framing == TcpFraming::Tcp, problems);
+                    unit.check(self.framing() == Framing::Tcp, problems);
                 });
             }
         });
     }
 
     fn files(&mut self, _visit: &mut dyn FnMut(&mut SecretRef)) {}
+}
+
+impl ModbusConfig {
+    fn framing(&self) -> Framing {
+        match (&self.serial, self.framing) {
+            (Some(serial), _) => Framing::Rtu(link::silence(serial.baud)),
+            (None, Some(TcpFraming::Rtu)) => Framing::Rtu(UNKNOWN_SILENCE),
+            (None, _) => Framing::Tcp,
+        }
+    }
+
+    fn check_place(&self, problems: &mut Problems) {
+        match (&self.serial, &self.connect) {
+            (None, None) => problems.error(
+                "",
+                "says not where the units are: add serial = { port = \"/dev/serial/by-path/...\" } or connect = \"host:502\"",
+            ),
+            (Some(_), Some(_)) => problems.error("connect", "the units are at one place: keep either serial or connect"),
+            _ => {}
+        }
+        if let Some(serial) = &self.serial {
+            problems.under("serial", |problems| serial.check(problems));
+            if self.framing.is_some() {
+                problems.error("framing", "goes with connect only: a serial line carries RTU");
+            }
+        }
+    }
 }
 
 fn check_span(key: &str, span: Span, (shortest, longest): (Span, Span), problems: &mut Problems) {
@@ -193,7 +225,6 @@ impl UnitConfig {
 /// A client of one line.
 pub struct Modbus {
     config: ModbusConfig,
-    breaks: Seldom,
 }
 
 impl Source for Modbus {
@@ -203,65 +234,86 @@ impl Source for Modbus {
 
     /// A device that is not there yet is waited for, and no reason to refuse a configuration.
     async fn open(config: &ModbusConfig) -> Result<Self, SourceError> {
-        Ok(Self { config: config.clone(), breaks: Seldom::default() })
+        Ok(Self { config: config.clone() })
     }
 
     fn endpoint(&self) -> String {
-        self.config.connect.to_string()
+        match (&self.config.serial, &self.config.connect) {
+            (Some(serial), _) => serial.port.display().to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => String::new(),
+        }
     }
 
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
-        let framing = match self.config.framing {
-            TcpFraming::Tcp => Framing::Tcp,
-            TcpFraming::Rtu => Framing::Rtu(UNKNOWN_SILENCE),
-        };
-        let mut bus = Bus::new(&self.config, framing, intake);
-        let (least, most) = CONNECT_PAUSES;
-        let mut backoff = Backoff::new(least, most, CONNECTED_WELL);
-        loop {
-            let dialled = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                dialled = stream::dial(&self.config.connect, None, CONNECT_TIME_MAX) => dialled,
-            };
-            let pause = match dialled {
-                Ok(line) => match self.serve(line, &mut bus, intake, stop).await {
-                    (Ending::Stopped, _) => return Ok(()),
-                    (Ending::Unanswered, _) => Duration::ZERO,
-                    (Ending::Lost(error), lasted) => {
-                        self.lost(&error.to_string(), intake);
-                        backoff.pause(lasted)
-                    }
-                },
-                Err(error) => {
-                    let why = error.to_string();
-                    intake.counters().set_trouble(Some(why.clone()));
-                    self.lost(&why, intake);
-                    bus.unreachable(&why).await;
-                    backoff.pause(Duration::ZERO)
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = sleep(pause) => {}
+        let bus = Bus::new(&self.config, self.config.framing(), intake);
+        match (&self.config.serial, &self.config.connect) {
+            (Some(serial), _) => run_port(serial, bus, intake, stop).await,
+            (None, Some(address)) => {
+                dial(address, bus, intake, stop).await;
+                Ok(())
             }
+            (None, None) => Err(SourceError::Open("no place of the units is configured".into())),
         }
     }
 }
 
-impl Modbus {
-    async fn serve(&self, line: Stream, bus: &mut Bus, intake: &Intake, stop: &Stop) -> (Ending, Duration) {
-        let since = line.since();
-        intake.counters().set_trouble(None);
-        intake.counters().connections.add(1);
-        let ending = bus.run(line, intake, stop).await;
-        intake.counters().connections.add(-1);
-        (ending, since.elapsed())
-    }
+/// On a serial port, each time that it is plugged in.
+async fn run_port(serial: &SerialConfig, bus: Bus, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
+    let config = PlugConfig { serial: Some(serial.clone()), ..PlugConfig::default() };
+    let mut plug = Plug::open(config).await?;
+    // The port has one line at a time; the bus outlives it.
+    let bus = Arc::new(Mutex::new(bus));
+    let (ours, stopping) = (intake.clone(), stop.clone());
+    let serve = move |line: Line| {
+        let (bus, intake, stop) = (Arc::clone(&bus), ours.clone(), stopping.clone());
+        async move {
+            if let Ending::Lost(error) = bus.lock().await.run(line, &intake, &stop).await {
+                tracing::warn!(source = %intake.source(), %error, "the port is opened anew");
+            }
+        }
+    };
+    plug.run(intake, stop, serve).await
+}
 
-    fn lost(&self, why: &str, intake: &Intake) {
-        if let Some(unsaid) = self.breaks.speak() {
-            tracing::warn!(source = %intake.source(), endpoint = %self.config.connect, why, unsaid, "the line is made anew");
+/// Over TCP. Not by [`Plug`]: a unit behind a gateway that leaves a question unanswered costs the connection, and that must neither be
+/// told as an unplugged device nor keep the other units waiting.
+async fn dial(address: &HostPort, mut bus: Bus, intake: &Intake, stop: &Stop) {
+    let mut journal = Journal::of_connection(intake);
+    let (least, most) = CONNECT_PAUSES;
+    let mut backoff = Backoff::new(least, most, CONNECTED_WELL);
+    intake.counters().plug.at(&address.to_string(), "");
+    loop {
+        let dialled = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            dialled = stream::dial(address, None, CONNECT_TIME_MAX) => dialled,
+        };
+        let pause = match dialled {
+            Ok(stream) => {
+                journal.there().await;
+                let since = stream.since();
+                let line = Line::tcp(stream, Arc::clone(intake.counters()), Arc::default());
+                intake.counters().connections.add(1);
+                let ending = bus.run(line, intake, stop).await;
+                intake.counters().connections.add(-1);
+                match ending {
+                    Ending::Stopped => return,
+                    Ending::Unanswered => Duration::ZERO,
+                    Ending::Lost(error) => {
+                        journal.missing(&error.to_string()).await;
+                        backoff.pause(since.elapsed())
+                    }
+                }
+            }
+            Err(error) => {
+                journal.missing(&error.to_string()).await;
+                backoff.pause(Duration::ZERO)
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(pause) => {}
         }
     }
 }
@@ -293,7 +345,7 @@ mod tests {
         assert_eq!(problems(&text), Vec::<String>::new());
         let spans = [config.every, config.at_least_every, config.answer_timeout].map(|span| span.to_string());
         assert_eq!(spans, ["1s", "1m", "1s"]);
-        assert_eq!((config.framing, config.log), (TcpFraming::Tcp, TelemetryLog::Telemetry));
+        assert_eq!((config.framing(), config.log), (Framing::Tcp, TelemetryLog::Telemetry));
         assert_eq!((config.unit[0].gap_max, config.unit[0].registers_max), (0, 125));
     }
 
@@ -301,6 +353,19 @@ mod tests {
     fn how_addresses_are_counted_must_be_said_and_no_key_writes() {
         assert!(parsed(&(unit("id = 1") + POINT)).unwrap_err().to_string().contains("first-address"));
         assert!(parsed(&(unit("id = 1\nfirst-address = 0\nwrite = true") + POINT)).is_err());
+    }
+
+    #[test]
+    fn the_units_are_at_one_place_and_the_framing_follows_from_it() {
+        let places = |head: &str| problems(&format!("{head}\n[[unit]]\nid = 1\nfirst-address = 1\n{POINT}"));
+        let serial = "serial = { port = \"/dev/serial/by-path/x\", baud = 19200, parity = \"even\" }";
+        assert_eq!(places(serial), Vec::<String>::new());
+        assert_eq!(places(""), [""]);
+        assert_eq!(places(&format!("{serial}\nconnect = \"10.0.0.7:502\"\nframing = \"rtu\"")), ["connect", "framing"]);
+        let rtu = parsed(&format!(
+            "connect = \"10.0.0.7:4001\"\nframing = \"rtu\"\n[[unit]]\nid = 1\nfirst-address = 1\n{POINT}"
+        ));
+        assert_eq!(rtu.unwrap().framing(), Framing::Rtu(UNKNOWN_SILENCE));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use super::ModbusConfig;
 use super::link::{Framing, Link, LinkError};
@@ -48,6 +48,7 @@ impl Bus {
     {
         // Far from the numbers of the connection before this one, whose late answers a gateway may send here.
         self.lines = self.lines.wrapping_add(1);
+        self.units.iter_mut().for_each(Unit::line_anew);
         let mut link = Link::new(line, self.framing, self.answer_time, self.lines.wrapping_mul(0x1003));
         loop {
             let Some(unit) = self.units.iter_mut().min_by_key(|unit| unit.due()) else { return Ending::Stopped };
@@ -69,14 +70,6 @@ impl Bus {
                 Ok(Polled::Silent) => {}
                 Err(error) => return Ending::Lost(error),
             }
-        }
-    }
-
-    /// No line could be made: all units that are due count as silent.
-    pub async fn unreachable(&mut self, why: &str) {
-        let now = Instant::now();
-        for unit in self.units.iter_mut().filter(|unit| unit.due() <= now) {
-            unit.fail(why).await;
         }
     }
 }

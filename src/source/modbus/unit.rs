@@ -20,6 +20,8 @@ use crate::wire::modbus::Exception;
 pub const FAILURES_TOLERATED: u32 = 3;
 /// Longest pause between two attempts to reach a unit that does not answer.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// An absence of the line of no more than this, and the time between two polls, is no gap.
+const GAP_AFTER: Duration = Duration::from_secs(5);
 /// After a question that was not answered the unit is left alone for so many times the time that an answer may take: what comes
 /// late must have come by then.
 const LATE_ANSWER_TIMES: u32 = 2;
@@ -39,7 +41,8 @@ pub struct Unit {
     said_all: Option<Instant>,
     due: Instant,
     failures: u32,
-    /// Since when it does not answer.
+    answered: Option<Instant>,
+    /// Since when nothing is known of it.
     silent_since: Option<Instant>,
     /// That it is unreachable was stored.
     told: bool,
@@ -76,6 +79,7 @@ impl Unit {
             said_all: None,
             due: Instant::now(),
             failures: 0,
+            answered: None,
             silent_since: None,
             told: false,
             config: config.clone(),
@@ -85,6 +89,11 @@ impl Unit {
     /// When it is to be asked.
     pub fn due(&self) -> Instant {
         self.due
+    }
+
+    /// The line was made anew: whether something is missing is known when it answers.
+    pub fn line_anew(&mut self) {
+        self.silent_since = self.silent_since.or(self.answered);
     }
 
     /// Asks for everything, and stores what changed.
@@ -139,10 +148,10 @@ impl Unit {
         Ok(Some(Poll { samples, answers }))
     }
 
-    /// Notes that it could not be asked, or did not answer; says so once when that lasts.
-    pub async fn fail(&mut self, why: &str) {
+    /// Notes that it did not answer; says so once when that lasts.
+    async fn fail(&mut self, why: &str) {
         let now = Instant::now();
-        self.silent_since.get_or_insert(now);
+        self.silent_since = self.silent_since.or(self.answered).or(Some(now));
         self.failures = self.failures.saturating_add(1);
         let doubled = self.every.saturating_mul(1 << self.failures.min(16));
         let pause = doubled.min(RETRY_PAUSE_MAX).max(self.answer_time * LATE_ANSWER_TIMES);
@@ -163,7 +172,9 @@ impl Unit {
         let now = Instant::now();
         self.due = (self.due + self.every).max(now);
         self.failures = 0;
-        let gap = self.silent_since.filter(|_| self.told).map(|since| now - since);
+        self.answered = Some(now);
+        let silence = self.silent_since.map(|since| now - since);
+        let gap = silence.filter(|silence| self.told || *silence > GAP_AFTER + self.every);
         let all = gap.is_some() || self.said_all.is_none_or(|said| now - said >= self.at_least_every);
         let news: Vec<usize> = (0..self.points.len()).filter(|index| all || self.is_news(*index, &poll)).collect();
         if !news.is_empty() {
@@ -172,7 +183,7 @@ impl Unit {
                 return;
             }
         }
-        if gap.is_some() {
+        if self.told {
             tracing::info!(stream = %format_args!("unit-{}", self.config.id), "a Modbus unit is back");
         }
         (self.silent_since, self.told) = (None, false);
@@ -203,6 +214,8 @@ impl Unit {
         if let Some(lasted) = gap {
             let lasted_ms = u64::try_from(lasted.as_millis()).ok();
             reading.gap = Some(Gap { reason: GapReason::Unplugged, from: None, to: None, count: None, lasted_ms });
+        }
+        if self.told {
             reading.events.insert(0, event("plugged", format!("unit {} answers again", self.config.id)));
         }
         let mut raw = Vec::new();
