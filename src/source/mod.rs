@@ -26,6 +26,7 @@ pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
 mod mllp_tests;
+pub mod modbus;
 pub mod plug;
 mod plug_journal;
 mod plug_line;
@@ -81,6 +82,8 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// Modbus, RTU and TCP.
+    Modbus(modbus::ModbusConfig),
 }
 
 impl SourceConfig {
@@ -89,6 +92,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Modbus(_) => modbus::Modbus::PROTOCOL,
         }
     }
 
@@ -97,6 +101,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
+            Self::Modbus(config) => config.log.class(),
         }
     }
 
@@ -105,6 +110,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Modbus(config) => config.silent_after,
         }
     }
 
@@ -113,6 +119,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -122,6 +129,7 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Modbus(config) => config.check(problems),
         });
     }
 
@@ -129,6 +137,7 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Modbus(config) => config.files(visit),
         }
     }
 }

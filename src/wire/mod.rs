@@ -5,6 +5,7 @@
 //! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read, `oru`
 //!   observations.
 //! * DICOM: `dicom`, a folder of its own, and `stow`, a DICOMweb server's answer.
+//! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
@@ -12,9 +13,12 @@ pub mod answer;
 pub mod dicom;
 pub mod hl7;
 pub mod mllp;
+pub mod modbus;
+pub mod modbus_value;
 pub mod mqtt;
 pub mod mqtt_label;
 pub mod oru;
+pub mod result_file;
 pub mod stow;
 
 #[cfg(test)]
