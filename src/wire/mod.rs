@@ -7,6 +7,7 @@
 //!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
 //!   DICOMweb server's answer.
+//! * MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
@@ -20,6 +21,8 @@ pub mod dicom_values;
 pub mod dimse;
 mod dimse_status;
 pub mod hl7;
+pub mod medibus;
+pub mod medibus_data;
 pub mod mllp;
 pub mod mqtt;
 pub mod mqtt_label;
