@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_setting_has_five_characters() {
-        let found = settings(b"01 40.004.5000B  5.0").unwrap();
+        let found = settings(b"01 40.0040.5000B  5.0").unwrap();
         let numbers: Vec<_> = found.iter().map(|item| (item.code, said(item.text))).collect();
         let number = |text: &str| Said::Number(text.into());
         assert_eq!(numbers, [(1, number("40.0")), (4, number("0.500")), (0x0b, number("5.0"))]);
