@@ -180,7 +180,8 @@ impl Chart {
 
     /// Settings and limits, when they changed.
     async fn set(&mut self, answer: &Answer) -> Result<(), Malformed> {
-        let items = if answer.page == code::SETTINGS { data::settings(&answer.data) } else { data::values(&answer.data) };
+        let items =
+            if answer.page == code::SETTINGS { data::settings(&answer.data) } else { data::values(&answer.data) };
         let items = items?;
         let same = |told: &(Vec<u8>, Instant)| told.0 == answer.data && told.1.elapsed() < SAME_AGAIN;
         if items.is_empty() || self.told.get(&answer.page).is_some_and(same) {
@@ -328,9 +329,18 @@ fn observation(page: u8, item: &Item<'_>) -> Observation {
 /// What the device's clock says against ours, at the moment between question and answer.
 fn device_time(answer: &Answer, zone: &TimeZone) -> DeviceTime {
     let said = String::from_utf8_lossy(&answer.data).trim().to_owned();
-    let unreadable = |said| DeviceTime { said, read: None, offset_ms: None, error_ms: None, quality: ClockQuality::Unreadable };
+    let unreadable =
+        |said| DeviceTime { said, read: None, offset_ms: None, error_ms: None, quality: ClockQuality::Unreadable };
     let Some(clock) = data::date_time(&answer.data) else { return unreadable(said) };
-    let civil = civil::DateTime::new(clock.year, clock.month, clock.day, clock.hour, clock.minute, clock.second.unwrap_or(0), 0);
+    let civil = civil::DateTime::new(
+        clock.year,
+        clock.month,
+        clock.day,
+        clock.hour,
+        clock.minute,
+        clock.second.unwrap_or(0),
+        0,
+    );
     let Some((civil, there)) = civil.ok().and_then(|civil| Some((civil, zone.to_timestamp(civil).ok()?))) else {
         return unreadable(said);
     };
@@ -395,7 +405,8 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_never_set_or_shows_no_time_is_told_as_such() {
-        let quality = |said: &[u8]| device_time(&answer(code::DATE_TIME, said, 1_412_674_380_000_000), &TimeZone::UTC).quality;
+        let quality =
+            |said: &[u8]| device_time(&answer(code::DATE_TIME, said, 1_412_674_380_000_000), &TimeZone::UTC).quality;
         assert_eq!(quality(b"00:00:00 1-JAN-95"), ClockQuality::NeverSet);
         for said in [&b"09:33:0031-FEB-14"[..], b"25:00:00 7-OKT-14", b"--:--:--", b"  "] {
             assert_eq!(quality(said), ClockQuality::Unreadable, "{said:?}");

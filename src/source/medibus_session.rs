@@ -87,6 +87,15 @@ enum Outcome {
     Anew,
 }
 
+/// How long an answer is waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// While no byte at all comes.
+    quiet: Duration,
+    /// In all.
+    whole: Duration,
+}
+
 /// Something whole that came.
 enum Heard {
     Answer(Box<Answer>),
@@ -178,15 +187,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
 
     /// Whether the device is there and knows us. It is asked until it is, unless it began anew in the middle.
     async fn negotiate(&mut self) -> Result<bool, End> {
+        let negotiate = self.settings.negotiate;
         loop {
             let began = Instant::now();
-            match self.ask(code::INITIALISE, b"", self.settings.negotiate).await? {
+            match self.ask(code::INITIALISE, b"", Patience { quiet: negotiate, whole: negotiate }).await? {
                 // Its own ICC is as good as the answer to ours: both sides have begun anew.
                 Outcome::Answer(_) | Outcome::Anew => break,
                 Outcome::Quiet => self.silent(),
                 Outcome::Corrupt | Outcome::Missing => {}
             }
-            self.wait_until(began + self.settings.negotiate).await?;
+            self.wait_until(began + negotiate).await?;
         }
         let Some(device) = self.identify().await? else { return Ok(false) };
         for (page, codes) in &self.settings.only {
@@ -206,11 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
         let identity = medibus_data::identity(&answer.data).ok().flatten();
         let named = |name: &'static str, value: &str| Named { name: name.into(), value: value.to_owned() };
         Ok(Some(identity.map_or_else(Vec::new, |identity| {
-            vec![
-                named("model", identity.name),
-                named("number", identity.number),
-                named("revision", identity.revision),
-            ]
+            vec![named("model", identity.name), named("number", identity.number), named("revision", identity.revision)]
         })))
     }
 
@@ -239,7 +245,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
             let due = self.jobs.iter_mut().filter(|job| job.due <= Instant::now()).min_by_key(|job| job.due);
             let outcome = match due.map(|job| job.page) {
                 Some(page) => self.turn(page).await?,
-                None => self.ask(code::NOP, b"", self.settings.quiet).await?,
+                None => self.ask(code::NOP, b"", self.patience()).await?,
             };
             match outcome {
                 Outcome::Quiet => {
@@ -276,11 +282,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
         Ok(outcome)
     }
 
+    fn patience(&self) -> Patience {
+        Patience { quiet: self.settings.quiet, whole: ANSWER_TIME_MAX }
+    }
+
     /// Asks again when the sum was wrong.
     async fn persistently(&mut self, page: u8, argument: &[u8]) -> Result<Outcome, End> {
         let mut outcome = Outcome::Corrupt;
         for _ in 0..TRIES {
-            outcome = self.ask(page, argument, self.settings.quiet).await?;
+            outcome = self.ask(page, argument, self.patience()).await?;
             if !matches!(outcome, Outcome::Corrupt) {
                 break;
             }
@@ -288,12 +298,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
         Ok(outcome)
     }
 
-    /// One question. `quiet` is how long no byte at all may come.
-    async fn ask(&mut self, page: u8, argument: &[u8], quiet: Duration) -> Result<Outcome, End> {
+    /// One question.
+    async fn ask(&mut self, page: u8, argument: &[u8], patience: Patience) -> Result<Outcome, End> {
         medibus::command(page, argument, &mut self.out);
         self.asked = self.intake.now();
         let began = Instant::now();
-        let give_up = began + ANSWER_TIME_MAX;
+        let give_up = began + patience.whole;
         loop {
             while let Some(heard) = self.heard.pop_front() {
                 match self.understood(heard) {
@@ -302,18 +312,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
                     None => {}
                 }
             }
-            let deadline = give_up.min(self.last_byte.max(began) + quiet);
+            let deadline = give_up.min(self.last_byte.max(began) + patience.quiet);
             if !self.read(deadline).await? && Instant::now() >= deadline {
-                let silent = self.last_byte < began;
                 self.decoder.give_up();
-                return Ok(if silent || deadline < give_up { self.nothing(silent) } else { Outcome::Missing });
+                return Ok(if self.last_byte < began { Outcome::Quiet } else { Outcome::Missing });
             }
         }
-    }
-
-    /// The deadline of bytes has passed: after the question not one came, or the line stopped in the middle of something.
-    fn nothing(&self, silent: bool) -> Outcome {
-        if silent { Outcome::Quiet } else { Outcome::Missing }
     }
 
     /// Answers the device meanwhile. Whether it began anew.
@@ -336,10 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
         match heard {
             Heard::Answer(answer) if answer.page == code::CORRUPT => Some(Outcome::Corrupt),
             Heard::Answer(answer) => Some(Outcome::Answer(answer)),
-            Heard::Corrupt(Lead::Response) => {
-                self.intake.counters().rejected.one();
-                Some(Outcome::Corrupt)
-            }
+            Heard::Corrupt(Lead::Response) => Some(Outcome::Corrupt),
             Heard::Corrupt(Lead::Command) => {
                 self.reply(code::CORRUPT, b"");
                 None
@@ -356,7 +357,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
                 let data = if code == code::IDENTIFY { IDENTITY } else { b"" };
                 self.reply(code, data);
                 if code == code::TIME_CHANGED {
-                    self.jobs.iter_mut().filter(|job| job.page == code::DATE_TIME).for_each(|job| job.due = Instant::now());
+                    self.jobs
+                        .iter_mut()
+                        .filter(|job| job.page == code::DATE_TIME)
+                        .for_each(|job| job.due = Instant::now());
                 }
                 (code == code::INITIALISE).then_some(Outcome::Anew)
             }

@@ -209,7 +209,10 @@ mod tests {
         assert_eq!(label(code::MEASURED_1, 0x7d), Some("Breathing pressure, peak"));
         assert_eq!(label(code::HIGH_1, 0x7d), label(code::MEASURED_1, 0x7d));
         assert_eq!(label(code::MEASURED_2, 0x7d), Some("Time at low pressure, greatest"));
-        assert_eq!((label(code::SETTINGS, 0x0b), label(code::MEASURED_1, 0x3c)), (Some("Positive end-expiratory pressure"), None));
+        assert_eq!(
+            (label(code::SETTINGS, 0x0b), label(code::MEASURED_1, 0x3c)),
+            (Some("Positive end-expiratory pressure"), None)
+        );
         let peep = find(code::MEASURED_1, 0x78).unwrap();
         assert_eq!((peep.unit(), peep.mdc().unwrap().code.as_ref()), (Some("mbar"), "151804"));
     }

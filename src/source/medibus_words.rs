@@ -225,6 +225,9 @@ mod tests {
         assert_eq!(find(code::ALARMS_1, 0x10), Some("Airway pressure high"));
         assert_eq!(find(code::ALARMS_1, 0xa0), Some("Communication with the ventilator lost"));
         assert_eq!(find(code::ALARMS_2, 0xa0), Some("Ventilator not locked in place"));
-        assert_eq!((find(code::TEXTS, 0x0e), find(code::TEXTS, 0xfe), find(0x24, 0x10)), (Some("Mode BIPAP"), None, None));
+        assert_eq!(
+            (find(code::TEXTS, 0x0e), find(code::TEXTS, 0xfe), find(0x24, 0x10)),
+            (Some("Mode BIPAP"), None, None)
+        );
     }
 }

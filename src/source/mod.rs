@@ -27,6 +27,11 @@ mod dicom_connection;
 mod dicom_link;
 mod dicom_store;
 pub mod intake;
+pub mod medibus;
+pub mod medibus_chart;
+pub mod medibus_session;
+mod medibus_values;
+mod medibus_words;
 pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
@@ -86,6 +91,8 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// Draeger's ventilators and anaesthesia machines.
+    Medibus(medibus::MedibusConfig),
 }
 
 impl SourceConfig {
@@ -94,6 +101,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Medibus(_) => medibus::Medibus::PROTOCOL,
         }
     }
 
@@ -102,6 +110,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
+            Self::Medibus(config) => config.log.class(),
         }
     }
 
@@ -110,6 +119,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Medibus(config) => config.silent_after,
         }
     }
 
@@ -118,6 +128,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -127,6 +138,7 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Medibus(config) => config.check(problems),
         });
     }
 
@@ -134,6 +146,7 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Medibus(config) => config.files(visit),
         }
     }
 }

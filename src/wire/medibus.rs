@@ -110,7 +110,7 @@ pub enum Event<'a> {
 pub struct Counts {
     /// Bytes of waveforms.
     pub realtime: u64,
-    /// Bytes that belong to nothing.
+    /// Bytes that belong to no whole frame.
     pub junk: u64,
 }
 
@@ -141,8 +141,7 @@ impl Decoder {
                 XON | XOFF => return Some(Event::Flow(byte)),
                 ESC | SOH => self.open(byte),
                 CR if !self.frame.is_empty() => {
-                    self.close();
-                    return Some(read(&self.ended));
+                    return Some(self.close());
                 }
                 _ if self.frame.is_empty() => self.counts.junk += 1,
                 _ if self.frame.len() == FRAME_BYTES_MAX => {
@@ -183,11 +182,16 @@ impl Decoder {
         self.frame.push(byte);
     }
 
-    fn close(&mut self) {
+    fn close(&mut self) -> Event<'_> {
         self.frame.push(CR);
         std::mem::swap(&mut self.frame, &mut self.ended);
         self.frame.clear();
         std::mem::swap(&mut self.frame, &mut self.outer);
+        let event = read(&self.ended);
+        if matches!(event, Event::Corrupt(_)) {
+            self.counts.junk += self.ended.len() as u64;
+        }
+        event
     }
 }
 

@@ -318,7 +318,6 @@ mod tests {
 
     #[test]
     fn a_device_says_who_it_is_or_nothing() {
-        let identity = |data: &'static [u8]| super::identity(data);
         let evita = Identity { number: "8201", name: "EVITA 4", revision: "03.10:04.03" };
         assert_eq!(identity(b"8201'EVITA 4'03.10:04.03"), Ok(Some(evita)));
         assert_eq!(identity(b"8201'EVITA 4'").unwrap().unwrap().revision, "");
