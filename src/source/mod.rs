@@ -22,6 +22,11 @@ use intake::Intake;
 pub mod accept;
 pub mod dicom;
 pub mod intake;
+pub mod medibus;
+pub mod medibus_chart;
+pub mod medibus_session;
+mod medibus_values;
+mod medibus_words;
 pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
@@ -84,6 +89,8 @@ pub enum SourceConfig {
     Dicom(dicom::DicomConfig),
     /// Modbus, RTU and TCP.
     Modbus(modbus::ModbusConfig),
+    /// Draeger's ventilators and anaesthesia machines.
+    Medibus(medibus::MedibusConfig),
 }
 
 impl SourceConfig {
@@ -93,6 +100,7 @@ impl SourceConfig {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
             Self::Modbus(_) => modbus::Modbus::PROTOCOL,
+            Self::Medibus(_) => medibus::Medibus::PROTOCOL,
         }
     }
 
@@ -102,6 +110,7 @@ impl SourceConfig {
             Self::Mllp(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
             Self::Modbus(config) => config.log.class(),
+            Self::Medibus(config) => config.log.class(),
         }
     }
 
@@ -111,6 +120,7 @@ impl SourceConfig {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
             Self::Modbus(config) => config.silent_after,
+            Self::Medibus(config) => config.silent_after,
         }
     }
 
@@ -120,6 +130,7 @@ impl SourceConfig {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
             Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
+            Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -130,6 +141,7 @@ impl Section for SourceConfig {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
             Self::Modbus(config) => config.check(problems),
+            Self::Medibus(config) => config.check(problems),
         });
     }
 
@@ -138,6 +150,7 @@ impl Section for SourceConfig {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
             Self::Modbus(config) => config.files(visit),
+            Self::Medibus(config) => config.files(visit),
         }
     }
 }

@@ -6,12 +6,15 @@
 //!   observations.
 //! * DICOM: `dicom`, a folder of its own, and `stow`, a DICOMweb server's answer.
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
+//! * MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
 pub mod dicom;
 pub mod hl7;
+pub mod medibus;
+pub mod medibus_data;
 pub mod mllp;
 pub mod modbus;
 pub mod modbus_value;
