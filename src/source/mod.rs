@@ -31,6 +31,14 @@ pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
 mod mllp_tests;
+pub mod mqtt;
+mod mqtt_clients;
+mod mqtt_connection;
+mod mqtt_flights;
+mod mqtt_greeting;
+mod mqtt_inlet;
+mod mqtt_reading;
+mod mqtt_ring;
 pub mod readings;
 pub mod seldom;
 
@@ -81,6 +89,8 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// MQTT sensors.
+    Mqtt(mqtt::MqttConfig),
 }
 
 impl SourceConfig {
@@ -89,6 +99,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
         }
     }
 
@@ -97,6 +108,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
+            Self::Mqtt(config) => config.log.class(),
         }
     }
 
@@ -105,6 +117,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Mqtt(config) => config.silent_after,
         }
     }
 
@@ -113,6 +126,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -122,6 +136,7 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Mqtt(config) => config.check(problems),
         });
     }
 
@@ -129,6 +144,7 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Mqtt(config) => config.files(visit),
         }
     }
 }

@@ -7,7 +7,8 @@
 //!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
 //!   DICOMweb server's answer.
-//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
+//!   `mqtt_answer` what it is answered, `mqtt_topic` names and filters.
 
 pub mod ack;
 pub mod answer;
@@ -22,7 +23,10 @@ mod dimse_status;
 pub mod hl7;
 pub mod mllp;
 pub mod mqtt;
+pub mod mqtt_answer;
 pub mod mqtt_label;
+pub mod mqtt_packet;
+pub mod mqtt_topic;
 pub mod pdu;
 pub mod pdu_associate;
 mod pdu_item;
@@ -37,5 +41,7 @@ mod dicom_header_tests;
 mod dimse_tests;
 #[cfg(test)]
 mod mllp_tests;
+#[cfg(test)]
+mod mqtt_packet_tests;
 #[cfg(test)]
 mod pdu_tests;
