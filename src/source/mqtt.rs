@@ -160,47 +160,49 @@ impl MqttConfig {
             );
         }
         if self.client.len() > CLIENTS_MAX {
-            problems.error("client", format!("lists more than {CLIENTS_MAX}: let several share a user or a topic filter"));
+            problems
+                .error("client", format!("lists more than {CLIENTS_MAX}: let several share a user or a topic filter"));
         }
         let certificates = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let secret = self.tls.is_some() || self.listen.0.ip().to_canonical().is_loopback();
-        for client in &self.client {
-            client.check(problems);
-            if client.certificate.is_some() && !certificates {
-                problems.error("client", format!("{client}: nobody can show a certificate here: add tls with a client-ca"));
-            }
-            if client.password.is_some() && !secret {
-                problems.warn("client", format!("{client}: its password crosses the network in clear: add tls"));
-            }
+        for (at, client) in self.client.iter().enumerate() {
+            let check = |problems: &mut Problems| {
+                client.check(problems);
+                if client.certificate.is_some() && !certificates {
+                    problems.error("certificate", "nobody can show one here: add tls with a client-ca");
+                }
+                if client.password.is_some() && !secret {
+                    problems.warn("password", "it crosses the network in clear: add tls");
+                }
+            };
+            problems.under("client", |problems| problems.under(&at.to_string(), check));
         }
     }
 }
 
 impl ClientConfig {
     fn check(&self, problems: &mut Problems) {
-        let mut blame = |text: &str| problems.error("client", format!("{self}: {text}"));
-        let given = [&self.id, &self.user, &self.certificate];
-        if given.iter().all(|name| name.is_none()) {
-            blame("needs at least one of id, user and certificate, to know it by");
+        let given = [("id", &self.id), ("user", &self.user), ("certificate", &self.certificate)];
+        if given.iter().all(|(_, name)| name.is_none()) {
+            problems.error("", "needs at least one of id, user and certificate, to know the client by");
         }
-        let fits = |name: &String| !name.is_empty() && name.len() <= IDENTITY_BYTES_MAX && !name.contains(char::is_control);
-        if !given.into_iter().flatten().all(fits) {
-            blame("id, user and certificate have 1 to 128 bytes and no control characters");
+        for (key, name) in given.into_iter().filter_map(|(key, name)| Some((key, name.as_ref()?))) {
+            if name.is_empty() || name.len() > IDENTITY_BYTES_MAX || name.contains(char::is_control) {
+                problems.error(key, format!("must have 1 to {IDENTITY_BYTES_MAX} bytes and no control characters"));
+            }
         }
         if self.user.is_some() != self.password.is_some() {
-            blame("user and password belong together: give both, or neither");
+            problems.error("", "user and password belong together: give both, or neither");
         }
         if self.publish.is_empty() || self.publish.len() > FILTERS_MAX {
-            blame("publish names 1 to 64 topic filters");
+            problems.error("publish", format!("must name 1 to {FILTERS_MAX} topic filters: \"ward3/+/spo2\""));
         }
         if self.max_connections == 0 {
-            blame("max-connections must be at least 1");
+            problems.error("max-connections", "must be at least 1");
         }
         if self.user.is_none() && self.certificate.is_none() {
-            problems.warn(
-                "client",
-                format!("{self}: has neither password nor certificate: whoever can connect may use its name"),
-            );
+            problems
+                .warn("id", "has neither password nor certificate beside it: whoever can connect may use this name");
         }
     }
 }
@@ -275,7 +277,11 @@ mod tests {
     fn problems(text: &str) -> Vec<String> {
         let mut problems = Problems::default();
         parsed(text).unwrap().check(&mut problems);
-        problems.into_found().into_iter().map(|problem| format!("{}: {}", problem.path.join("."), problem.text)).collect()
+        problems
+            .into_found()
+            .into_iter()
+            .map(|problem| format!("{}: {}", problem.path.join("."), problem.text))
+            .collect()
     }
 
     #[test]
@@ -283,7 +289,10 @@ mod tests {
         let config = parsed(&format!("listen = \"127.0.0.1:1883\"\n{CLIENT}")).unwrap();
         assert_eq!((config.max_packet_size.to_string(), config.receive_maximum), ("256KiB".into(), 64));
         assert_eq!((config.max_connections, config.log), (256, TelemetryLog::Telemetry));
-        assert_eq!((config.connect_timeout.to_string(), config.write_timeout.to_string()), ("10s".into(), "10s".into()));
+        assert_eq!(
+            (config.connect_timeout.to_string(), config.write_timeout.to_string()),
+            ("10s".into(), "10s".into())
+        );
         assert_eq!(config.client[0].max_connections, 256);
     }
 
@@ -292,7 +301,7 @@ mod tests {
         let with = |client: &str| problems(&format!("listen = \"127.0.0.1:1\"\n[[client]]\n{client}")).join("\n");
         assert!(with("publish = [\"#\"]").contains("at least one of id, user and certificate"));
         assert!(with("user = \"u\"\npublish = [\"#\"]").contains("user and password belong together"));
-        assert!(with("id = \"a\"\npublish = []").contains("1 to 64 topic filters"));
+        assert!(with("id = \"a\"\npublish = []").contains("must name 1 to 64 topic filters"));
         assert!(with("certificate = \"a\"\npublish = [\"#\"]").contains("add tls with a client-ca"));
         assert!(with("id = \"a\"\npublish = [\"#\"]").contains("whoever can connect may use its name"));
         assert!(problems("listen = \"127.0.0.1:1\"").join("").contains("nobody may connect"));
@@ -300,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_password_in_clear_and_a_bad_filter_do_not_load() {
-        let with = |client: &str| parsed(&format!("listen = \"127.0.0.1:1\"\n[[client]]\n{client}")).unwrap_err().to_string();
+        let with =
+            |client: &str| parsed(&format!("listen = \"127.0.0.1:1\"\n[[client]]\n{client}")).unwrap_err().to_string();
         assert!(with("user = \"u\"\npassword = \"secret\"\npublish = [\"#\"]").contains("wardgate keys password"));
         assert!(with("id = \"u\"\npublish = [\"a/#/b\"]").contains("not a topic filter"));
     }
@@ -311,6 +321,6 @@ mod tests {
             "listen = \"0.0.0.0:1883\"\nmax-packet-size = \"1MiB\"\nreceive-maximum = 0\nconnect-timeout = \"0s\"\n{CLIENT}"
         ));
         let keys: Vec<&str> = found.iter().filter_map(|text| text.split(':').next()).collect();
-        assert_eq!(keys, ["listen", "max-packet-size", "receive-maximum", "connect-timeout", "client"]);
+        assert_eq!(keys, ["listen", "max-packet-size", "receive-maximum", "connect-timeout", "client.0.id"]);
     }
 }

@@ -102,8 +102,11 @@ impl Clients {
 
 impl ClientConfig {
     fn fits(&self, connect: &Connect<'_>, certificate: Option<&str>) -> bool {
-        let fits = |wanted: &Option<String>, given: Option<&str>| wanted.as_deref().is_none_or(|name| given == Some(name));
-        fits(&self.certificate, certificate) && fits(&self.user, connect.user) && fits(&self.id, Some(connect.client_id))
+        let fits =
+            |wanted: &Option<String>, given: Option<&str>| wanted.as_deref().is_none_or(|name| given == Some(name));
+        fits(&self.certificate, certificate)
+            && fits(&self.user, connect.user)
+            && fits(&self.id, Some(connect.client_id))
     }
 }
 

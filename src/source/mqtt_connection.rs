@@ -118,7 +118,9 @@ enum Closing {
     Fault(#[from] Fault),
     #[error("it published where it may not, or to a topic of more than 1024 bytes: see its publish list")]
     Refused(Reason),
-    #[error("more messages are unacknowledged than the receive maximum, or more of QoS 2 unreleased than anybody needs")]
+    #[error(
+        "more messages are unacknowledged than the receive maximum, or more of QoS 2 unreleased than anybody needs"
+    )]
     TooMany,
     #[error("its message could not be stored and is not acknowledged: {0}")]
     NotStored(CommitError),

@@ -103,7 +103,11 @@ async fn whole(stream: &mut Stream, inlet: &mut Inlet) -> Result<Header, Turned>
 }
 
 /// Whether it is let in, and on which terms.
-async fn judge(connect: &Connect<'_>, certificate: Option<&str>, endpoint: &Endpoint) -> Result<(Guest, Terms), Reason> {
+async fn judge(
+    connect: &Connect<'_>,
+    certificate: Option<&str>,
+    endpoint: &Endpoint,
+) -> Result<(Guest, Terms), Reason> {
     let version = connect.version;
     if connect.extended_authentication {
         return Err(Reason::BadAuthenticationMethod);
@@ -163,7 +167,9 @@ async fn refuse(stream: &mut Stream, version: Version, reason: Reason) {
 
 fn words(reason: Reason) -> &'static str {
     match reason {
-        Reason::NotAuthorised => "no client of the configuration has this certificate, user and id, or its will has a topic that it may not use",
+        Reason::NotAuthorised => {
+            "no client of the configuration has this certificate, user and id, or its will has a topic that it may not use"
+        }
         Reason::BadPassword => "its password is wrong",
         Reason::BadClientId => "a client id that is too long, or none though a session was wanted",
         Reason::Quota => "this client has as many connections as it may: see its max-connections",

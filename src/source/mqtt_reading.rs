@@ -35,7 +35,8 @@ pub(super) fn of_will(message: &Message<'_>, qos: u8, retain: bool, id: &str) ->
     if retain {
         about.push(named("retain", "true"));
     }
-    let events = vec![event("will", "the connection ended without a goodbye; these are the device's words for that case")];
+    let events =
+        vec![event("will", "the connection ended without a goodbye; these are the device's words for that case")];
     Reading { events, about, raw: Some(Raw::of(message.payload)), ..Reading::default() }
 }
 
@@ -50,11 +51,14 @@ fn about(message: &Message<'_>, qos: u8, id: &str) -> Vec<Named> {
     let mut about = Vec::with_capacity(4 + message.user.len());
     about.push(named("client-id", id));
     about.push(named("topic", message.topic));
-    about.push(named("qos", match qos {
-        0 => "0",
-        1 => "1",
-        _ => "2",
-    }));
+    about.push(named(
+        "qos",
+        match qos {
+            0 => "0",
+            1 => "1",
+            _ => "2",
+        },
+    ));
     about.extend(message.content_type.map(|text| named("content-type", text)));
     for (name, value) in &message.user {
         about.push(Named { name: Cow::Owned(format!("user:{name}")), value: (*value).to_owned() });

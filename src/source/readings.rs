@@ -139,8 +139,7 @@ impl Readings {
     }
 
     fn record(&self, reading: Reading, received: Stamp, lost: u64) -> Record {
-        let overflow =
-            || Gap { reason: GapReason::Overflow, from: None, to: None, count: Some(lost), lasted_ms: None };
+        let overflow = || Gap { reason: GapReason::Overflow, from: None, to: None, count: Some(lost), lasted_ms: None };
         Record {
             v: VERSION,
             source: self.intake.source().to_string(),

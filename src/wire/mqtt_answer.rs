@@ -214,7 +214,9 @@ pub fn hostile_publisher(mut bytes: &[u8], bytes_max: usize) {
             disconnect(&mut out, version.unwrap_or(Version::V5), Reason::Fault(fault));
             return;
         }
-        assert!(out.is_empty() || matches!(Header::read(&out, usize::MAX), Ok(Some(header)) if header.total() == out.len()));
+        assert!(
+            out.is_empty() || matches!(Header::read(&out, usize::MAX), Ok(Some(header)) if header.total() == out.len())
+        );
     }
 }
 
@@ -281,7 +283,13 @@ mod tests {
 
     #[test]
     fn another_implementation_reads_our_connack_of_both_versions() {
-        let terms = Terms { receive_maximum: 16, packet_bytes_max: 262_144, keep_alive_s: Some(60), no_session: true, assigned_id: Some("wg".into()) };
+        let terms = Terms {
+            receive_maximum: 16,
+            packet_bytes_max: 262_144,
+            keep_alive_s: Some(60),
+            no_session: true,
+            assigned_id: Some("wg".into()),
+        };
         let mut out = Vec::new();
         connack(&mut out, Version::V5, Reason::Success, &terms);
         let read = read_by_another(Level::V5_0, &out).concat();
@@ -322,7 +330,8 @@ mod tests {
         assert_eq!(out, expected.concat());
     }
 
-    const HELLOS: [&[u8]; 2] = [b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c", b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c"];
+    const HELLOS: [&[u8]; 2] =
+        [b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c", b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c"];
     const PACKETS: &[&[u8]] = &[
         b"\x32\x06\x00\x01t\x00\x01M",
         b"\x32\x07\x00\x01t\x00\x01\x00M",

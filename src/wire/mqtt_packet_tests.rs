@@ -30,7 +30,8 @@ fn a_connect_of_3_1_1_with_will_user_and_password_is_read_whole() {
 
 #[test]
 fn a_connect_of_5_brings_its_wishes() {
-    let bytes = framed(0x10, b"\x00\x04MQTT\x05\x02\x00\x00\x0d\x11\x00\x00\x0e\x10\x27\x00\x00\x04\x00\x21\x00\x0a\x00\x00");
+    let bytes =
+        framed(0x10, b"\x00\x04MQTT\x05\x02\x00\x00\x0d\x11\x00\x00\x0e\x10\x27\x00\x00\x04\x00\x21\x00\x0a\x00\x00");
     let read = connect(&bytes).unwrap();
     assert_eq!((read.session_expiry_s, read.packet_bytes_max, read.client_id), (3600, 1024, ""));
     assert!(!read.extended_authentication && read.will.is_none());
@@ -56,7 +57,7 @@ fn what_is_no_connect_is_told_apart() {
 
 #[test]
 fn a_publish_of_5_brings_content_type_and_user_properties() {
-    let bytes = framed(0x3b, b"\x00\x03a/b\x01\x02\x0e\x03\x00\x01j\x26\x00\x01k\x00\x01v\x01\x01\x23\x00\x01");
+    let bytes = framed(0x3b, b"\x00\x03a/b\x01\x02\x10\x03\x00\x01j\x26\x00\x01k\x00\x01v\x01\x01\x23\x00\x01");
     assert_eq!(packet(&bytes, Version::V5), Err(Fault::TopicAlias));
     let bytes = framed(0x3b, b"\x00\x03a/b\x01\x02\x0b\x03\x00\x01j\x26\x00\x01k\x00\x01vpay");
     let message =
@@ -73,7 +74,9 @@ fn more_user_properties_than_are_kept_are_counted() {
     let properties = b"\x26\x00\x01k\x00\x01v".repeat(count);
     let length = [u8::try_from(properties.len() & 0x7F).unwrap() | 0x80, u8::try_from(properties.len() >> 7).unwrap()];
     let body = [b"\x00\x01t", &length[..], &properties].concat();
-    let whole = [&[0x30, u8::try_from(body.len() & 0x7F).unwrap() | 0x80, u8::try_from(body.len() >> 7).unwrap()], &body[..]].concat();
+    let whole =
+        [&[0x30, u8::try_from(body.len() & 0x7F).unwrap() | 0x80, u8::try_from(body.len() >> 7).unwrap()], &body[..]]
+            .concat();
     let Ok(Packet::Publish(publish)) = packet(&whole, Version::V5) else { panic!() };
     assert_eq!((publish.message.user.len(), publish.message.user_left_out), (USER_PROPERTIES_MAX, 3));
 }
@@ -82,7 +85,15 @@ fn more_user_properties_than_are_kept_are_counted() {
 fn a_publish_against_the_rules_is_a_fault() {
     assert_eq!(packet(b"\x34\x06\x00\x01t\x00\x00M", Version::V311), Err(Fault::Protocol("packet id 0")));
     assert_eq!(packet(b"\x34\x07\x00\x01t\x00\x01\x00M", Version::V5), Err(Fault::Qos));
-    for bytes in [&b"\x36\x05\x00\x01t\x00\x01"[..], b"\x38\x03\x00\x01t", b"\x30\x03\x00\x01+", b"\x30\x02\x00\x00", b"\x30\x03\x00\x01\xff", b"\x30\x03\x00\x01\x00", b"\x32\x03\x00\x01t"] {
+    for bytes in [
+        &b"\x36\x05\x00\x01t\x00\x01"[..],
+        b"\x38\x03\x00\x01t",
+        b"\x30\x03\x00\x01+",
+        b"\x30\x02\x00\x00",
+        b"\x30\x03\x00\x01\xff",
+        b"\x30\x03\x00\x01\x00",
+        b"\x32\x03\x00\x01t",
+    ] {
         assert!(matches!(packet(bytes, Version::V311), Err(Fault::Malformed(_))), "{bytes:?}");
     }
 }
@@ -96,7 +107,14 @@ fn the_other_packets_are_read_as_the_standard_writes_them() {
     assert_eq!(packet(b"\xa2\x06\x00\x01\x00\x00\x01#", Version::V5), Ok(Packet::Unsubscribe(1, 1)));
     assert_eq!(packet(b"\xe0\x00", Version::V5), Ok(Packet::Disconnect(false)));
     assert_eq!(packet(b"\xe0\x01\x04", Version::V5), Ok(Packet::Disconnect(true)));
-    for bytes in [&b"\x60\x02\x00\x07"[..], b"\x80\x06\x00\x01\x00\x01#\x01", b"\xc1\x00", b"\xe0\x01\x04", b"\xf0\x00", b"\x00\x00"] {
+    for bytes in [
+        &b"\x60\x02\x00\x07"[..],
+        b"\x80\x06\x00\x01\x00\x01#\x01",
+        b"\xc1\x00",
+        b"\xe0\x01\x04",
+        b"\xf0\x00",
+        b"\x00\x00",
+    ] {
         assert!(matches!(packet(bytes, Version::V311), Err(Fault::Malformed(_))), "{bytes:?}");
     }
     assert!(matches!(packet(b"\x20\x02\x00\x00", Version::V311), Err(Fault::Protocol(_))));

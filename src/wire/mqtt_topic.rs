@@ -57,6 +57,8 @@ mod tests {
         for filter in ["", "a+", "a/#/b", "#/a", "a#", "a\0"] {
             assert!(!is_filter(filter), "{filter}");
         }
-        assert!(is_name("ward3/bed 1/SpO\u{2082}") && !is_name("a/+") && !is_name("#") && !is_name("") && !is_name("\0"));
+        assert!(
+            is_name("ward3/bed 1/SpO\u{2082}") && !is_name("a/+") && !is_name("#") && !is_name("") && !is_name("\0")
+        );
     }
 }

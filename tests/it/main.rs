@@ -21,6 +21,7 @@ mod hl7_peers;
 mod house;
 mod kill9;
 mod mqtt;
+mod mqtt_source;
 mod peers;
 mod privacy;
 mod probe;
