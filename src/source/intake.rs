@@ -107,6 +107,13 @@ impl Intake {
         Share { _bytes: taken(&self.inner.in_flight.all, bytes.min(IN_FLIGHT_BYTES_MAX)).await, _unfinished: None }
     }
 
+    /// As [`Self::share`], when it can be had at once.
+    pub fn try_share(&self, bytes: usize) -> Option<Share> {
+        let count = u32::try_from(bytes.min(IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
+        let taken = Arc::clone(&self.inner.in_flight.all).try_acquire_many_owned(count).ok()?;
+        Some(Share { _bytes: taken, _unfinished: None })
+    }
+
     /// Room for a message that comes in several reads and is gathered in memory, up to [`GATHER_BYTES`]. Waits while stalled
     /// senders hold all the room that there is for unfinished messages.
     pub async fn gather_share(&self) -> Share {
@@ -170,6 +177,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Others of the same sender follow at once: their commits share a sync (see [`Draft::among_others`]).
+    pub fn among_others(&mut self) {
+        self.draft.among_others();
+    }
+
     /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device. Who writes a body
     /// as it arrives holds a [`Intake::stream_share`].
     ///

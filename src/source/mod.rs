@@ -37,6 +37,14 @@ mod plug_journal;
 mod plug_line;
 #[cfg(test)]
 mod plug_tests;
+pub mod mqtt;
+mod mqtt_clients;
+mod mqtt_connection;
+mod mqtt_flights;
+mod mqtt_greeting;
+mod mqtt_inlet;
+mod mqtt_reading;
+mod mqtt_ring;
 pub mod readings;
 pub mod seldom;
 
@@ -91,6 +99,8 @@ pub enum SourceConfig {
     Modbus(modbus::ModbusConfig),
     /// Draeger's ventilators and anaesthesia machines.
     Medibus(medibus::MedibusConfig),
+    /// MQTT sensors.
+    Mqtt(mqtt::MqttConfig),
 }
 
 impl SourceConfig {
@@ -101,6 +111,7 @@ impl SourceConfig {
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
             Self::Modbus(_) => modbus::Modbus::PROTOCOL,
             Self::Medibus(_) => medibus::Medibus::PROTOCOL,
+            Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
         }
     }
 
@@ -111,6 +122,7 @@ impl SourceConfig {
             Self::Dicom(_) => Class::Imaging,
             Self::Modbus(config) => config.log.class(),
             Self::Medibus(config) => config.log.class(),
+            Self::Mqtt(config) => config.log.class(),
         }
     }
 
@@ -121,6 +133,7 @@ impl SourceConfig {
             Self::Dicom(config) => config.silent_after,
             Self::Modbus(config) => config.silent_after,
             Self::Medibus(config) => config.silent_after,
+            Self::Mqtt(config) => config.silent_after,
         }
     }
 
@@ -131,6 +144,7 @@ impl SourceConfig {
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
             Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
             Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
+            Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -142,6 +156,7 @@ impl Section for SourceConfig {
             Self::Dicom(config) => config.check(problems),
             Self::Modbus(config) => config.check(problems),
             Self::Medibus(config) => config.check(problems),
+            Self::Mqtt(config) => config.check(problems),
         });
     }
 
@@ -151,6 +166,7 @@ impl Section for SourceConfig {
             Self::Dicom(config) => config.files(visit),
             Self::Modbus(config) => config.files(visit),
             Self::Medibus(config) => config.files(visit),
+            Self::Mqtt(config) => config.files(visit),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
 //! * MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
 
 pub mod ack;
 pub mod answer;
@@ -19,7 +20,10 @@ pub mod mllp;
 pub mod modbus;
 pub mod modbus_value;
 pub mod mqtt;
+pub mod mqtt_answer;
 pub mod mqtt_label;
+pub mod mqtt_packet;
+pub mod mqtt_topic;
 pub mod oru;
 pub mod result_file;
 pub mod stow;
@@ -28,3 +32,6 @@ pub mod stow;
 mod corpus;
 #[cfg(test)]
 mod mllp_tests;
+#[cfg(test)]
+mod mqtt_packet_tests;
+#[cfg(test)]
