@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::Name;
 use imaging::{Imaging, ImagingStatus};
+use plug::{PlugStatus, Plugged};
 
 pub mod imaging;
+pub mod plug;
 
 /// A number that only grows.
 #[derive(Default, Debug)]
@@ -84,6 +86,8 @@ pub struct SourceCounters {
     pub trouble: Mutex<Option<String>>,
     /// Peers and studies of a DICOM source.
     pub imaging: Imaging,
+    /// The plug of a local device.
+    pub plug: Plugged,
 }
 
 impl SourceCounters {
@@ -110,6 +114,7 @@ impl SourceCounters {
             last_seen_s: seconds_since(&self.last_seen_ms, now_ms),
             trouble: whole(&self.trouble).clone(),
             imaging: self.imaging.snapshot(now_ms),
+            plug: self.plug.snapshot(now_ms),
         }
     }
 }
@@ -205,6 +210,9 @@ pub struct SourceStatus {
     /// Peers and studies; only of a DICOM source that was called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imaging: Option<ImagingStatus>,
+    /// The plug; only of a source whose device plugs in locally.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plug: Option<PlugStatus>,
 }
 
 /// An upstream in the snapshot.

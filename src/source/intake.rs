@@ -187,6 +187,17 @@ impl Incoming {
         self.draft.commit(meta).await
     }
 
+    /// Makes a word of this box itself durable (a device was unplugged): it goes where the device's messages go, and is no sign of life
+    /// of the device.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed; nothing is stored then.
+    pub async fn commit_note(self, about: About) -> Result<Committed, CommitError> {
+        let targets = self.intake.inner.targets.borrow().to_vec();
+        let meta = self.meta(targets, about);
+        self.draft.commit(meta).await
+    }
+
     fn meta(&self, targets: Vec<Name>, about: About) -> Meta {
         let inner = &self.intake.inner;
         Meta {

@@ -31,6 +31,11 @@ pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
 mod mllp_tests;
+pub mod plug;
+mod plug_journal;
+mod plug_line;
+#[cfg(test)]
+mod plug_tests;
 pub mod readings;
 pub mod seldom;
 

@@ -78,6 +78,18 @@ impl Readings {
     /// [`CommitError`] when the log is full or has failed. The reading is then lost to us unless the device says it again, and the next
     /// one that is stored carries a gap of reason `overflow`.
     pub async fn store(&mut self, reading: Reading) -> Result<Committed, CommitError> {
+        self.stored(reading, true).await
+    }
+
+    /// Makes a word of this box itself about the device durable: not counted as the device's, and no sign of life of it.
+    ///
+    /// # Errors
+    /// As [`Readings::store`].
+    pub async fn note(&mut self, reading: Reading) -> Result<Committed, CommitError> {
+        self.stored(reading, false).await
+    }
+
+    async fn stored(&mut self, reading: Reading, of_device: bool) -> Result<Committed, CommitError> {
         let flags = reading.flags;
         let received = reading.received.unwrap_or_else(|| self.intake.now());
         let record = self.record(reading, received);
@@ -90,7 +102,8 @@ impl Readings {
         let _share = self.intake.share(body.len()).await;
         let mut incoming = self.intake.begin_at(received);
         let outcome = match incoming.write(&body).await {
-            Ok(()) => incoming.commit(about).await,
+            Ok(()) if of_device => incoming.commit(about).await,
+            Ok(()) => incoming.commit_note(about).await,
             Err(error) => Err(error),
         };
         match &outcome {

@@ -11,9 +11,11 @@ pub mod disk;
 pub mod fault;
 pub mod logging;
 pub mod process;
+pub mod serial;
 pub mod stream;
 pub mod systemd;
 pub mod tls;
+pub mod watch;
 
 #[cfg(test)]
 pub mod test_pki;
