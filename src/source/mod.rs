@@ -20,6 +20,11 @@ use crate::values::{Problems, SecretRef, Section, Span};
 use intake::Intake;
 
 pub mod accept;
+pub mod astm;
+mod astm_assembly;
+mod astm_part;
+mod astm_session;
+mod astm_transfers;
 pub mod dicom;
 mod dicom_association;
 pub mod dicom_commitment;
@@ -86,6 +91,8 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// Laboratory analysers.
+    Astm(astm::AstmConfig),
 }
 
 impl SourceConfig {
@@ -94,13 +101,14 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Astm(_) => astm::Astm::PROTOCOL,
         }
     }
 
     /// The log that its messages belong to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Mllp(_) => Class::Clinical,
+            Self::Mllp(_) | Self::Astm(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
         }
     }
@@ -110,6 +118,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Astm(config) => config.silent_after,
         }
     }
 
@@ -118,6 +127,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Astm(config) => start::<astm::Astm>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -127,6 +137,7 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Astm(config) => config.check(problems),
         });
     }
 
@@ -134,6 +145,7 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Astm(config) => config.files(visit),
         }
     }
 }

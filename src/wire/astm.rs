@@ -261,6 +261,11 @@ impl Receiver {
         !matches!(self.place, Place::LineStart | Place::Between | Place::OtherTail(_))
     }
 
+    /// Bytes of text that are held.
+    pub fn held(&self) -> usize {
+        self.text.len()
+    }
+
     /// Whether only the CR LF of a frame is missing.
     pub fn is_undecided(&self) -> bool {
         matches!(self.place, Place::Tail(..))

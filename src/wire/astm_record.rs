@@ -185,6 +185,16 @@ pub struct Piece<'a> {
 }
 
 impl Splitter {
+    /// In the middle of a record of this type, or between records.
+    pub fn within(kind: Option<u8>) -> Self {
+        Self { kind }
+    }
+
+    /// The type of the record that has begun and not ended.
+    pub fn within_record(&self) -> Option<u8> {
+        self.kind
+    }
+
     /// The next piece of `input`, which moves on behind it. `None`: there is no more.
     pub fn pull<'a>(&mut self, input: &mut &'a [u8]) -> Option<Piece<'a>> {
         let first = *input.first()?;
