@@ -24,6 +24,8 @@ pub mod astm;
 mod astm_assembly;
 mod astm_part;
 mod astm_session;
+#[cfg(test)]
+mod astm_tests;
 mod astm_transfers;
 pub mod dicom;
 mod dicom_association;
