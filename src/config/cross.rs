@@ -15,7 +15,7 @@ use crate::route::{self, Form, RouteConfig};
 use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
-use crate::values::{ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
+use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
 pub fn check(
@@ -25,13 +25,12 @@ pub fn check(
     problems: &mut Problems,
 ) {
     let (sources, upstreams) = (names(document, "source"), names(document, "upstream"));
-    if upstreams.iter().any(|name| name == STORAGE_COMMITMENT) {
-        problems.under("upstream", |problems| {
-            problems.error(
-                STORAGE_COMMITMENT,
-                "is the name of an upstream that the gateway makes by itself: choose another",
-            )
-        });
+    for own in [STORAGE_COMMITMENT, ASSEMBLY] {
+        if upstreams.iter().any(|name| name == own) {
+            problems.under("upstream", |problems| {
+                problems.error(own, "is the name of an upstream that the gateway makes by itself: choose another")
+            });
+        }
     }
     if let Some(routes) = routes {
         check_names(routes, "from", "source", &sources, problems);

@@ -90,7 +90,9 @@ impl Parts {
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
         }
-        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+        // What a source keeps for itself it hands over when it stops.
+        let own = Name::assembly();
+        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0 && lane.upstream != own) {
             if !new.upstreams.contains_key(&lane.upstream) {
                 return Err(format!(
                     "{} for the upstream \"{}\", which is not in it any more: keep it and say in \
@@ -215,7 +217,9 @@ impl Parts {
         }
         for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
             alarms.extend(self.decision_wanted(&lane));
-            if !self.config.upstreams.contains_key(&lane.upstream) {
+            if lane.upstream == Name::assembly() {
+                alarms.extend(self.unfinished(&lane));
+            } else if !self.config.upstreams.contains_key(&lane.upstream) {
                 let text = format!(
                     "{} for an upstream that is not configured any more: add it again, with retired = \"drain\" \
                      or retired = \"dead-letter\" if it is gone for good",
@@ -229,6 +233,19 @@ impl Parts {
             }
         }
         alarms
+    }
+
+    /// Parts of messages that their source kept for itself, when it is not there any more.
+    fn unfinished(&self, lane: &LaneStatus) -> Option<Alarm> {
+        let source = &lane.source;
+        (!self.sources.contains_key(source)).then(|| Alarm {
+            code: "orphaned-lane".into(),
+            about: source.to_string(),
+            text: format!(
+                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a                  moment, and what came is sent as an incomplete message",
+                counted(lane.backlog, "frame")
+            ),
+        })
     }
 
     /// A lane that stands still until a person decides, with the commands that decide.

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::callers::Callers;
 use crate::envelope::{Class, Flags, Meta, Stamp};
 use crate::spool::{
-    CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight,
+    CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, Lane,
     STREAMED_BYTES_MAX, Spool,
 };
 use crate::status::SourceCounters;
@@ -129,6 +129,12 @@ impl Intake {
         unfinished([&inner.streamed, &inner.in_flight.streamed, &inner.in_flight.all], STREAM_BYTES).await
     }
 
+    /// The lane of parts that this source keeps for itself until their message is whole: those that [`Incoming::commit_part`] stored.
+    /// One holder at a time.
+    pub fn parts(&self) -> Lane {
+        self.inner.spool.lane(self.inner.class, &self.inner.source, &Name::assembly())
+    }
+
     /// Begins a message; its time of reception is now.
     pub fn begin(&self) -> Incoming {
         self.begin_at(self.now())
@@ -220,6 +226,15 @@ impl Incoming {
         let targets = self.intake.inner.targets.borrow().to_vec();
         let meta = self.meta(targets, about);
         self.draft.commit(meta).await
+    }
+
+    /// Makes a part of a message durable, which its device is told of before the message is whole. It goes nowhere by itself and does not
+    /// count as a message: the source finds it in [`Intake::parts`], also after a restart.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed; nothing is stored then.
+    pub async fn commit_part(self, about: About) -> Result<Committed, CommitError> {
+        self.commit_for(Name::assembly(), about).await
     }
 
     fn meta(&self, targets: Vec<Name>, about: About) -> Meta {

@@ -20,6 +20,13 @@ use crate::values::{Problems, SecretRef, Section, Span};
 use intake::Intake;
 
 pub mod accept;
+pub mod astm;
+mod astm_assembly;
+mod astm_part;
+mod astm_session;
+#[cfg(test)]
+mod astm_tests;
+mod astm_transfers;
 pub mod dicom;
 pub mod intake;
 pub mod medibus;
@@ -101,6 +108,8 @@ pub enum SourceConfig {
     Medibus(medibus::MedibusConfig),
     /// MQTT sensors.
     Mqtt(mqtt::MqttConfig),
+    /// Laboratory analysers.
+    Astm(astm::AstmConfig),
 }
 
 impl SourceConfig {
@@ -112,13 +121,14 @@ impl SourceConfig {
             Self::Modbus(_) => modbus::Modbus::PROTOCOL,
             Self::Medibus(_) => medibus::Medibus::PROTOCOL,
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
+            Self::Astm(_) => astm::Astm::PROTOCOL,
         }
     }
 
     /// The log that its messages belong to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Mllp(_) => Class::Clinical,
+            Self::Mllp(_) | Self::Astm(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
             Self::Modbus(config) => config.log.class(),
             Self::Medibus(config) => config.log.class(),
@@ -134,6 +144,7 @@ impl SourceConfig {
             Self::Modbus(config) => config.silent_after,
             Self::Medibus(config) => config.silent_after,
             Self::Mqtt(config) => config.silent_after,
+            Self::Astm(config) => config.silent_after,
         }
     }
 
@@ -145,6 +156,7 @@ impl SourceConfig {
             Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
             Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
             Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
+            Self::Astm(config) => start::<astm::Astm>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -157,6 +169,7 @@ impl Section for SourceConfig {
             Self::Modbus(config) => config.check(problems),
             Self::Medibus(config) => config.check(problems),
             Self::Mqtt(config) => config.check(problems),
+            Self::Astm(config) => config.check(problems),
         });
     }
 
@@ -167,6 +180,7 @@ impl Section for SourceConfig {
             Self::Modbus(config) => config.files(visit),
             Self::Medibus(config) => config.files(visit),
             Self::Mqtt(config) => config.files(visit),
+            Self::Astm(config) => config.files(visit),
         }
     }
 }

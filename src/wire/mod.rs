@@ -7,11 +7,14 @@
 //! * DICOM: `dicom`, a folder of its own, and `stow`, a DICOMweb server's answer.
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
 //! * MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
+//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
 
 pub mod ack;
 pub mod answer;
+pub mod astm;
+pub mod astm_record;
 pub mod dicom;
 pub mod hl7;
 pub mod medibus;
@@ -28,6 +31,8 @@ pub mod oru;
 pub mod result_file;
 pub mod stow;
 
+#[cfg(test)]
+mod astm_tests;
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
