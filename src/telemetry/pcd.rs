@@ -71,7 +71,7 @@ impl Message<'_> {
         self.out.push_str(&format!("MSH|{fields}\r"));
         let named = |name: &str| self.record.subject.iter().find(|named| named.name == name).map(|named| &named.value);
         // Who it is was never known here, or was known to the sender of the message that the record came in.
-        let patient = named("patient-id").map_or("^^^^U".to_owned(), |id| components(id));
+        let patient = named("patient-id").map_or_else(|| "^^^^U".to_owned(), |id| components(id));
         let location = named("location").map(|location| components(location)).unwrap_or_default();
         self.segment("PID", &[(3, &patient), (5, "^^^^^^U")]);
         self.segment("PV1", &[(2, "U"), (3, &location)]);
