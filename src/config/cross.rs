@@ -17,6 +17,9 @@ use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
 use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
 
+/// The protocols of sources that store readings and never HL7.
+const READINGS: [&str; 5] = ["serial", "medibus", "modbus", "mqtt", "udp"];
+
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
 pub fn check(
     document: &Document<'_>,
@@ -146,11 +149,20 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
         note(later, key, text);
     }
     for (index, route) in routes.iter().enumerate() {
-        let Some(form) = route.conversion().map(|conversion| conversion.form) else { continue };
-        let key = if route.form.is_some() { "as" } else { "with-raw" };
         let speaks = |kind: &'static str, names: &[Name], protocol: &str| {
             names.iter().find(|name| document.value(&[kind, name.as_str(), protocol]).is_some()).cloned()
         };
+        let Some(form) = route.conversion().map(|conversion| conversion.form) else {
+            let reads = READINGS.iter().find_map(|protocol| speaks("source", &route.from, protocol));
+            if let (Some(source), Some(upstream)) = (reads, speaks("upstream", &route.to, "mllp")) {
+                let text = format!(
+                    "what \"{source}\" reads is no HL7, which is all that \"{upstream}\" takes: write as = \"pcd-01\""
+                );
+                note(index, "to", text);
+            }
+            continue;
+        };
+        let key = if route.form.is_some() { "as" } else { "with-raw" };
         if let Some(name) = speaks("upstream", &route.to, "mllp").filter(|_| matches!(form, Form::Json | Form::Senml)) {
             note(index, key, format!("\"{name}\" takes HL7 v2 only: write as = \"pcd-01\", or route it elsewhere"));
         }
