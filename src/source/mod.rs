@@ -26,6 +26,7 @@ pub mod dicom_commitment;
 mod dicom_connection;
 mod dicom_link;
 mod dicom_store;
+pub mod identify;
 pub mod intake;
 pub mod mllp;
 mod mllp_connection;
@@ -36,8 +37,14 @@ mod plug_journal;
 mod plug_line;
 #[cfg(test)]
 mod plug_tests;
+pub mod profile;
 pub mod readings;
 pub mod seldom;
+pub mod serial;
+mod serial_line;
+#[cfg(test)]
+mod serial_tests;
+pub mod udp;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.
 pub type Stop = CancellationToken;
@@ -86,6 +93,10 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// Frames on a serial line or a connection, by a profile.
+    Serial(serial::SerialSourceConfig),
+    /// Datagrams, by a profile.
+    Udp(udp::UdpConfig),
 }
 
 impl SourceConfig {
@@ -94,6 +105,8 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Serial(_) => serial::Serial::PROTOCOL,
+            Self::Udp(_) => udp::Udp::PROTOCOL,
         }
     }
 
@@ -102,6 +115,8 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
+            Self::Serial(config) => config.log.class(),
+            Self::Udp(config) => config.log.class(),
         }
     }
 
@@ -110,6 +125,8 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Serial(config) => config.silent_after,
+            Self::Udp(config) => config.silent_after,
         }
     }
 
@@ -118,6 +135,8 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Serial(config) => start::<serial::Serial>(config.clone(), intake, stop).await,
+            Self::Udp(config) => start::<udp::Udp>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -127,6 +146,8 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Serial(config) => config.check(problems),
+            Self::Udp(config) => config.check(problems),
         });
     }
 
@@ -134,6 +155,8 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Serial(config) => config.files(visit),
+            Self::Udp(config) => config.files(visit),
         }
     }
 }

@@ -7,10 +7,12 @@
 //!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
 //!   DICOMweb server's answer.
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
+pub mod checksum;
 pub mod commitment;
 pub mod dicom_element;
 pub mod dicom_file;
@@ -27,6 +29,7 @@ pub mod pdu;
 pub mod pdu_associate;
 mod pdu_item;
 mod pdu_user;
+pub mod serial_frame;
 pub mod stow;
 
 #[cfg(test)]
