@@ -28,6 +28,12 @@ mod astm_session;
 mod astm_tests;
 mod astm_transfers;
 pub mod dicom;
+mod dicom_association;
+pub mod dicom_commitment;
+mod dicom_connection;
+mod dicom_link;
+mod dicom_store;
+pub mod identify;
 pub mod intake;
 pub mod medibus;
 pub mod medibus_chart;
@@ -52,8 +58,14 @@ mod plug_journal;
 mod plug_line;
 #[cfg(test)]
 mod plug_tests;
+pub mod profile;
 pub mod readings;
 pub mod seldom;
+pub mod serial;
+mod serial_line;
+#[cfg(test)]
+mod serial_tests;
+pub mod udp;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.
 pub type Stop = CancellationToken;
@@ -110,6 +122,10 @@ pub enum SourceConfig {
     Mqtt(mqtt::MqttConfig),
     /// Laboratory analysers.
     Astm(astm::AstmConfig),
+    /// Frames on a serial line or a connection, by a profile.
+    Serial(serial::SerialSourceConfig),
+    /// Datagrams, by a profile.
+    Udp(udp::UdpConfig),
 }
 
 impl SourceConfig {
@@ -122,6 +138,8 @@ impl SourceConfig {
             Self::Medibus(_) => medibus::Medibus::PROTOCOL,
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Astm(_) => astm::Astm::PROTOCOL,
+            Self::Serial(_) => serial::Serial::PROTOCOL,
+            Self::Udp(_) => udp::Udp::PROTOCOL,
         }
     }
 
@@ -133,6 +151,8 @@ impl SourceConfig {
             Self::Modbus(config) => config.log.class(),
             Self::Medibus(config) => config.log.class(),
             Self::Mqtt(config) => config.log.class(),
+            Self::Serial(config) => config.log.class(),
+            Self::Udp(config) => config.log.class(),
         }
     }
 
@@ -145,6 +165,8 @@ impl SourceConfig {
             Self::Medibus(config) => config.silent_after,
             Self::Mqtt(config) => config.silent_after,
             Self::Astm(config) => config.silent_after,
+            Self::Serial(config) => config.silent_after,
+            Self::Udp(config) => config.silent_after,
         }
     }
 
@@ -157,6 +179,8 @@ impl SourceConfig {
             Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
             Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
             Self::Astm(config) => start::<astm::Astm>(config.clone(), intake, stop).await,
+            Self::Serial(config) => start::<serial::Serial>(config.clone(), intake, stop).await,
+            Self::Udp(config) => start::<udp::Udp>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -170,6 +194,8 @@ impl Section for SourceConfig {
             Self::Medibus(config) => config.check(problems),
             Self::Mqtt(config) => config.check(problems),
             Self::Astm(config) => config.check(problems),
+            Self::Serial(config) => config.check(problems),
+            Self::Udp(config) => config.check(problems),
         });
     }
 
@@ -181,6 +207,8 @@ impl Section for SourceConfig {
             Self::Medibus(config) => config.files(visit),
             Self::Mqtt(config) => config.files(visit),
             Self::Astm(config) => config.files(visit),
+            Self::Serial(config) => config.files(visit),
+            Self::Udp(config) => config.files(visit),
         }
     }
 }

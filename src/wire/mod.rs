@@ -16,6 +16,9 @@ pub mod answer;
 pub mod astm;
 pub mod astm_record;
 pub mod dicom;
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
+pub mod checksum;
 pub mod hl7;
 pub mod medibus;
 pub mod medibus_data;
@@ -29,6 +32,7 @@ pub mod mqtt_packet;
 pub mod mqtt_topic;
 pub mod oru;
 pub mod result_file;
+pub mod serial_frame;
 pub mod stow;
 
 #[cfg(test)]
