@@ -20,6 +20,7 @@ mod gateway;
 mod hl7_peers;
 mod house;
 mod kill9;
+mod modbus;
 mod mqtt;
 mod peers;
 mod privacy;
