@@ -26,6 +26,7 @@ pub mod dicom_commitment;
 mod dicom_connection;
 mod dicom_link;
 mod dicom_store;
+pub mod folder;
 pub mod intake;
 pub mod mllp;
 mod mllp_connection;
@@ -87,6 +88,8 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// Files in a watched folder.
+    Folder(folder::FolderConfig),
     /// Modbus, RTU and TCP.
     Modbus(modbus::ModbusConfig),
 }
@@ -97,6 +100,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Folder(_) => folder::Folder::PROTOCOL,
             Self::Modbus(_) => modbus::Modbus::PROTOCOL,
         }
     }
@@ -104,7 +108,7 @@ impl SourceConfig {
     /// The log that its messages belong to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Mllp(_) => Class::Clinical,
+            Self::Mllp(_) | Self::Folder(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
             Self::Modbus(config) => config.log.class(),
         }
@@ -115,6 +119,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Folder(config) => config.silent_after,
             Self::Modbus(config) => config.silent_after,
         }
     }
@@ -124,6 +129,7 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Folder(config) => start::<folder::Folder>(config.clone(), intake, stop).await,
             Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
         }
     }
@@ -134,6 +140,7 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Folder(config) => config.check(problems),
             Self::Modbus(config) => config.check(problems),
         });
     }
@@ -142,6 +149,7 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Folder(config) => config.files(visit),
             Self::Modbus(config) => config.files(visit),
         }
     }
