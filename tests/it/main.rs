@@ -15,6 +15,7 @@ mod dicom_chain;
 mod dicom_commitment;
 mod dicom_peers;
 mod dicom_source;
+mod folder;
 mod forms;
 mod full_disk;
 mod gateway;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Files that are remembered from one look to the next.
-pub const WATCHED_MAX: usize = 8192;
+pub const WATCHED_MAX: usize = 4096;
 /// Entries that one look goes through.
 pub const ENTRIES_MAX: usize = 1_000_000;
 /// Folders within folders.
