@@ -185,7 +185,7 @@ impl FolderConfig {
                     {
                         problems.error(
                             "content-type",
-                            "is no media type: write for example \"application/astm\" or \"text/csv\"",
+                            "is no media type: write for example \"application/vnd.wardgate.astm\" or \"text/csv\"",
                         );
                     }
                 });
@@ -194,7 +194,7 @@ impl FolderConfig {
     }
 
     fn done_folder(&self) -> PathBuf {
-        self.path.join(self.done.as_deref().unwrap_or(Path::new("done")))
+        self.path.join(self.done.as_deref().unwrap_or_else(|| Path::new("done")))
     }
 
     fn afterwards(&self) -> Afterwards {

@@ -124,7 +124,7 @@ fn what_a_file_is_is_known_by_rule_or_by_its_content() {
     let (desk, store) = (Desk::new(), tempfile::tempdir().unwrap());
     let mut end = Process::start(python_peer("https_end.py").arg("--store").arg(store.path()));
     let files: [(&str, &[u8], &str); 5] = [
-        ("1.dat", b"H|\\^&|||A\rL|1|N\r", "application/astm"),
+        ("1.dat", b"H|\\^&|||A\rL|1|N\r", "application/vnd.wardgate.astm"),
         ("2.dat", b"MSH|^~\\&|A|B|C|D|20260102||ORU^R01|4711|P|2.5\r", "application/hl7-v2"),
         ("3.dat", b"id,value\n1,2\n", "text/csv"),
         ("4.xyz", b"id,value\n1,3\n", "application/x-ours; charset=utf-8"),

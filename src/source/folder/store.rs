@@ -82,7 +82,8 @@ pub async fn take(settings: &Arc<Settings>, batch: Vec<Seen>, intake: &Intake) -
     }
 }
 
-type Commit = Pin<Box<dyn Future<Output = Result<Committed, CommitError>> + Send>>;
+type Outcome = Result<Committed, CommitError>;
+type Commit = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// Reads all, and gives all to the writer before the first is awaited: in their order, and with one sync.
 async fn take_short(settings: &Arc<Settings>, batch: Vec<Seen>, (intake, bytes): (&Intake, u64)) -> Taken {
@@ -116,8 +117,8 @@ async fn take_short(settings: &Arc<Settings>, batch: Vec<Seen>, (intake, bytes):
 }
 
 /// Awaits all; each is begun in its order.
-async fn all(underway: Vec<(Seen, Commit)>) -> Vec<(Seen, Result<Committed, CommitError>)> {
-    let mut waiting: Vec<(Seen, Commit, Option<Result<Committed, CommitError>>)> =
+async fn all(underway: Vec<(Seen, Commit)>) -> Vec<(Seen, Outcome)> {
+    let mut waiting: Vec<(Seen, Commit, Option<Outcome>)> =
         underway.into_iter().map(|(seen, commit)| (seen, commit, None)).collect();
     poll_fn(|context| {
         for (_, commit, outcome) in waiting.iter_mut().filter(|(_, _, outcome)| outcome.is_none()) {

@@ -203,7 +203,7 @@ mod tests {
         let rules = [("*.txt".to_owned(), "text/x-ours".to_owned())];
         let by_rule = about(Path::new("sub/A.TXT"), b"H|\\^&|", &rules);
         assert_eq!((by_rule.content_type.as_str(), &by_rule.control_id[..]), ("text/x-ours", &b"sub/A.TXT"[..]));
-        assert_eq!(about(Path::new("a"), b"H|\\^&|", &rules).content_type, "application/astm");
+        assert_eq!(about(Path::new("a"), b"H|\\^&|", &rules).content_type, "application/vnd.wardgate.astm");
         let message = about(Path::new("a"), b"MSH|^~\\&|A|B|C|D|20260102||ORU^R01|4711|P|2.5\r", &rules);
         assert_eq!((message.content_type.as_str(), &message.control_id[..]), ("application/hl7-v2", &b"4711"[..]));
         assert!(about(Path::new("a"), b"MSH|^~\\&|A\r", &rules).flags.has(Flags::NO_CONTROL_ID));

@@ -277,8 +277,7 @@ impl Point {
             (Sample::Value(old), Sample::Value(new)) if self.config.dead_band > 0.0 => {
                 let number = |text: &str| text.parse::<f64>().unwrap_or(f64::NAN);
                 let moved = (number(new) - number(old)).abs();
-                // Written so that a number that is none counts as a change.
-                !(moved <= self.config.dead_band)
+                moved.is_nan() || moved > self.config.dead_band
             }
             _ => old != new,
         }
