@@ -13,8 +13,8 @@
 //! The rooms, in the order of that way:
 //!
 //! * [`values`], [`envelope`], [`status`]: what the rooms hand each other. Checked values, the message, the counters.
-//! * [`source`]: the device side, `mllp`, `dicom`, `modbus` and `folder`. `accept` is the listener that they share, `plug` how local
-//!   devices plug in, `intake` their way into the spool.
+//! * [`source`]: the device side: `mllp`, `dicom`, `modbus`, `folder`, and `serial` and `udp` by a `profile`. `accept` is the listener
+//!   that they share, `plug` how local devices plug in, `intake` their way into the spool.
 //! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets, Modbus;
 //!   pure and fuzzed.
 //! * [`spool`]: the durable queue. Its head is the document of the format on disk.

@@ -27,6 +27,7 @@ mod dicom_connection;
 mod dicom_link;
 mod dicom_store;
 pub mod folder;
+pub mod identify;
 pub mod intake;
 pub mod mllp;
 mod mllp_connection;
@@ -38,8 +39,14 @@ mod plug_journal;
 mod plug_line;
 #[cfg(test)]
 mod plug_tests;
+pub mod profile;
 pub mod readings;
 pub mod seldom;
+pub mod serial;
+mod serial_line;
+#[cfg(test)]
+mod serial_tests;
+pub mod udp;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.
 pub type Stop = CancellationToken;
@@ -92,6 +99,10 @@ pub enum SourceConfig {
     Folder(folder::FolderConfig),
     /// Modbus, RTU and TCP.
     Modbus(modbus::ModbusConfig),
+    /// Frames on a serial line or a connection, by a profile.
+    Serial(serial::SerialSourceConfig),
+    /// Datagrams, by a profile.
+    Udp(udp::UdpConfig),
 }
 
 impl SourceConfig {
@@ -102,6 +113,8 @@ impl SourceConfig {
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
             Self::Folder(_) => folder::Folder::PROTOCOL,
             Self::Modbus(_) => modbus::Modbus::PROTOCOL,
+            Self::Serial(_) => serial::Serial::PROTOCOL,
+            Self::Udp(_) => udp::Udp::PROTOCOL,
         }
     }
 
@@ -111,6 +124,8 @@ impl SourceConfig {
             Self::Mllp(_) | Self::Folder(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
             Self::Modbus(config) => config.log.class(),
+            Self::Serial(config) => config.log.class(),
+            Self::Udp(config) => config.log.class(),
         }
     }
 
@@ -121,6 +136,8 @@ impl SourceConfig {
             Self::Dicom(config) => config.silent_after,
             Self::Folder(config) => config.silent_after,
             Self::Modbus(config) => config.silent_after,
+            Self::Serial(config) => config.silent_after,
+            Self::Udp(config) => config.silent_after,
         }
     }
 
@@ -131,6 +148,8 @@ impl SourceConfig {
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
             Self::Folder(config) => start::<folder::Folder>(config.clone(), intake, stop).await,
             Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
+            Self::Serial(config) => start::<serial::Serial>(config.clone(), intake, stop).await,
+            Self::Udp(config) => start::<udp::Udp>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -142,6 +161,8 @@ impl Section for SourceConfig {
             Self::Dicom(config) => config.check(problems),
             Self::Folder(config) => config.check(problems),
             Self::Modbus(config) => config.check(problems),
+            Self::Serial(config) => config.check(problems),
+            Self::Udp(config) => config.check(problems),
         });
     }
 
@@ -151,6 +172,8 @@ impl Section for SourceConfig {
             Self::Dicom(config) => config.files(visit),
             Self::Folder(config) => config.files(visit),
             Self::Modbus(config) => config.files(visit),
+            Self::Serial(config) => config.files(visit),
+            Self::Udp(config) => config.files(visit),
         }
     }
 }

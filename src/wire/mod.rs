@@ -9,10 +9,12 @@
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
 //!   DICOMweb server's answer.
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
+pub mod checksum;
 pub mod commitment;
 pub mod dicom_element;
 pub mod dicom_file;
@@ -33,6 +35,7 @@ pub mod pdu_associate;
 mod pdu_item;
 mod pdu_user;
 pub mod result_file;
+pub mod serial_frame;
 pub mod stow;
 
 #[cfg(test)]

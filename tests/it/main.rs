@@ -28,6 +28,7 @@ mod peers;
 mod privacy;
 mod probe;
 mod probe_dicom;
+mod serial;
 mod spool_commands;
 mod support;
 mod sync_order;
