@@ -132,6 +132,32 @@ fn understood_as_senml(files: &[PathBuf]) {
 }
 
 #[test]
+fn an_observation_of_nobody_known_lacks_the_patients_id_and_nothing_else() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut server = Process::start(python_peer("mllp_server.py").arg("--store").arg(store.path()));
+    let upstream = engine("engine", server.listening().port());
+    let gateway =
+        Gateway::start(folder.path(), &(source("monitors") + &upstream + &route("engine", "as = \"pcd-01\"")));
+    let mut device = Device::connect(gateway.endpoint("monitors"));
+    // No probe, a unit and a code that nobody else knows, a text that would break its field.
+    let observed = "OBX|1|NM|150456^MDC_PULS_OXIM_SAT_O2^MDC|1.1.1.1|---||||||R\rOBX|2|NM|LK^Leck^L|1.1.1.2|5|furz^furz^L|||||R\r\
+        OBX|3|ST|M^Mode^L|1.1.1.3|a\\F\\b\\X0D\\OBX\\F\\9||||||R\r";
+    device.send(format!("MSH|^~\\&|MON||||20260102030405||ORU^R01|1|P|2.5|||AL|NE\r{observed}").as_bytes());
+    eventually("it is delivered", || gateway.backlog() == 0);
+    assert_eq!(gateway.dead(), [Value::Null; 0]);
+    let order = fs::read_to_string(store.path().join("order")).unwrap();
+    let body = store.path().join(order.split(' ').next().unwrap());
+    let read = &lines(&succeeds(python_peer("hl7_check.py").arg(body)))[0];
+    // Whom it was measured on can't be made up: CX.1 stays empty, as the profile has it for a device that does not know.
+    assert_eq!(read["faults"], serde_json::json!(["Error: Missing required child PID_3.CX_1"]));
+    let told =
+        |index: usize| ["type", "code", "value", "unit", "status"].map(|key| read["observations"][index][key].clone());
+    assert_eq!(told(0), ["", "150456", "", "", "X"]);
+    assert_eq!(told(1), ["NM", "Leck", "5", "furz", "R"]);
+    assert_eq!((told(2)[0].clone(), read["observations"].as_array().unwrap().len()), ("ST".into(), 3));
+}
+
+#[test]
 fn a_message_that_has_no_such_form_is_a_dead_letter_that_says_so_and_the_lane_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -184,6 +210,8 @@ fn check_tells_forms_that_contradict_and_forms_that_an_upstream_can_not_take() {
     assert!(two.contains("route 2 gives some of these messages to the same upstream in another form"), "{two}");
     let json = told(&(parts.clone() + &route("engine", "as = \"json\"") + &route("out", "")));
     assert!(json.contains("\"engine\" takes HL7 v2 only"), "{json}");
+    let reading = parts.replace("monitors.mllp", "monitors.udp") + &route("engine", "") + &route("out", "");
+    assert!(told(&reading).contains("is no HL7, which is all that \"engine\" takes: write as = \"pcd-01\""));
     let odd = told(&(parts.clone() + &route("engine", "") + &route("out", "as = \"fhir\"")));
     assert!(odd.contains("fhir") && odd.contains("pcd-01"), "{odd}");
     fs::write(
