@@ -28,11 +28,7 @@ mod astm_session;
 mod astm_tests;
 mod astm_transfers;
 pub mod dicom;
-mod dicom_association;
-pub mod dicom_commitment;
-mod dicom_connection;
-mod dicom_link;
-mod dicom_store;
+pub mod folder;
 pub mod identify;
 pub mod intake;
 pub mod medibus;
@@ -122,6 +118,8 @@ pub enum SourceConfig {
     Mqtt(mqtt::MqttConfig),
     /// Laboratory analysers.
     Astm(astm::AstmConfig),
+    /// Files in a watched folder.
+    Folder(folder::FolderConfig),
     /// Frames on a serial line or a connection, by a profile.
     Serial(serial::SerialSourceConfig),
     /// Datagrams, by a profile.
@@ -138,6 +136,7 @@ impl SourceConfig {
             Self::Medibus(_) => medibus::Medibus::PROTOCOL,
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Astm(_) => astm::Astm::PROTOCOL,
+            Self::Folder(_) => folder::Folder::PROTOCOL,
             Self::Serial(_) => serial::Serial::PROTOCOL,
             Self::Udp(_) => udp::Udp::PROTOCOL,
         }
@@ -151,6 +150,7 @@ impl SourceConfig {
             Self::Modbus(config) => config.log.class(),
             Self::Medibus(config) => config.log.class(),
             Self::Mqtt(config) => config.log.class(),
+            Self::Mllp(_) | Self::Folder(_) => Class::Clinical,
             Self::Serial(config) => config.log.class(),
             Self::Udp(config) => config.log.class(),
         }
@@ -165,6 +165,7 @@ impl SourceConfig {
             Self::Medibus(config) => config.silent_after,
             Self::Mqtt(config) => config.silent_after,
             Self::Astm(config) => config.silent_after,
+            Self::Folder(config) => config.silent_after,
             Self::Serial(config) => config.silent_after,
             Self::Udp(config) => config.silent_after,
         }
@@ -179,6 +180,7 @@ impl SourceConfig {
             Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
             Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
             Self::Astm(config) => start::<astm::Astm>(config.clone(), intake, stop).await,
+            Self::Folder(config) => start::<folder::Folder>(config.clone(), intake, stop).await,
             Self::Serial(config) => start::<serial::Serial>(config.clone(), intake, stop).await,
             Self::Udp(config) => start::<udp::Udp>(config.clone(), intake, stop).await,
         }
@@ -194,6 +196,7 @@ impl Section for SourceConfig {
             Self::Medibus(config) => config.check(problems),
             Self::Mqtt(config) => config.check(problems),
             Self::Astm(config) => config.check(problems),
+            Self::Folder(config) => config.check(problems),
             Self::Serial(config) => config.check(problems),
             Self::Udp(config) => config.check(problems),
         });
@@ -207,6 +210,7 @@ impl Section for SourceConfig {
             Self::Medibus(config) => config.files(visit),
             Self::Mqtt(config) => config.files(visit),
             Self::Astm(config) => config.files(visit),
+            Self::Folder(config) => config.files(visit),
             Self::Serial(config) => config.files(visit),
             Self::Udp(config) => config.files(visit),
         }

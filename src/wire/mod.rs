@@ -10,6 +10,8 @@
 //! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
 //!   `mqtt_answer` what it is told, `mqtt_topic` where it may publish.
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
