@@ -19,6 +19,9 @@ mod dicom_peers;
 mod floor;
 mod load;
 mod message;
+mod mqtt;
+mod mqtt_floor;
+mod mqtt_load;
 mod proc;
 mod rows;
 mod sink;
@@ -35,6 +38,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("memory", rows::memory),
     ("drain", rows::drain),
     ("dicom", dicom::rows),
+    ("mqtt", mqtt::rows),
 ];
 
 /// How long and how often; set by the command line.
@@ -120,7 +124,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt]"
     );
     std::process::exit(2);
 }
