@@ -11,6 +11,8 @@ use crate::values::counted;
 
 /// A lane whose oldest message waits for longer, in seconds, raises an alarm.
 const BACKLOG_AGE_S: u64 = 5 * 60;
+/// So long after the last question of a device that nobody answers, in seconds, its alarm goes.
+const QUERY_ALARM_S: u64 = 24 * 3600;
 /// Damaged files that an alarm names.
 const FILES_MAX: usize = 5;
 
@@ -18,6 +20,15 @@ const FILES_MAX: usize = 5;
 pub fn derive(status: &Status) -> Vec<Alarm> {
     let mut alarms = Vec::new();
     for (name, source) in &status.sources {
+        if let Some(asked_s) = source.last_query_s.filter(|asked_s| *asked_s < QUERY_ALARM_S) {
+            let text = format!(
+                "the analyser asks for orders ({}, the last {} min ago) and nobody answers here: turn off query mode (\"host query\") on \
+                 the analyser, or it may wait before each sample. Its results are taken all the same",
+                counted(source.queries, "question"),
+                asked_s / 60
+            );
+            alarms.push(alarm("query-unanswered", name, text));
+        }
         if let Some(trouble) = &source.trouble {
             let text = format!("this source is not running: {trouble}. It is tried again by itself");
             alarms.push(alarm("source-down", name, text));

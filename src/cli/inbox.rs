@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ledger::{Books, fingerprint};
-use crate::wire::dicom_file::FileMeta;
+use crate::wire::dicom::file::FileMeta;
 
 /// Largest file that is looked at as a monitor's message: they are 1 kB long.
 const MESSAGE_BYTES_MAX: u64 = 64 << 10;
@@ -104,7 +104,7 @@ fn folders(folder: &Path) -> io::Result<Vec<DirEntry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
+    use crate::wire::dicom::values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
 
     #[test]
     fn a_monitors_message_is_ticked_off_and_a_real_devices_stays() {

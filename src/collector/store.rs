@@ -418,7 +418,8 @@ fn file_name(label: &Label, opened: bool) -> String {
     let extension = match essence {
         "application/hl7-v2" => "hl7",
         "application/dicom" => "dcm",
-        "application/json" | "application/fhir+json" => "json",
+        "application/json" | "application/fhir+json" | "application/senml+json" => "json",
+        "application/vnd.wardgate.record+json" => "json",
         "text/plain" => "txt",
         _ => "bin",
     };

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::Config;
 use super::burials::Burials;
 use super::reports;
+use crate::callers::Callers;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
-use crate::route;
+use crate::route::{self, convert::Conversions};
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started};
 use crate::spool::Spool;
@@ -32,7 +33,10 @@ pub struct Parts {
     config: Config,
     sources: BTreeMap<Name, RunningSource>,
     upstreams: BTreeMap<Name, RunningUpstream>,
+    /// In which forms messages go; forwarders look at it when they send.
+    conversions: watch::Sender<Arc<Conversions>>,
     burials: Burials,
+    callers: Callers,
 }
 
 struct RunningSource {
@@ -62,7 +66,9 @@ impl Parts {
             config: config.clone(),
             sources: BTreeMap::new(),
             upstreams: BTreeMap::new(),
+            conversions: watch::Sender::new(Arc::new(conversions(config))),
             burials: Burials::default(),
+            callers: Callers::default(),
         }
     }
 
@@ -79,12 +85,14 @@ impl Parts {
         if self.spool.is_destroyed() {
             return Err("the keys of the spool were destroyed: nothing can be stored any more".into());
         }
-        let new = reports::with_reports(new, &self.spool);
+        let new = reports::with_reports(new, &self.spool, &self.callers);
         let (old, new_spool) = (&self.config.spool, &new.spool);
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
         }
-        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+        // What a source keeps for itself it hands over when it stops.
+        let own = Name::assembly();
+        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0 && lane.upstream != own) {
             if !new.upstreams.contains_key(&lane.upstream) {
                 return Err(format!(
                     "{} for the upstream \"{}\", which is not in it any more: keep it and say in \
@@ -103,7 +111,7 @@ impl Parts {
     pub async fn settle(&mut self, config: &Config) -> Vec<String> {
         let identity_changed =
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
-        self.config = reports::with_reports(config, &self.spool);
+        self.config = reports::with_reports(config, &self.spool, &self.callers);
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
         self.start_sources().await
@@ -124,6 +132,9 @@ impl Parts {
     /// buried. None of this can be undone, so none of it happens while it may still be refused.
     pub async fn put_in_force(&mut self) {
         self.spool.set_limits(&self.config.spool);
+        let former = Arc::clone(&self.conversions.borrow());
+        let conversions = conversions(&self.config).with_former(&former, &self.config.routes);
+        self.conversions.send_replace(Arc::new(conversions));
         for (name, source) in &self.sources {
             source.targets.send_replace(self.targets(name));
         }
@@ -206,7 +217,9 @@ impl Parts {
         }
         for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
             alarms.extend(self.decision_wanted(&lane));
-            if !self.config.upstreams.contains_key(&lane.upstream) {
+            if lane.upstream == Name::assembly() {
+                alarms.extend(self.unfinished(&lane));
+            } else if !self.config.upstreams.contains_key(&lane.upstream) {
                 let text = format!(
                     "{} for an upstream that is not configured any more: add it again, with retired = \"drain\" \
                      or retired = \"dead-letter\" if it is gone for good",
@@ -220,6 +233,19 @@ impl Parts {
             }
         }
         alarms
+    }
+
+    /// Parts of messages that their source kept for itself, when it is not there any more.
+    fn unfinished(&self, lane: &LaneStatus) -> Option<Alarm> {
+        let source = &lane.source;
+        (!self.sources.contains_key(source)).then(|| Alarm {
+            code: "orphaned-lane".into(),
+            about: source.to_string(),
+            text: format!(
+                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a                  moment, and what came is sent as an incomplete message",
+                counted(lane.backlog, "frame")
+            ),
+        })
     }
 
     /// A lane that stands still until a person decides, with the commands that decide.
@@ -264,7 +290,8 @@ impl Parts {
             // The first message should not wait for its file to be written through.
             tokio::task::spawn_blocking(move || spool.prepare(class));
             let (targets, told) = watch::channel(self.targets(&name));
-            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told);
+            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told)
+                .with_callers(self.callers.clone());
             let stop = CancellationToken::new();
             let started = part.config.start(intake.clone(), stop.clone()).await;
             if let Err(error) = &started.first {
@@ -304,6 +331,7 @@ impl Parts {
             identity,
             spool: self.spool.clone(),
             lanes: lanes.iter().map(|(class, source)| self.spool.lane(*class, source, &name)).collect(),
+            conversions: self.conversions.subscribe(),
             counters: Arc::clone(&counters),
             holds: Arc::clone(&holds),
             status: self.status.clone(),
@@ -368,6 +396,12 @@ impl RunningUpstream {
             tracing::error!(upstream = %name, %error, "a forwarder ended badly");
         }
     }
+}
+
+/// What the configuration makes of messages when they are sent.
+fn conversions(config: &Config) -> Conversions {
+    let (gateway, codes) = (&config.gateway, Arc::clone(&config.codes));
+    Conversions::new(&config.routes, &gateway.name, &gateway.site, codes)
 }
 
 /// `1 message still waits`, `2 messages still wait`.

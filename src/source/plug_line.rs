@@ -43,6 +43,14 @@ impl Line {
         Self { kind: Kind::Tcp(Box::new(stream)), counters, unplugged }
     }
 
+    /// What tells lines of one source apart, also over reconnects: the peer's address; empty for a serial port, of which a source has one.
+    pub fn place(&self) -> String {
+        match &self.kind {
+            Kind::Serial(..) => String::new(),
+            Kind::Tcp(stream) => stream.peer().ip().to_canonical().to_string(),
+        }
+    }
+
     /// Whether it is a serial port, where bytes can be damaged on the way; a connection delivers them whole or not at all.
     pub fn is_serial(&self) -> bool {
         matches!(self.kind, Kind::Serial(..))

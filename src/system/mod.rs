@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod disk;
 pub mod fault;
 pub mod logging;
+pub mod password;
 pub mod process;
 pub mod serial;
 pub mod stream;

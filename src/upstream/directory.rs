@@ -308,7 +308,7 @@ fn file_name(envelope: &Envelope, sealed: bool) -> String {
     let extension = match media {
         "application/hl7-v2" => "hl7",
         "application/dicom" => "dcm",
-        "application/json" => "json",
+        "application/json" | "application/senml+json" | "application/vnd.wardgate.record+json" => "json",
         _ => "bin",
     };
     let age = if sealed { ".age" } else { "" };

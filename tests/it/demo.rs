@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use wardgate::wire::dicom_file::FileMeta;
-use wardgate::wire::dicom_sample::{CtSlice, Sample};
-use wardgate::wire::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE};
+use wardgate::wire::dicom::file::FileMeta;
+use wardgate::wire::dicom::sample::{CtSlice, Sample};
+use wardgate::wire::dicom::values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE};
 
 use crate::support::dicom::modality;
 use crate::support::dicom_files::{ct_images, faults, hashes, hashes_in};

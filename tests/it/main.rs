@@ -22,6 +22,7 @@ mod house;
 mod kill9;
 mod medibus;
 mod mqtt;
+mod mqtt_source;
 mod peers;
 mod privacy;
 mod probe;

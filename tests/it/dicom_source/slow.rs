@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 
-use wardgate::wire::dicom_values::CT_IMAGE;
-use wardgate::wire::dimse::{Command, Status};
-use wardgate::wire::pdu::{Kind, Pdv, write_data};
+use wardgate::wire::dicom::dimse::{Command, Status};
+use wardgate::wire::dicom::pdu::{Kind, Pdv, write_data};
+use wardgate::wire::dicom::values::CT_IMAGE;
 
 use super::device::{COMMITMENT, CT, Device, instance};
 use super::start;

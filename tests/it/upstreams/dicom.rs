@@ -8,9 +8,9 @@ use bytes::Bytes;
 use wardgate::envelope::{Body, BodyError, Envelope, Pieces};
 use wardgate::upstream::dicom::{Dicom, DicomConfig};
 use wardgate::upstream::{SendError, Upstream};
-use wardgate::wire::dicom_file::FileMeta;
-use wardgate::wire::dicom_sample::Sample;
-use wardgate::wire::dicom_values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE, Uid};
+use wardgate::wire::dicom::file::FileMeta;
+use wardgate::wire::dicom::sample::Sample;
+use wardgate::wire::dicom::values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE, Uid};
 
 use super::{envelope, identity, section};
 use crate::support::certs::Authority;
