@@ -163,7 +163,13 @@ impl Assembly {
         }
     }
 
-    async fn part(&mut self, place: Place, part: &Part<'_>, received: Stamp, starting: bool) -> Result<(), CommitError> {
+    async fn part(
+        &mut self,
+        place: Place,
+        part: &Part<'_>,
+        received: Stamp,
+        starting: bool,
+    ) -> Result<(), CommitError> {
         if part.kind == Kind::Other {
             self.in_hand.push_back(InHand { place, waits: None });
             return self.other(part, received).await;

@@ -107,8 +107,15 @@ mod tests {
             (Kind::Bare, Some(b'\n'), "fe80::1"),
             (Kind::Other, None, ""),
         ] {
-            let part =
-                Part { transfer: u64::MAX, ordinal: 3, start: 1, record, kind, line: line.into(), text: b"R|1\n\r\xff" };
+            let part = Part {
+                transfer: u64::MAX,
+                ordinal: 3,
+                start: 1,
+                record,
+                kind,
+                line: line.into(),
+                text: b"R|1\n\r\xff",
+            };
             let stored = part.encode();
             assert_eq!(Part::decode(&stored).as_ref(), Some(&part));
             assert_eq!(part.identity().is_some(), matches!(kind, Kind::Frame { .. }));

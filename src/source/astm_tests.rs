@@ -8,11 +8,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Duration, advance, pause, resume, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Stop;
 use super::astm_assembly::{Assembly, CONTENT_TYPE, OTHER_CONTENT_TYPE};
 use super::astm_session::{Settings, serve};
 use super::astm_transfers::REJOIN_TIME;
 use super::intake::Intake;
-use super::Stop;
 use crate::envelope::{Class, Envelope, Flags};
 use crate::spool::{Disk, Secret, Spool, SpoolConfig};
 use crate::values::Name;
@@ -85,8 +85,7 @@ impl Box {
 impl Running {
     fn line(&self, place: &str) -> Analyser {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
-        let session =
-            serve(ours, place.to_owned(), Arc::clone(&self.settings), self.intake.clone(), self.stop.clone());
+        let session = serve(ours, place.to_owned(), Arc::clone(&self.settings), self.intake.clone(), self.stop.clone());
         Analyser { stream: theirs, session: tokio::spawn(session) }
     }
 

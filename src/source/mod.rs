@@ -39,11 +39,6 @@ mod mllp_connection;
 #[cfg(test)]
 mod mllp_tests;
 pub mod modbus;
-pub mod plug;
-mod plug_journal;
-mod plug_line;
-#[cfg(test)]
-mod plug_tests;
 pub mod mqtt;
 mod mqtt_clients;
 mod mqtt_connection;
@@ -52,6 +47,11 @@ mod mqtt_greeting;
 mod mqtt_inlet;
 mod mqtt_reading;
 mod mqtt_ring;
+pub mod plug;
+mod plug_journal;
+mod plug_line;
+#[cfg(test)]
+mod plug_tests;
 pub mod readings;
 pub mod seldom;
 

@@ -160,7 +160,8 @@ pub fn records(message: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn control_id(header: &[u8]) -> Option<&[u8]> {
     let line = records(header).next()?;
     let record = Record::new(line, Delimiters::of(line)?);
-    let id = [HEADER_CONTROL_ID, HEADER_TIME].map(|number| record.field(number)).into_iter().find(|id| !id.is_empty())?;
+    let id =
+        [HEADER_CONTROL_ID, HEADER_TIME].map(|number| record.field(number)).into_iter().find(|id| !id.is_empty())?;
     id.get(..id.len().min(CONTROL_ID_BYTES_MAX))
 }
 

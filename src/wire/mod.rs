@@ -8,8 +8,8 @@
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
 //! * MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
 //! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394.
-//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
+//!   `mqtt_answer` what it is told, `mqtt_topic` where it may publish.
 
 pub mod ack;
 pub mod answer;
@@ -39,4 +39,3 @@ mod corpus;
 mod mllp_tests;
 #[cfg(test)]
 mod mqtt_packet_tests;
-#[cfg(test)]
