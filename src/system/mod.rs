@@ -12,6 +12,7 @@ pub mod fault;
 pub mod logging;
 pub mod password;
 pub mod process;
+pub mod pty;
 pub mod serial;
 pub mod stream;
 pub mod systemd;
