@@ -15,6 +15,7 @@ use crate::admin::access::SOCKET_PATH;
 use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
+pub mod analyser;
 pub mod check;
 pub mod collect;
 pub mod dead;
@@ -39,6 +40,7 @@ pub mod recover;
 pub mod replay;
 pub mod run;
 pub mod scanner;
+pub mod sensors;
 pub mod spool;
 pub mod status;
 pub mod status_view;

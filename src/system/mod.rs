@@ -13,6 +13,7 @@ pub mod logging;
 pub mod password;
 pub mod ports;
 pub mod process;
+pub mod pty;
 pub mod serial;
 pub mod stream;
 pub mod systemd;

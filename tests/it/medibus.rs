@@ -261,6 +261,20 @@ fn between_seldom_questions_the_line_is_kept_alive() {
 }
 
 #[test]
+fn a_question_that_the_device_never_answers_is_left_out_and_the_others_go_on() {
+    let ward = Ward::new();
+    let device = ward.device(&["--mute", "2C"]);
+    let gateway = ward.gateway(OFTEN);
+    let numerics = ward.eventually("numerics", 10);
+    let trouble = || gateway.status()["sources"]["vent"]["trouble"].clone();
+    eventually("no silence is told for long", || trouble().is_null());
+    ward.eventually("numerics", numerics.len() + 6);
+    let beginnings = device.lines().iter().filter(|line| *line == "icc").count();
+    assert!(beginnings <= 4, "it was initialised {beginnings} times:\n{}", device.said());
+    gateway.stop();
+}
+
+#[test]
 fn only_the_codes_that_the_site_wants_are_asked_for() {
     let ward = Ward::new();
     let mut device = ward.device(&["--without", "2B,2E,2C,2D"]);

@@ -41,6 +41,7 @@ parser.add_argument("--noise", action="store_true", help="bytes before SOH that 
 parser.add_argument("--silent-after", type=int, default=0, help="says nothing more after so many polls")
 parser.add_argument("--restart-at", type=int, default=0, help="at this poll it begins anew: it forgets the host and sends ICC itself")
 parser.add_argument("--without", default="", help="command codes that this model does not know: 2B,2E")
+parser.add_argument("--mute", default="", help="command codes that this model does not even echo")
 args = parser.parse_args()
 
 
@@ -76,7 +77,7 @@ for each in filter(None, args.alarm.split(";")):
     when, page, priority, code, phrase = each.split(":", 4)
     begin, end = (int(number) for number in when.split("-"))
     ALARMS.append((begin, end, {"1": 0x27, "2": 0x2E}[page], int(priority), code, phrase.ljust(12)[:12]))
-WITHOUT = {int(code, 16) for code in filter(None, args.without.split(","))}
+WITHOUT, MUTE = ({int(code, 16) for code in filter(None, codes.split(","))} for codes in (args.without, args.mute))
 
 
 def say(*words):
@@ -182,8 +183,8 @@ class Device:
             self.host_known = False
             self.answer(code)
             self.ask(0x52)
-        elif not self.initialised:
-            pass  # a stranger
+        elif not self.initialised or code in MUTE:
+            pass  # a stranger, or a question that it does not understand
         elif code == 0x30:
             say("nop")
             self.answer(code)
