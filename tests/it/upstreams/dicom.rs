@@ -63,7 +63,7 @@ fn hash(envelope: &Envelope) -> String {
     data_set_hash_of(envelope.body.as_whole().unwrap())
 }
 
-fn read(path: &Path) -> Envelope {
+pub(super) fn read(path: &Path) -> Envelope {
     envelope("2.25.1", std::fs::read(path).unwrap())
 }
 
