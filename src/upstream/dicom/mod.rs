@@ -6,9 +6,10 @@
 //! those that the device sent: nothing is converted unless `convert` allows it, and a refused transfer syntax is a dead letter that
 //! says so.
 //!
-//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Other statuses: refused.
+//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Statuses that blame the
+//!   instance (A9xx, Cxxx, 0117, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
 //! * A context that the archive does not accept: rejected, with the names of class and syntax.
-//! * A rejected association, an abort, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
+//! * A rejected association, a connection that ends, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -336,6 +337,11 @@ impl Job {
                 }
                 // The archive may have ended it in the moment in which we took it: no fault, and a new one tells.
                 Err(StoreError::Association(error)) if member.reused && !excused && has_ended(&error) => excused = true,
+                Err(StoreError::Association(AssociationError::Aborted(abort))) => {
+                    return Err(SendError::Refused {
+                        reason: format!("the archive ended the association at this instance: {abort}"),
+                    });
+                }
                 Err(StoreError::Association(error)) => return Err(error.into()),
                 Err(error) => return Err(SendError::Rejected { reason: error.to_string() }),
             }

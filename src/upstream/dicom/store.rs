@@ -207,10 +207,20 @@ pub fn verdict(status: Status) -> Result<String, SendError> {
         StatusClass::OutOfResources => Err(SendError::Busy { cause: said("it has no room for it now"), after: None }),
         // It has the instance, which is what we want of it; our second copy of one whose answer was lost is answered so.
         _ if status == Status::DUPLICATE_INSTANCE => Ok(format!("{:04X}", status.0)),
+        // The same bytes would get the same answer.
+        StatusClass::Failure if blames_the_instance(status) => {
+            Err(SendError::Rejected { reason: said(advice(status)) })
+        }
         StatusClass::Failure | StatusClass::Pending | StatusClass::Cancel => {
             Err(SendError::Refused { reason: said(advice(status)) })
         }
     }
+}
+
+/// Whether the archive says that it will never take what is in the instance: class (0118, 0122, A9xx), UID (0117, 0119) or encoding
+/// (Cxxx). Others, "processing failure" above all, may pass.
+fn blames_the_instance(status: Status) -> bool {
+    matches!(status.0, 0x0117..=0x0119 | 0x0122 | 0xa900..=0xa9ff | 0xc000..=0xcfff)
 }
 
 /// What may help.

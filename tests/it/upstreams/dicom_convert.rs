@@ -46,7 +46,7 @@ async fn converted(objects: &[Object], from: &str, to: &str, store: &Path) -> (V
             }
             Err(SendError::Rejected { reason }) => reasons.push(format!("{}: {reason}", object.path.display())),
             // pynetdicom ends the association over a retired class that it has no service for.
-            Err(SendError::Disconnected { .. }) if object.sop_class == RETIRED_ULTRASOUND => {}
+            Err(SendError::Refused { .. }) if object.sop_class == RETIRED_ULTRASOUND => {}
             Err(other) => panic!("{}: {other}", object.path.display()),
         }
     }
