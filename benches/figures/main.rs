@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+mod astm;
 mod broker;
 mod dicom;
 mod dicom_floor;
@@ -35,6 +36,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("memory", rows::memory),
     ("drain", rows::drain),
     ("dicom", dicom::rows),
+    ("astm", astm::rows),
 ];
 
 /// How long and how often; set by the command line.
@@ -120,7 +122,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,astm]"
     );
     std::process::exit(2);
 }

@@ -22,12 +22,14 @@ pub enum Upstream {
     Mqtt(SocketAddr),
     /// A DICOM archive without TLS, called `ARCHIVE`; the source is then DICOM too, called `WARDGATE`.
     Dicom(SocketAddr),
+    /// The folder `results`; the source is then ASTM.
+    Folder,
 }
 
 /// A running process under test.
 pub struct Subject {
     child: Child,
-    /// Where it takes MLLP, or DICOM.
+    /// Where it takes MLLP, DICOM or ASTM.
     pub address: SocketAddr,
     /// From its start until it accepted a connection, in seconds.
     pub started_in: f64,
@@ -39,12 +41,16 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
     let (log, source) = match upstream {
         Upstream::Dicom(_) => ("imaging", "dicom]\nae-title = \"WARDGATE\""),
         Upstream::Mllp(_) | Upstream::Mqtt(_) => ("clinical", "mllp]"),
+        Upstream::Folder => ("clinical", "astm]"),
     };
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Dicom(to) => {
             format!("[upstream.up.dicom]\naddress = \"{to}\"\ncalled = \"ARCHIVE\"\nplain = true\n")
+        }
+        Upstream::Folder => {
+            format!("[upstream.up.directory]\npath = \"{}/results\"\nunsealed = true\n", folder.display())
         }
     };
     let folder = folder.display();
@@ -81,7 +87,7 @@ impl Subject {
     /// The same, with this quota.
     pub fn wardgate_within(folder: &Path, upstream: Upstream, quota: &str) -> Self {
         let _absent = fs::remove_dir_all(folder);
-        fs::create_dir_all(folder).unwrap();
+        fs::create_dir_all(folder.join("results")).unwrap();
         let address = free_address();
         fs::write(folder.join("gateway.toml"), config(folder, address, upstream, quota)).unwrap();
         Self::start(wardgate(folder), address, folder)

@@ -308,6 +308,7 @@ fn file_name(envelope: &Envelope, sealed: bool) -> String {
     let extension = match media {
         "application/hl7-v2" => "hl7",
         "application/dicom" => "dcm",
+        "application/vnd.wardgate.astm" => "astm",
         "application/json" => "json",
         _ => "bin",
     };

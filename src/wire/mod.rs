@@ -7,12 +7,14 @@
 //!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
 //!   DICOMweb server's answer.
-//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394.
+//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json`
+//!   a message of them as JSON.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
 pub mod astm;
+pub mod astm_json;
 pub mod astm_record;
 pub mod commitment;
 pub mod dicom_element;
