@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+mod astm;
 mod broker;
 mod dicom;
 mod dicom_floor;
@@ -39,6 +40,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("drain", rows::drain),
     ("dicom", dicom::rows),
     ("mqtt", mqtt::rows),
+    ("astm", astm::rows),
 ];
 
 /// How long and how often; set by the command line.
@@ -125,6 +127,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 fn usage(wrong: &str) -> ! {
     eprintln!(
         "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,astm]"
     );
     std::process::exit(2);
 }

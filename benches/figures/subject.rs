@@ -25,6 +25,8 @@ pub enum Upstream {
     Dicom(SocketAddr),
     /// Nowhere: nobody listens. The source is MQTT, for the clients `load-0` and on, and for the user `idle`.
     Away,
+    /// The folder `results`; the source is then ASTM.
+    Folder,
 }
 
 /// The password of the user `idle`.
@@ -33,7 +35,7 @@ pub const IDLE_PASSWORD: &str = "idle";
 /// A running process under test.
 pub struct Subject {
     child: Child,
-    /// Where it takes MLLP, or DICOM.
+    /// Where it takes MLLP, DICOM or ASTM.
     pub address: SocketAddr,
     /// From its start until it accepted a connection, in seconds.
     pub started_in: f64,
@@ -46,6 +48,7 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
         Upstream::Dicom(_) => ("imaging", "dicom]\nae-title = \"WARDGATE\""),
         Upstream::Mllp(_) | Upstream::Mqtt(_) => ("clinical", "mllp]"),
         Upstream::Away => ("telemetry", "mqtt]\nmax-connections = 4096"),
+        Upstream::Folder => ("clinical", "astm]"),
     };
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
@@ -55,6 +58,8 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
         }
         Upstream::Away => {
             format!("{}[upstream.up.mllp]\naddress = \"{}\"\nplain = true\n", mqtt_clients(), free_address())
+        Upstream::Folder => {
+            format!("[upstream.up.directory]\npath = \"{}/results\"\nunsealed = true\n", folder.display())
         }
     };
     let folder = folder.display();
@@ -103,7 +108,7 @@ impl Subject {
     /// The same, with this quota.
     pub fn wardgate_within(folder: &Path, upstream: Upstream, quota: &str) -> Self {
         let _absent = fs::remove_dir_all(folder);
-        fs::create_dir_all(folder).unwrap();
+        fs::create_dir_all(folder.join("results")).unwrap();
         let address = free_address();
         fs::write(folder.join("gateway.toml"), config(folder, address, upstream, quota)).unwrap();
         Self::start(wardgate(folder), address, folder)

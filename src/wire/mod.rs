@@ -11,11 +11,13 @@
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
 //!   `mqtt_answer` what it is told, `mqtt_topic` where it may publish.
 //! * Serial lines: `serial_frame` frames, `checksum` what checks them.
+//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json`
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
 pub mod astm;
+pub mod astm_json;
 pub mod astm_record;
 pub mod dicom;
 //! * Serial lines: `serial_frame` frames, `checksum` what checks them.

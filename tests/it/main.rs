@@ -6,6 +6,7 @@
 // Test helpers run outside #[test] functions too, and a test that unwraps has asserted.
 #![allow(clippy::unwrap_used)]
 
+mod astm_source;
 mod cli;
 mod collect;
 mod control;
