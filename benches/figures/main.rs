@@ -126,8 +126,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt]"
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,astm]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt,astm]"
     );
     std::process::exit(2);
 }

@@ -58,6 +58,7 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
         }
         Upstream::Away => {
             format!("{}[upstream.up.mllp]\naddress = \"{}\"\nplain = true\n", mqtt_clients(), free_address())
+        }
         Upstream::Folder => {
             format!("[upstream.up.directory]\npath = \"{}/results\"\nunsealed = true\n", folder.display())
         }

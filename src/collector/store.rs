@@ -421,7 +421,6 @@ fn file_name(label: &Label, opened: bool) -> String {
         "application/json" | "application/fhir+json" | "application/senml+json" => "json",
         "application/vnd.wardgate.record+json" => "json",
         "application/vnd.wardgate.astm" => "astm",
-        "application/json" | "application/fhir+json" => "json",
         "text/plain" => "txt",
         _ => "bin",
     };

@@ -245,7 +245,7 @@ impl Parts {
             code: "orphaned-lane".into(),
             about: source.to_string(),
             text: format!(
-                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a                  moment, and what came is sent as an incomplete message",
+                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a moment, and what came is sent as an incomplete message",
                 counted(lane.backlog, "frame")
             ),
         })

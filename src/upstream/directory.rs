@@ -310,7 +310,6 @@ fn file_name(envelope: &Envelope, sealed: bool) -> String {
         "application/dicom" => "dcm",
         "application/json" | "application/senml+json" | "application/vnd.wardgate.record+json" => "json",
         "application/vnd.wardgate.astm" => "astm",
-        "application/json" => "json",
         _ => "bin",
     };
     let age = if sealed { ".age" } else { "" };
