@@ -36,6 +36,8 @@ const SETTINGS: [(u32, u8, Parity); 9] = [
 ];
 /// Bytes of a device that are enough to tell.
 const SNIFFED_BYTES_MAX: usize = 8 << 10;
+/// Hexadecimal digits of the last bytes that a table has room for; --json has all that are kept.
+const SHOWN_DIGITS: usize = 32;
 
 /// List the serial ports of this box: adapter, place, who uses it, what it looks like.
 #[derive(Debug, Args)]
@@ -176,8 +178,8 @@ fn table(all: &[Told]) -> Table {
         Column::left("NOW").optional(5),
         Column::left("USED BY"),
         Column::left("LINE").optional(2),
-        Column::left("STATE").shrinking(),
-        Column::left("LAST BYTES").shrinking().optional(1),
+        Column::left("STATE"),
+        Column::left("LAST BYTES").optional(1),
     ]);
     for told in all {
         table.row(row(told));
@@ -201,7 +203,7 @@ fn row(told: &Told) -> [String; 8] {
         told.used_by.clone().unwrap_or_default(),
         line,
         state,
-        last,
+        last.get(last.len().saturating_sub(SHOWN_DIGITS)..).unwrap_or_default().to_owned(),
     ]
 }
 
