@@ -18,7 +18,8 @@ use serde::Deserialize;
 use super::accept::{CONNECTIONS_DEFAULT, Listener, Rules};
 use super::intake::{Intake, STREAM_BYTES};
 use super::mqtt_clients::Clients;
-use super::mqtt_connection::{self, Endpoint};
+use super::mqtt_connection;
+use super::mqtt_endpoint::{Endpoint, TOPIC_BYTES_MAX};
 use super::readings::TelemetryLog;
 use super::{Source, SourceError, Stop};
 use crate::system::password::Hashed;
@@ -110,7 +111,7 @@ impl TryFrom<String> for Filter {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        match mqtt_topic::is_filter(&text) && text.len() <= mqtt_connection::TOPIC_BYTES_MAX {
+        match mqtt_topic::is_filter(&text) && text.len() <= TOPIC_BYTES_MAX {
             true => Ok(Self(text)),
             false => Err(format!(
                 "{text:?} is not a topic filter: levels stand between /, + stands for a whole level and # for all that follow"

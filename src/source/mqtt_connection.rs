@@ -10,29 +10,24 @@ use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::intake::{Intake, Share};
-use super::mqtt::MqttConfig;
-use super::mqtt_clients::{Clients, Place};
+use super::intake::Share;
+use super::mqtt_clients::Place;
+use super::mqtt_closing::Closing;
+use super::mqtt_endpoint::{Endpoint, TOPIC_BYTES_MAX};
 use super::mqtt_flights::{Flights, Landing, Waiting};
 use super::mqtt_inlet::{Inlet, Need};
-use super::mqtt_reading;
 use super::mqtt_ring::Ring;
 use super::readings::Reading;
-use super::seldom::Seldom;
-use super::{Stop, mqtt_greeting};
-use crate::spool::CommitError;
+use super::{mqtt_greeting, mqtt_reading};
 use crate::system::stream::Stream;
 use crate::wire::mqtt_answer::{self as answer, Reason};
 use crate::wire::mqtt_packet::{Fault, Packet, Publish, Version};
 
-/// Bytes of a topic that is taken. The standard allows 64 KiB; nobody routes by that.
-pub(super) const TOPIC_BYTES_MAX: usize = 1024;
 /// Messages of QoS 0 of one connection that are on their way to the disk at once.
 const QOS_0_FLIGHTS_MAX: usize = 16;
 /// Packet ids of QoS 2 that a client may have recorded and not released.
@@ -45,114 +40,6 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(4);
 const FAREWELL_TIME: Duration = Duration::from_millis(250);
 /// Bytes that the buffer of answers keeps.
 const ANSWERS_KEPT: usize = 256;
-
-/// What all connections of a source share.
-pub(super) struct Endpoint {
-    pub clients: Clients,
-    pub intake: Intake,
-    pub stop: Stop,
-    pub packet_bytes_max: usize,
-    pub receive_maximum: u16,
-    pub connect_time: Duration,
-    write_time: Duration,
-    /// Bytes in the rings of all connections.
-    ringed: Arc<AtomicUsize>,
-    pub strangers: Seldom,
-    endings: Seldom,
-    refusals: Seldom,
-    drops: Seldom,
-}
-
-impl Endpoint {
-    pub(super) fn new(config: &MqttConfig, clients: Clients, intake: Intake, stop: Stop) -> Self {
-        let quiet = Seldom::default;
-        Self {
-            clients,
-            intake,
-            stop,
-            packet_bytes_max: usize::try_from(config.max_packet_size.0).unwrap_or(usize::MAX),
-            receive_maximum: config.receive_maximum,
-            connect_time: config.connect_timeout.0,
-            write_time: config.write_timeout.0,
-            ringed: Arc::default(),
-            strangers: quiet(),
-            endings: quiet(),
-            refusals: quiet(),
-            drops: quiet(),
-        }
-    }
-}
-
-/// A client that was let in.
-pub(super) struct Guest {
-    pub place: Place,
-    pub version: Version,
-    pub keep_alive_s: u16,
-    /// The largest packet that it takes.
-    pub packet_bytes_max: usize,
-    pub will: Option<Box<Reading>>,
-    /// What it sent behind its CONNECT.
-    pub inlet: Inlet,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum Closing {
-    #[error("it said goodbye")]
-    Goodbye,
-    #[error("it said goodbye and wants its will published")]
-    GoodbyeWithWill,
-    #[error("the peer closed it without a goodbye")]
-    Peer,
-    #[error("the source is stopping")]
-    Stopped,
-    #[error("another connection came with the same client id: give each device its own")]
-    TakenOver,
-    #[error("nothing came within one and a half times the keep-alive")]
-    Silent,
-    #[error("a packet did not end in time")]
-    Slow,
-    #[error("the client did not read its acknowledgements within the write timeout")]
-    Deaf,
-    #[error("{0}")]
-    Fault(#[from] Fault),
-    #[error("it published where it may not, or to a topic of more than 1024 bytes: see its publish list")]
-    Refused(Reason),
-    #[error(
-        "more messages are unacknowledged than the receive maximum, or more of QoS 2 unreleased than anybody needs"
-    )]
-    TooMany,
-    #[error("its message could not be stored and is not acknowledged: {0}")]
-    NotStored(CommitError),
-    #[error("the connection broke: {0}")]
-    Broken(#[from] io::Error),
-}
-
-impl Closing {
-    /// The reason that a client of MQTT 5 is told, if there is anybody to tell.
-    fn reason(&self) -> Option<Reason> {
-        Some(match self {
-            Self::Goodbye | Self::GoodbyeWithWill | Self::Peer | Self::Deaf | Self::Broken(_) => return None,
-            Self::Stopped => Reason::ShuttingDown,
-            Self::TakenOver => Reason::TakenOver,
-            Self::Silent | Self::Slow => Reason::KeepAlive,
-            Self::Fault(fault) => Reason::Fault(*fault),
-            Self::Refused(reason) => *reason,
-            Self::TooMany => Reason::ReceiveMaximum,
-            Self::NotStored(CommitError::Full) => Reason::Quota,
-            Self::NotStored(CommitError::Failed) => Reason::Unspecified,
-        })
-    }
-
-    /// Whether the will is in force (3.1.2.5). A source that stops says so itself.
-    fn leaves_will(&self) -> bool {
-        !matches!(self, Self::Goodbye | Self::Stopped)
-    }
-
-    fn is_ordinary(&self) -> bool {
-        matches!(self, Self::Goodbye | Self::GoodbyeWithWill | Self::Peer | Self::Stopped)
-    }
-}
 
 /// Serves a connection until it ends or the source stops.
 pub(super) async fn serve(mut stream: Stream, endpoint: Arc<Endpoint>) {
@@ -343,6 +230,8 @@ impl Connection {
             let packet = Packet::read(header, inlet.body(header), self.version)?;
             let outcome = self.handle(packet);
             inlet.consume(header);
+            // What follows it has begun now: a busy client has half a packet at the end of nearly every read.
+            self.unfinished_since = None;
             outcome?;
             self.advance(inlet.first().is_some());
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::mqtt_connection::{Endpoint, Guest, TOPIC_BYTES_MAX};
+use super::mqtt_endpoint::{Endpoint, Guest, TOPIC_BYTES_MAX};
 use super::mqtt_inlet::{FREE_BYTES, Inlet};
 use super::mqtt_reading;
 use crate::system::stream::Stream;

@@ -81,12 +81,10 @@ impl Inlet {
         }
         let total = Header::read(&self.bytes, bytes_max).ok().flatten().map_or(0, Header::total);
         self.unfinished = Some(total);
-        match total {
-            _ if self.share.is_some() => Need::Nothing,
-            0..=FREE_BYTES => Need::Nothing,
-            0..=GATHER_BYTES => Need::Gathered,
-            _ => Need::Streamed,
+        if self.share.is_some() || total <= FREE_BYTES {
+            return Need::Nothing;
         }
+        if total <= GATHER_BYTES { Need::Gathered } else { Need::Streamed }
     }
 
     /// What was needed.

@@ -150,3 +150,31 @@ fn guessing_a_password_is_slow_and_does_not_tell_which_names_there_are() {
         assert!(began.elapsed() >= Duration::from_secs(1));
     }
 }
+
+#[test]
+fn topics_and_client_ids_stand_in_no_log_line_of_any_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let clients =
+        client("user = \"u\"\npassword = \"HASH\"\npublish = [\"ward3/#\"]").replace("HASH", &hashed("secret-word"));
+    start(folder.path(), "", &clients).stop();
+    let gateway = Gateway::again_with(folder.path(), &[("RUST_LOG", "trace")]);
+    let at = gateway.endpoint("sensors");
+    let paula = |level| Hello {
+        login: Some(("u", "secret-word")),
+        will: Some(("ward3/Probe-Paula", "Probe-Paula")),
+        ..hello(level, "Probe-Paula")
+    };
+    let mut first = Sensor::connect(at, &paula(5));
+    first.tell(1, "ward3/Probe-Paula/spo2", b"Probe-Paula");
+    first.send(&publish(5, 0x02, 2, "Probe-Paula", b"Probe-Paula")).unwrap();
+    assert_eq!(first.read().unwrap(), [0x40, 3, 0, 2, 0x87]);
+    // Taken over, cut off for its topic, gone without a goodbye, turned away.
+    let mut second = Sensor::connect(at, &paula(4));
+    second.send(&publish(4, 0x02, 2, "Probe-Paula", b"Probe-Paula")).unwrap();
+    second.is_closed_after(&[]);
+    drop(Sensor::connect(at, &paula(4)));
+    answered(at, &Hello { login: Some(("Probe-Paula", "secret-word")), ..hello(4, "Probe-Paula") });
+    eventually("all wills are stored", || sensors(&gateway)["stored"] == 4);
+    let said = gateway.stop();
+    assert!(said.contains("sensors") && !said.contains("Paula") && !said.contains("secret-word"), "{said}");
+}

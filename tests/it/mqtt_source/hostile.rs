@@ -83,8 +83,8 @@ fn a_connect_that_comes_byte_by_byte_is_not_waited_for_for_ever() {
 }
 
 #[test]
-fn two_thousand_silent_connections_leave_room_for_a_sensor() {
-    // Both ends are processes of this machine: each may have a thousand files and more.
+fn thousands_of_silent_connections_leave_room_for_a_sensor() {
+    // At once, so that both ends stay within the thousand files that a process may open by default.
     const MANY: usize = 700;
     let folder = tempfile::tempdir().unwrap();
     let gateway = start(folder.path(), "max-connections = 1000\nconnect-timeout = \"2s\"", ANYBODY);
