@@ -19,8 +19,8 @@
 //! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
 //!   and fuzzed.
 //! * [`spool`]: the durable queue. Its head is the document of the format on disk.
-//! * [`telemetry`]: what devices observe, in one device-neutral form.
-//! * [`route`]: which message goes where.
+//! * [`telemetry`]: what devices observe, in one device-neutral form; the codes of it, and the forms in which it is sent.
+//! * [`route`]: which message goes where, and in which form.
 //! * [`upstream`]: the network side: `mllp`, `dicom`, `stow`, `mqtt`, `https`, `directory`. `forwarder` is the only delivery loop;
 //!   `sealing` end-to-end encryption; `commitment` tells modalities what became of their instances.
 //! * [`collector`]: the other end of the mqtt upstream, for whoever receives there.

@@ -15,6 +15,7 @@ use super::say_json;
 use super::terminal::{plain, say};
 use crate::envelope::Body;
 use crate::upstream::SendError;
+use crate::upstream::dicom::Convert;
 use crate::upstream::dicom::archive::{Archive, AssociationError};
 use crate::upstream::dicom::association::{Association, Pair};
 use crate::upstream::dicom::commitment::{self, Commitment, Reports, fresh_uid};
@@ -244,7 +245,7 @@ async fn store(association: &mut Association, archive: &Archive, sop_instance: &
     let status = match store::store(association, context, instance, &Nothing).await {
         Ok(status) => status,
         Err(StoreError::Association(error)) => return Err(error.into()),
-        Err(StoreError::Body(error)) => return Err(Bad(Exit::Software, error.to_string())),
+        Err(error) => return Err(Bad(Exit::Software, error.to_string())),
     };
     store::verdict(status).map_err(sent)?;
     Ok(format!("{status}: {bytes} bytes of the invented patient WARDGATE^TEST, instance {sop_instance}"))
@@ -281,7 +282,7 @@ async fn commit(args: &DicomArgs, archive: &Archive, sop_instance: &Uid) -> Resu
         let listener = ReportsListener::open(&config).await.map_err(failed)?;
         beside.push(tokio::spawn(listener.run(archive.clone(), Arc::clone(&reports))));
     }
-    let rules = Rules { associations: 1, quiet: Duration::from_secs(1), standing: Vec::new() };
+    let rules = Rules { associations: 1, quiet: Duration::from_secs(1), standing: Vec::new(), convert: Convert::Never };
     let pool = Arc::new(Pool::new(archive.clone(), rules, Arc::clone(&reports) as _));
     let (commitment, wanted) = Commitment::new(args.timeout.0, listening);
     beside.push(tokio::spawn(commitment::ask(Arc::clone(&pool), reports, wanted)));

@@ -4,8 +4,9 @@
 //! make its name unknown elsewhere.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
@@ -16,6 +17,9 @@ use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
 use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
+
+/// The protocols of sources that store readings and never HL7.
+const READINGS: [&str; 5] = ["serial", "medibus", "modbus", "mqtt", "udp"];
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
 pub fn check(
@@ -40,6 +44,7 @@ pub fn check(
         check_forms(document, routes, problems);
     }
     check_addresses(document, &sources, problems);
+    check_ports(document, &sources, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
         problems.under("spool", |problems| check_key(spool, problems));
@@ -146,11 +151,20 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
         note(later, key, text);
     }
     for (index, route) in routes.iter().enumerate() {
-        let Some(form) = route.conversion().map(|conversion| conversion.form) else { continue };
-        let key = if route.form.is_some() { "as" } else { "with-raw" };
         let speaks = |kind: &'static str, names: &[Name], protocol: &str| {
             names.iter().find(|name| document.value(&[kind, name.as_str(), protocol]).is_some()).cloned()
         };
+        let Some(form) = route.conversion().map(|conversion| conversion.form) else {
+            let reads = READINGS.iter().find_map(|protocol| speaks("source", &route.from, protocol));
+            if let (Some(source), Some(upstream)) = (reads, speaks("upstream", &route.to, "mllp")) {
+                let text = format!(
+                    "what \"{source}\" reads is no HL7, which is all that \"{upstream}\" takes: write as = \"pcd-01\""
+                );
+                note(index, "to", text);
+            }
+            continue;
+        };
+        let key = if route.form.is_some() { "as" } else { "with-raw" };
         if let Some(name) = speaks("upstream", &route.to, "mllp").filter(|_| matches!(form, Form::Json | Form::Senml)) {
             note(index, key, format!("\"{name}\" takes HL7 v2 only: write as = \"pcd-01\", or route it elsewhere"));
         }
@@ -167,16 +181,18 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
 
 /// Two parts can't listen at one address. Port 0 lets the system choose and never collides.
 fn check_addresses(document: &Document<'_>, sources: &[String], problems: &mut Problems) {
-    let mut taken: BTreeMap<String, SocketAddr> = BTreeMap::new();
+    let mut taken: BTreeMap<(bool, String), SocketAddr> = BTreeMap::new();
     let mut claim = |path: &[&str], who: String, problems: &mut Problems| {
+        // Datagrams and connections have ports of their own.
+        let is_udp = path.contains(&"udp");
         let text = document.value(path).and_then(|value| value.get_ref().as_str());
         let Some(Listen(address)) = text.and_then(|text| text.parse().ok()) else { return };
-        match taken.iter().find(|(_, other)| collide(**other, address)) {
-            Some((other, at)) => {
+        match taken.iter().find(|((udp, _), other)| *udp == is_udp && collide(**other, address)) {
+            Some(((_, other), at)) => {
                 let text = format!("{other} listens at {at} already: choose another port or address");
                 note_at(problems, path, &text);
             }
-            None => drop(taken.insert(who, address)),
+            None => drop(taken.insert((is_udp, who), address)),
         }
     };
     claim(&["gateway", "metrics"], "[gateway] metrics".to_owned(), problems);
@@ -184,6 +200,27 @@ fn check_addresses(document: &Document<'_>, sources: &[String], problems: &mut P
         let table = document.value(&["source", name]).and_then(|value| value.get_ref().as_table());
         for protocol in table.into_iter().flat_map(DeTable::keys) {
             claim(&["source", name, protocol.get_ref(), "listen"], format!("source \"{name}\""), problems);
+        }
+    }
+}
+
+/// A serial port has one owner. Two names of one device (by path, by id) are one port where it is plugged in.
+fn check_ports(document: &Document<'_>, sources: &[String], problems: &mut Problems) {
+    let mut taken: BTreeMap<PathBuf, &String> = BTreeMap::new();
+    for name in sources {
+        let table = document.value(&["source", name]).and_then(|value| value.get_ref().as_table());
+        for protocol in table.into_iter().flat_map(DeTable::keys) {
+            let path = ["source", name, protocol.get_ref(), "serial", "port"];
+            let Some(port) = document.value(&path).and_then(|value| value.get_ref().as_str()) else { continue };
+            let port = fs::canonicalize(port).unwrap_or_else(|_| port.into());
+            match taken.get(&port) {
+                Some(other) => {
+                    let text =
+                        format!("source \"{other}\" has this port already: a port has one owner, choose another one");
+                    note_at(problems, &path, &text);
+                }
+                None => drop(taken.insert(port, name)),
+            }
         }
     }
 }

@@ -44,6 +44,8 @@ struct RunningSource {
     intake: Intake,
     targets: watch::Sender<Arc<[Name]>>,
     started: Started,
+    /// Uptime at which it began to run: silence counts from there when nothing ever came.
+    since_ms: u64,
     stop: CancellationToken,
 }
 
@@ -207,8 +209,9 @@ impl Parts {
         for (name, source) in &self.sources {
             let Some(limit) = source.part.config.silent_after() else { continue };
             let seen_ms = u64::try_from(source.intake.counters().last_seen_ms.value()).unwrap_or(0);
+            let seen_ms = seen_ms.max(source.since_ms);
             let silent_s = now_ms.saturating_sub(seen_ms) / 1000;
-            if seen_ms > 0 && silent_s >= limit.0.as_secs() {
+            if silent_s >= limit.0.as_secs() {
                 let text = format!(
                     "nothing came for {silent_s} s; expected is something every {limit}: look at the device and its cable"
                 );
@@ -242,7 +245,7 @@ impl Parts {
             code: "orphaned-lane".into(),
             about: source.to_string(),
             text: format!(
-                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a                  moment, and what came is sent as an incomplete message",
+                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a moment, and what came is sent as an incomplete message",
                 counted(lane.backlog, "frame")
             ),
         })
@@ -297,7 +300,8 @@ impl Parts {
             if let Err(error) = &started.first {
                 troubles.push(format!("source {name}: {error}"));
             }
-            self.sources.insert(name, RunningSource { part, intake, targets, started, stop });
+            self.sources
+                .insert(name, RunningSource { part, since_ms: intake.uptime_ms(), intake, targets, started, stop });
         }
         troubles
     }

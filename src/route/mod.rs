@@ -106,6 +106,12 @@ pub fn targets(routes: &[RouteConfig], source: &Name) -> Vec<Name> {
     found
 }
 
+/// What is made of messages of `source` for `upstream`: what the first route that has both says.
+pub fn conversion(routes: &[RouteConfig], source: &Name, upstream: &Name) -> Option<Conversion> {
+    let route = routes.iter().find(|route| route.from.contains(source) && route.to.contains(upstream))?;
+    route.conversion()
+}
+
 /// The first two routes, by their numbers, that give messages of a source to the same upstream in different forms.
 pub fn contradiction(routes: &[RouteConfig]) -> Option<(usize, usize)> {
     let share = |one: &[Name], other: &[Name]| one.iter().any(|name| other.contains(name));

@@ -244,7 +244,7 @@ impl Reader {
         };
         event.text = text.filter(|text| !text.is_empty());
         for flag in first.field(8).repetitions() {
-            event.priority = event.priority.or(priority(flag.bytes()));
+            event.priority = event.priority.or_else(|| priority(flag.bytes()));
         }
         for segment in group.observations.iter().filter(|segment| is_facet(segment)) {
             self.facet(segment, &mut event);
@@ -258,8 +258,8 @@ impl Reader {
             Some("EVENT_PHASE") => {
                 event.phase = match value.as_str() {
                     "start" => Some(Phase::Start),
-                    "continue" | "update" => Some(Phase::Continue),
-                    "end" | "stop" => Some(Phase::End),
+                    "continue" | "update" | "escalate" | "deescalate" => Some(Phase::Continue),
+                    "end" | "stop" | "reset" => Some(Phase::End),
                     _ => None,
                 };
             }

@@ -93,7 +93,6 @@ where
     };
     let closing = session.run(&stop).await;
     session.receiver_gives_up().await;
-    session.break_off();
     if let Some(unsaid) = session.settings.endings.speak() {
         let (source, line) = (session.intake.source(), &session.line);
         tracing::info!(%source, line, unsaid, "line closed: {closing}");
@@ -365,16 +364,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// Nothing comes any more: its analyser may go on with the transfer on another connection, or after its cable is back.
-    fn break_off(&mut self) {
-        self.room = (Room::None, None);
-        self.frame_since = None;
-        self.failures = 0;
-        if let Some(transfer) = self.transfer.take() {
-            self.settings.transfers.break_off(&self.line, transfer.standing());
-        }
-    }
-
     async fn receiver_gives_up(&mut self) {
         while let Some(event) = self.receiver.give_up() {
             match event {
@@ -393,6 +382,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             self.stream.flush().await
         });
         sent.await.map_err(|_| Closing::Deaf)?.map_err(Closing::Broken)
+    }
+}
+
+impl<S> Session<S> {
+    /// Nothing comes any more: its analyser may go on with the transfer on another connection, or after its cable is back.
+    fn break_off(&mut self) {
+        self.room = (Room::None, None);
+        self.frame_since = None;
+        self.failures = 0;
+        if let Some(transfer) = self.transfer.take() {
+            self.settings.transfers.break_off(&self.line, transfer.standing());
+        }
+    }
+}
+
+/// Also when the line is cut in the middle of something.
+impl<S> Drop for Session<S> {
+    fn drop(&mut self) {
+        self.break_off();
     }
 }
 

@@ -326,6 +326,25 @@ async fn records_without_framing_and_text_that_is_not_astm_are_stored_as_well() 
 }
 
 #[tokio::test]
+async fn a_frame_that_was_stored_though_its_ack_never_left_is_not_stored_twice() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    assert_eq!(analyser.asks(&[ENQ]).await, ACK);
+    assert_eq!(analyser.frame(1, RESULT[0]).await, ACK);
+    // The line is cut while the frame is on its way to the disk.
+    analyser.send(&frame(2, RESULT[1])).await;
+    analyser.session.abort();
+    assert!(analyser.session.await.is_err());
+    let mut analyser = running.line("");
+    for number in 2..=5 {
+        assert_eq!(analyser.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
+    }
+    assert_eq!(the_box.texts(1).await, [(whole(), Flags::default())]);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_question_is_stored_and_counted() {
     let the_box = Box::new();
     let running = the_box.start().await;

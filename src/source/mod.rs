@@ -28,6 +28,8 @@ mod astm_session;
 mod astm_tests;
 mod astm_transfers;
 pub mod dicom;
+pub mod folder;
+pub mod identify;
 pub mod intake;
 pub mod medibus;
 pub mod medibus_chart;
@@ -52,8 +54,14 @@ mod plug_journal;
 mod plug_line;
 #[cfg(test)]
 mod plug_tests;
+pub mod profile;
 pub mod readings;
 pub mod seldom;
+pub mod serial;
+mod serial_line;
+#[cfg(test)]
+mod serial_tests;
+pub mod udp;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.
 pub type Stop = CancellationToken;
@@ -110,6 +118,12 @@ pub enum SourceConfig {
     Mqtt(mqtt::MqttConfig),
     /// Laboratory analysers.
     Astm(astm::AstmConfig),
+    /// Files in a watched folder.
+    Folder(folder::FolderConfig),
+    /// Frames on a serial line or a connection, by a profile.
+    Serial(serial::SerialSourceConfig),
+    /// Datagrams, by a profile.
+    Udp(udp::UdpConfig),
 }
 
 impl SourceConfig {
@@ -122,6 +136,9 @@ impl SourceConfig {
             Self::Medibus(_) => medibus::Medibus::PROTOCOL,
             Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
             Self::Astm(_) => astm::Astm::PROTOCOL,
+            Self::Folder(_) => folder::Folder::PROTOCOL,
+            Self::Serial(_) => serial::Serial::PROTOCOL,
+            Self::Udp(_) => udp::Udp::PROTOCOL,
         }
     }
 
@@ -133,6 +150,9 @@ impl SourceConfig {
             Self::Modbus(config) => config.log.class(),
             Self::Medibus(config) => config.log.class(),
             Self::Mqtt(config) => config.log.class(),
+            Self::Mllp(_) | Self::Folder(_) => Class::Clinical,
+            Self::Serial(config) => config.log.class(),
+            Self::Udp(config) => config.log.class(),
         }
     }
 
@@ -145,6 +165,9 @@ impl SourceConfig {
             Self::Medibus(config) => config.silent_after,
             Self::Mqtt(config) => config.silent_after,
             Self::Astm(config) => config.silent_after,
+            Self::Folder(config) => config.silent_after,
+            Self::Serial(config) => config.silent_after,
+            Self::Udp(config) => config.silent_after,
         }
     }
 
@@ -157,6 +180,9 @@ impl SourceConfig {
             Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
             Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
             Self::Astm(config) => start::<astm::Astm>(config.clone(), intake, stop).await,
+            Self::Folder(config) => start::<folder::Folder>(config.clone(), intake, stop).await,
+            Self::Serial(config) => start::<serial::Serial>(config.clone(), intake, stop).await,
+            Self::Udp(config) => start::<udp::Udp>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -170,6 +196,9 @@ impl Section for SourceConfig {
             Self::Medibus(config) => config.check(problems),
             Self::Mqtt(config) => config.check(problems),
             Self::Astm(config) => config.check(problems),
+            Self::Folder(config) => config.check(problems),
+            Self::Serial(config) => config.check(problems),
+            Self::Udp(config) => config.check(problems),
         });
     }
 
@@ -181,6 +210,9 @@ impl Section for SourceConfig {
             Self::Medibus(config) => config.files(visit),
             Self::Mqtt(config) => config.files(visit),
             Self::Astm(config) => config.files(visit),
+            Self::Folder(config) => config.files(visit),
+            Self::Serial(config) => config.files(visit),
+            Self::Udp(config) => config.files(visit),
         }
     }
 }

@@ -186,8 +186,8 @@ fn check_span(key: &str, span: Span, (shortest, longest): (Span, Span), problems
 
 impl UnitConfig {
     fn check(&self, tcp: bool, problems: &mut Problems) {
-        let on_a_line = (1..=SERIAL_UNIT_MAX).contains(&self.id);
-        if !on_a_line && !(tcp && [0, 255].contains(&self.id)) {
+        let itself = tcp && [0, 255].contains(&self.id);
+        if !itself && !(1..=SERIAL_UNIT_MAX).contains(&self.id) {
             problems.error(
                 "id",
                 format!("must be from 1 to {SERIAL_UNIT_MAX}; over Modbus TCP 0 and 255 mean the device itself"),

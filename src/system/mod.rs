@@ -11,6 +11,7 @@ pub mod disk;
 pub mod fault;
 pub mod logging;
 pub mod password;
+pub mod ports;
 pub mod process;
 pub mod pty;
 pub mod serial;

@@ -71,7 +71,7 @@ impl Message<'_> {
         self.out.push_str(&format!("MSH|{fields}\r"));
         let named = |name: &str| self.record.subject.iter().find(|named| named.name == name).map(|named| &named.value);
         // Who it is was never known here, or was known to the sender of the message that the record came in.
-        let patient = named("patient-id").map_or("^^^^U".to_owned(), |id| components(id));
+        let patient = named("patient-id").map_or_else(|| "^^^^U".to_owned(), |id| components(id));
         let location = named("location").map(|location| components(location)).unwrap_or_default();
         self.segment("PID", &[(3, &patient), (5, "^^^^^^U")]);
         self.segment("PV1", &[(2, "U"), (3, &location)]);
@@ -107,8 +107,8 @@ impl Message<'_> {
         let (set, place) = (self.observed.to_string(), format!("1.0.0.{}", self.observed));
         let (code, device) = (identifier(observation.code.as_ref(), &observation.vendor_code, ""), self.device.clone());
         let (kind, value) = match observation.usable() {
-            Some(Value::Number(digits)) if is_number(digits) => ("NM", digits.trim().to_owned()),
-            Some(Value::Number(text) | Value::Text(text)) => ("ST", escaped(text)),
+            Some(Value::Number(digits)) => number(digits).map_or_else(Default::default, |number| ("NM", number)),
+            Some(Value::Text(text)) => ("ST", escaped(text)),
             None => ("", String::new()),
         };
         let unit = if kind == "NM" { unit(observation) } else { String::new() };
@@ -270,9 +270,19 @@ fn unit(observation: &Observation) -> String {
     }
 }
 
-/// Whether it can stand in an NM field (HL7 v2.6, 2.A.47): digits with at most one sign and one point.
-fn is_number(text: &str) -> bool {
+/// As an NM field has it (HL7 v2.6, 2.A.47): as the device wrote it where that is allowed, without an exponent else. `None` when it is no
+/// number at all.
+fn number(text: &str) -> Option<String> {
     let text = text.trim();
+    if is_plain(text) {
+        return Some(text.to_owned());
+    }
+    let value: f64 = text.parse().ok()?;
+    value.is_finite().then(|| value.to_string())
+}
+
+/// Digits with at most one sign and one point.
+fn is_plain(text: &str) -> bool {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let all = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());

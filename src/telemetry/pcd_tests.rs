@@ -61,6 +61,20 @@ fn only_valid_and_validated_values_are_written() {
 }
 
 #[test]
+fn what_a_bad_profile_takes_for_a_number_is_no_value() {
+    let mut record = oximeter();
+    for (text, written) in [("---", ""), ("NaN", ""), ("inf", ""), ("", ""), (" -1.50 ", "-1.50"), (".5", ".5")] {
+        record.observations[0].value = Some(Value::Number(text.into()));
+        let observed = &named(&record, "OBX")[0];
+        assert_eq!(
+            (field(observed, 5), field(observed, 11)),
+            (written, if written.is_empty() { "X" } else { "R" }),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn only_an_episodic_value_has_a_time_of_its_own_and_it_is_told_in_utc() {
     let mut record = oximeter();
     let mut cuff = observation("NBP", "MDC_PRESS_CUFF_SYS", "120", "mm[Hg]");
@@ -99,7 +113,7 @@ fn unknown_codes_units_and_texts_go_in_the_devices_own_words_and_break_no_field(
         (field(&observed[2], 2), field(&observed[2], 5)),
         ("ST", "a\\R\\b\\E\\c\\X0D\\\\X0A\\OBX\\F\\9\\F\\Grüße")
     );
-    assert_eq!((field(&observed[3], 2), field(&observed[3], 5)), ("ST", "1e5"));
+    assert_eq!((field(&observed[3], 2), field(&observed[3], 5)), ("NM", "100000"));
     assert_eq!(named(&record, "NTE"), ["NTE|1|L|flags: x\\F\\y"]);
 }
 

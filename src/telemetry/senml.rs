@@ -58,13 +58,10 @@ fn entry(observation: &Observation) -> Option<Json> {
     let mut entry = Map::new();
     entry.insert("n".to_owned(), name(label).into());
     match value {
-        Value::Number(digits) => match number(digits) {
-            Some(number) => {
-                entry.insert("v".to_owned(), number.into());
-                entry.extend(unit(observation).map(|unit| ("u".to_owned(), unit.into())));
-            }
-            None => drop(entry.insert("vs".to_owned(), digits.as_str().into())),
-        },
+        Value::Number(digits) => {
+            entry.insert("v".to_owned(), number(digits)?.into());
+            entry.extend(unit(observation).map(|unit| ("u".to_owned(), unit.into())));
+        }
         Value::Text(text) => drop(entry.insert("vs".to_owned(), text.as_str().into())),
     }
     Some(entry.into())

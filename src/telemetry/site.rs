@@ -216,8 +216,11 @@ fn ucum(unit: &str, ucum: &str) -> Result<Option<String>, String> {
     }
 }
 
+/// The line that a record begins at, and its cells.
+type Line = (usize, Vec<String>);
+
 /// The records of a CSV text (RFC 4180), each with the line that it begins at; blank ones and those that begin with `#` are left out.
-fn records(text: &str) -> Result<Vec<(usize, Vec<String>)>, Vec<(usize, String)>> {
+fn records(text: &str) -> Result<Vec<Line>, Vec<(usize, String)>> {
     let mut found = Vec::new();
     let (mut cells, mut cell, mut quoted, mut begun) = (Vec::new(), String::new(), false, 1);
     let mut line = 1;

@@ -53,8 +53,8 @@ impl Frame {
     }
 }
 
-/// FNV-1a, 64 bits: frames that follow each other are compared with it, nothing else.
-fn fingerprint(text: &[u8]) -> u64 {
+/// FNV-1a, 64 bits: texts of one device that follow each other are compared with it, nothing else.
+pub fn fingerprint(text: &[u8]) -> u64 {
     text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

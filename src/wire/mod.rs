@@ -10,12 +10,19 @@
 //! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
 //!   `mqtt_answer` what it is told, `mqtt_topic` where it may publish.
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
+//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json`
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 
 pub mod ack;
 pub mod answer;
 pub mod astm;
+pub mod astm_json;
 pub mod astm_record;
 pub mod dicom;
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
+pub mod checksum;
 pub mod hl7;
 pub mod medibus;
 pub mod medibus_data;
@@ -29,6 +36,7 @@ pub mod mqtt_packet;
 pub mod mqtt_topic;
 pub mod oru;
 pub mod result_file;
+pub mod serial_frame;
 pub mod stow;
 
 #[cfg(test)]

@@ -210,6 +210,12 @@ pub fn rfc3339(time: &[u8]) -> Option<String> {
         return None;
     }
     let part = |from: usize, to: usize| whole.get(from..to);
+    let within = |from: usize, range: std::ops::RangeInclusive<u8>| {
+        part(from, from + 2).is_none_or(|digits| digits.parse().is_ok_and(|number| range.contains(&number)))
+    };
+    if !(within(4, 1..=12) && within(6, 1..=31) && within(8, 0..=23) && within(10, 0..=59) && within(12, 0..=60)) {
+        return None;
+    }
     let second = part(12, 14).unwrap_or("00");
     let mut out =
         format!("{}-{}-{}T{}:{}:{second}", part(0, 4)?, part(4, 6)?, part(6, 8)?, part(8, 10)?, part(10, 12)?);
@@ -280,6 +286,8 @@ OBX|3|ST|0^MDCX_NOTE^MDC|1.1.1.2|a\\F\\b\\T\\c\\X0D\\d\\H\\e~second||||||R\r";
             ("20190929", None),
             ("20190929092150+08", None),
             ("2019092909215x", None),
+            ("20191329092150", None),
+            ("20190929242150", None),
             ("+", None),
             ("", None),
         ] {

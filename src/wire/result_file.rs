@@ -18,8 +18,10 @@ const VERTICAL_TAB: u8 = 0x0b;
 /// What a file seems to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// ASTM E1394 records, with or without the frames of E1381.
+    /// ASTM E1394 records.
     Astm,
+    /// The same in the frames of E1381, as they went over a line.
+    AstmFrames,
     /// HL7 v2, also batches.
     Hl7,
     /// Lines of equally many values.
@@ -31,10 +33,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The media type. ASTM has none that is registered.
+    /// The media type. ASTM has none that is registered: that of records is the one that the astm source gives them.
     pub fn media_type(self) -> &'static str {
         match self {
-            Self::Astm => "application/astm",
+            Self::Astm => "application/vnd.wardgate.astm",
+            Self::AstmFrames => "application/vnd.wardgate.astm-frames",
             Self::Hl7 => "application/hl7-v2",
             Self::Csv => "text/csv",
             Self::Text => "text/plain",
@@ -52,6 +55,8 @@ pub fn look(head: &[u8]) -> Kind {
         Kind::Hl7
     } else if is_astm(text.trim_ascii_start()) {
         Kind::Astm
+    } else if is_framed_astm(text.trim_ascii_start()) {
+        Kind::AstmFrames
     } else if !text.iter().all(|byte| is_text(*byte)) || text.is_empty() {
         Kind::Bytes
     } else if is_csv(text) {
@@ -65,13 +70,17 @@ fn is_segment(bytes: &[u8], name: &[u8]) -> bool {
     bytes.strip_prefix(name).and_then(<[u8]>::first).is_some_and(u8::is_ascii_punctuation)
 }
 
-/// A header record declares its delimiters: `H|\^&|`, with others `H@^\|`. Frames have STX and a digit before it, a session ENQ.
-fn is_astm(bytes: &[u8]) -> bool {
+/// ENQ, or STX and a digit, before the header record.
+fn is_framed_astm(bytes: &[u8]) -> bool {
     let bytes = bytes.strip_prefix(&[ENQUIRY]).unwrap_or(bytes).trim_ascii_start();
-    let record = match bytes {
-        [START_OF_TEXT, b'0'..=b'7', record @ ..] => record,
-        _ => bytes,
-    };
+    match bytes {
+        [START_OF_TEXT, b'0'..=b'7', record @ ..] => is_astm(record),
+        _ => is_astm(bytes),
+    }
+}
+
+/// A header record declares its delimiters: `H|\^&|`, with others `H@^\|`.
+fn is_astm(record: &[u8]) -> bool {
     let [b'H', field, repeat, component, escape, rest @ ..] = record else { return false };
     let four = [field, repeat, component, escape];
     let apart = four.iter().enumerate().all(|(index, one)| !four.iter().skip(index + 1).any(|other| other == one));
@@ -122,14 +131,11 @@ mod tests {
 
     #[test]
     fn astm_is_known_by_its_header_whatever_its_delimiters_and_frames() {
-        for head in [
-            &b"H|\\^&|||Analyser\r"[..],
-            b"H@^\\|@1",
-            b"\x02\x31H|\\^&\r\x03E5\r\n",
-            b"\x05\x02\x31H|\\^&|",
-            b"\r\nH|\\^&",
-        ] {
+        for head in [&b"H|\\^&|||Analyser\r"[..], b"H@^\\|@1", b"\r\nH|\\^&"] {
             assert_eq!(look(head), Kind::Astm, "{head:?}");
+        }
+        for head in [&b"\x02\x31H|\\^&\r\x03E5\r\n"[..], b"\x05\x02\x31H|\\^&|", b"\x05H|\\^&"] {
+            assert_eq!(look(head), Kind::AstmFrames, "{head:?}");
         }
         for head in [&b"H||^&|"[..], b"Haemoglobin 7", b"H|\\^", b"HbA1c|x", b"H|\\^&x"] {
             assert_ne!(look(head), Kind::Astm, "{head:?}");

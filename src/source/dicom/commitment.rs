@@ -3,14 +3,14 @@
 //! What is asked is stored as it came, behind a head that says who asked whom, for the upstream that reports to devices. Nothing is
 //! decided here: whether the instances are safe is found out when the report is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::association::{Association, Context};
-use super::link::Patience;
+use super::link::{NoRoom, Patience};
 use crate::callers::{Call, Line};
 use crate::envelope::Flags;
 use crate::source::intake::{About, Intake};
@@ -77,6 +77,13 @@ pub(super) fn check(
             }
         }
     });
+    let titles: HashSet<AeTitle> = to.keys().filter_map(|title| title.parse().ok()).collect();
+    if titles.len() < to.keys().filter(|title| title.parse::<AeTitle>().is_ok()).count() {
+        problems.error(
+            "report-to",
+            "names a device twice: case and blanks around a title do not count; remove one of them",
+        );
+    }
     if commit == Commit::Stored {
         problems.warn(
             "commit",
@@ -128,10 +135,13 @@ impl Asked {
         Ok(Self { meta, data_set: Vec::new(), too_long: false, _seat: None })
     }
 
-    /// Waits until it may be held in memory; `None` when that takes too long.
-    pub(super) async fn seated(mut self, requests: &Arc<Semaphore>, patience: &Patience) -> Option<Self> {
+    /// Waits until it may be held in memory.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub(super) async fn seated(mut self, requests: &Arc<Semaphore>, patience: &Patience<'_>) -> Result<Self, NoRoom> {
         self._seat = patience.wait(Arc::clone(requests).acquire_owned()).await?.ok();
-        Some(self)
+        Ok(self)
     }
 
     /// The next bytes of the action information.

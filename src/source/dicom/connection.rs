@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::DicomConfig;
 use super::association::{Association, Context, Policy, Seat, Seats, wants_storage};
 use super::commitment::{Asked, REQUESTS_MAX, ReportOn, Reporting};
-use super::link::{Closing, Frame, Link, Patience};
+use super::link::{Closing, Frame, Link, NoRoom, Patience};
 use super::reports::Reports;
 use super::store::{Refusal, Store};
 use crate::source::Stop;
@@ -133,7 +133,7 @@ async fn associate(
         assembler: CommandAssembler::default(),
         reports: Reports::new(),
         arrival: None,
-        patience: Patience { limit: ROOM_TIME.min(settings.stall / 2), stop: stop.clone() },
+        stop: stop.clone(),
         out: Vec::new(),
         _seat: seat,
     })
@@ -215,7 +215,7 @@ impl Connection<'_> {
         match frame.kind {
             Kind::Data => {
                 for pdv in Pdvs::new(self.link.body(&frame)) {
-                    self.session.take(&pdv?).await?;
+                    self.session.take(&pdv?, self.link).await?;
                 }
                 self.answer().await
             }
@@ -247,7 +247,7 @@ struct Session {
     assembler: CommandAssembler,
     reports: Reports,
     arrival: Option<Arrival>,
-    patience: Patience,
+    stop: Stop,
     /// Answers that are not sent yet.
     out: Vec<u8>,
     _seat: Admitted,
@@ -317,7 +317,7 @@ impl Session {
         if due < quiet { (due, Closing::Slow) } else { (quiet, Closing::Idle) }
     }
 
-    async fn take(&mut self, pdv: &Pdv<'_>) -> Result<(), Closing> {
+    async fn take(&mut self, pdv: &Pdv<'_>, link: &Link) -> Result<(), Closing> {
         if pdv.is_command {
             if self.arrival.is_some() {
                 return Err(Closing::Order("a command before the end of the data set before it"));
@@ -327,7 +327,7 @@ impl Session {
             };
             let context = context.clone();
             match self.assembler.push(pdv)? {
-                Some(command) => self.begin(&context, command).await,
+                Some(command) => self.begin(&context, command, link).await,
                 None => Ok(()),
             }
         } else {
@@ -349,20 +349,24 @@ impl Session {
     }
 
     /// A command is whole.
-    async fn begin(&mut self, context: &Context, command: Command) -> Result<(), Closing> {
+    async fn begin(&mut self, context: &Context, command: Command, link: &Link) -> Result<(), Closing> {
+        let limit = ROOM_TIME.min(self.settings.stall / 2);
+        let patience = Patience { limit, stop: &self.stop, link };
         let data = match command.field {
             CommandField::EchoRequest => Data::Scrap(Some(Answer { status: Status::SUCCESS, words: "" })),
             CommandField::StoreRequest => {
-                let way = (&self.intake, self.settings.instance_bytes_max, &self.patience);
+                let way = (&self.intake, self.settings.instance_bytes_max, &patience);
                 match Store::begin(&command, context, &self.association, way).await {
                     Ok(store) => Data::Store(Box::new(store)),
+                    Err(Refusal::Gone) => return Err(Closing::Peer),
                     Err(refusal) => Data::Scrap(Some(self.refused(refusal))),
                 }
             }
             CommandField::ActionRequest => match Asked::begin(&command, context, &self.association) {
-                Ok(asked) => match asked.seated(&self.settings.requests, &self.patience).await {
-                    Some(asked) => Data::Ask(Box::new(asked)),
-                    None => Data::Scrap(Some(self.crowded())),
+                Ok(asked) => match asked.seated(&self.settings.requests, &patience).await {
+                    Ok(asked) => Data::Ask(Box::new(asked)),
+                    Err(NoRoom::Gone) => return Err(Closing::Peer),
+                    Err(NoRoom::Late) => Data::Scrap(Some(self.crowded())),
                 },
                 Err(status) => Data::Scrap(Some(Answer { status, words: "" })),
             },

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::source::Stop;
 use crate::system::stream::Stream;
@@ -24,6 +24,9 @@ const BEYOND_BYTES: usize = 32 << 10;
 const FAREWELL_TIME: Duration = Duration::from_millis(250);
 /// How long a peer has to agree to a release that we asked for.
 const RELEASE_TIME: Duration = Duration::from_secs(1);
+
+/// How often is looked whether a peer whose message waits for room has hung up.
+const HANG_UP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -79,19 +82,30 @@ impl Closing {
     }
 }
 
-/// How long a message is kept waiting for room in memory.
-pub(super) struct Patience {
+/// How long a message is kept waiting for room in memory, and for whom.
+pub(super) struct Patience<'a> {
     pub(super) limit: Duration,
-    pub(super) stop: Stop,
+    pub(super) stop: &'a Stop,
+    pub(super) link: &'a Link,
 }
 
-impl Patience {
-    /// The room; `None` when there was none in time, or the source stops meanwhile.
-    pub(super) async fn wait<T>(&self, room: impl Future<Output = T>) -> Option<T> {
+/// Why a message has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    /// There was none in time, or the source stops meanwhile.
+    Late,
+    /// Its sender has hung up.
+    Gone,
+}
+
+impl Patience<'_> {
+    /// Waits for the room.
+    pub(super) async fn wait<T>(&self, room: impl Future<Output = T>) -> Result<T, NoRoom> {
         tokio::select! {
             biased;
-            room = timeout(self.limit, room) => room.ok(),
-            () = self.stop.cancelled() => None,
+            room = timeout(self.limit, room) => room.map_err(|_| NoRoom::Late),
+            () = self.stop.cancelled() => Err(NoRoom::Late),
+            () = self.link.hung_up() => Err(NoRoom::Gone),
         }
     }
 }
@@ -181,6 +195,17 @@ impl Link {
             Kind::AssociateAccept | Kind::AssociateReject => false,
         };
         if expected { Ok(()) } else { Err(Closing::Unexpected(kind)) }
+    }
+
+    /// Completes when the peer has hung up; what it sent before need not be read for that.
+    async fn hung_up(&self) {
+        while let Ok(ready) = self.stream.tcp().ready(Interest::READABLE).await {
+            if ready.is_read_closed() {
+                return;
+            }
+            // It stays readable while nobody reads.
+            sleep(HANG_UP_INTERVAL).await;
+        }
     }
 
     fn make_room(&mut self, needed: usize) {

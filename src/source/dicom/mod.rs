@@ -95,7 +95,7 @@ pub struct DicomConfig {
     pub report_on: ReportOn,
     /// Where each calling AE title takes the reports of storage commitment; without any, commitment is not offered.
     #[serde(default)]
-    pub report_to: BTreeMap<String, HostPort>,
+    pub report_to: ReportTo,
     /// Reports go over TLS.
     pub report_tls: Option<ClientTls>,
 }
@@ -107,6 +107,27 @@ pub struct Titles(pub Vec<AeTitle>);
 impl PartialEq for Titles {
     fn eq(&self, other: &Self) -> bool {
         self.0.iter().map(AeTitle::as_str).eq(other.0.iter().map(AeTitle::as_str))
+    }
+}
+
+/// `report-to`: devices and where they take reports. A title in another case, or with blanks around it, is the same device.
+#[derive(Clone, Default, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct ReportTo(pub BTreeMap<String, HostPort>);
+
+impl ReportTo {
+    /// The devices, in an order that does not depend on how their titles are written.
+    fn devices(&self) -> Vec<(AeTitle, HostPort)> {
+        let read = |(title, address): (&String, &HostPort)| Some((title.parse().ok()?, address.clone()));
+        let mut devices: Vec<(AeTitle, HostPort)> = self.0.iter().filter_map(read).collect();
+        devices.sort_by_cached_key(|(title, _)| title.as_str().to_ascii_uppercase());
+        devices
+    }
+}
+
+impl PartialEq for ReportTo {
+    fn eq(&self, other: &Self) -> bool {
+        self.devices() == other.devices()
     }
 }
 
@@ -158,8 +179,7 @@ impl DicomConfig {
 
     /// How storage commitment is answered; `None`: it is not offered.
     pub fn reporting(&self) -> Option<Reporting> {
-        let to = self.report_to.iter().filter_map(|(title, address)| Some((title.parse().ok()?, address.clone())));
-        let to: Vec<(AeTitle, HostPort)> = to.collect();
+        let to = self.report_to.devices();
         (!to.is_empty()).then(|| Reporting {
             commit: self.commit,
             on: self.report_on,
@@ -215,7 +235,7 @@ impl Section for DicomConfig {
         if titles.len() < self.ae_title.0.len() {
             problems.warn("ae-title", "names a title twice: case and blanks around it do not count");
         }
-        commitment::check((self.commit, self.report_on), &self.report_to, self.report_tls.as_ref(), problems);
+        commitment::check((self.commit, self.report_on), &self.report_to.0, self.report_tls.as_ref(), problems);
         if let Some(tls) = &self.tls {
             problems.under("tls", |problems| tls.check(problems));
         }
@@ -368,6 +388,21 @@ mod tests {
         assert_eq!(one, with("ae-title = [\" WARDGATE \"]\ncalling = \"CT1\""));
         assert_ne!(one, with("ae-title = \"Wardgate\"\ncalling = [\"CT1\"]"));
         assert_ne!(one, with("ae-title = \"WARDGATE\"\ncalling = [\"ct1\"]"));
+    }
+
+    #[test]
+    fn a_device_of_report_to_is_the_same_however_its_title_is_written() {
+        let with = |devices: &str| {
+            parsed(&format!("listen = \"127.0.0.1:1\"\nae-title = \"A\"\nreport-to = {{ {devices} }}")).unwrap()
+        };
+        let one = with("CT1 = \"a:1\", MR = \"b:2\"");
+        assert_eq!(one, with("\"ct1 \" = \"a:1\", mr = \"b:2\""));
+        assert_eq!(one.reporting(), with("mr = \"b:2\", ct1 = \"a:1\"").reporting());
+        assert_ne!(one, with("CT1 = \"a:1\", MR = \"b:3\""));
+        assert_eq!(
+            problems("listen = \"127.0.0.1:1\"\nae-title = \"A\"\nreport-to = { CT1 = \"a:1\", \"ct1 \" = \"b:2\" }"),
+            ["report-to"]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged.
 
 use super::association::{Association, Context};
-use super::link::Patience;
+use super::link::{NoRoom, Patience};
 use crate::envelope::Flags;
 use crate::source::intake::{About, Incoming, Intake, Share};
 use crate::spool::{CommitError, Committed};
@@ -124,6 +124,8 @@ pub(super) enum Refusal {
     Failed,
     /// Others that arrive hold all the memory that there is for them.
     Crowded,
+    /// Who sends it has hung up before it could begin.
+    Gone,
     /// It is longer than is taken.
     TooLarge,
     /// No class, no instance or no data set in the request, or a UID of characters that none has.
@@ -137,7 +139,7 @@ pub(super) enum Refusal {
 impl Refusal {
     pub(super) fn status(self) -> Status {
         match self {
-            Self::Full | Self::Failed | Self::Crowded | Self::TooLarge => Status::OUT_OF_RESOURCES,
+            Self::Full | Self::Failed | Self::Crowded | Self::Gone | Self::TooLarge => Status::OUT_OF_RESOURCES,
             Self::BadRequest => Status::CANNOT_UNDERSTAND,
             Self::OtherClass => Status::CLASS_NOT_SUPPORTED,
             Self::Mismatch => Status::CLASS_MISMATCH,
@@ -150,6 +152,7 @@ impl Refusal {
             Self::Full => "no room now; try again later",
             Self::Failed => "the disk failed; a person must look at the box",
             Self::Crowded => "too many instances arrive at once; try again later",
+            Self::Gone => "nobody is there any more",
             Self::TooLarge => "larger than the configured max-instance-size",
             Self::BadRequest => "SOP class, SOP instance or data set missing, or a bad UID",
             Self::OtherClass => "SOP class is not that of the presentation context",
@@ -204,7 +207,7 @@ impl Store {
         command: &Command,
         context: &Context,
         association: &Association,
-        (intake, bytes_max, patience): (&Intake, u64, &Patience),
+        (intake, bytes_max, patience): (&Intake, u64, &Patience<'_>),
     ) -> Result<Self, Refusal> {
         let usable = |uid: &Option<Uid>| uid.clone().filter(is_usable).ok_or(Refusal::BadRequest);
         let request =
@@ -223,7 +226,10 @@ impl Store {
             source_ae: association.calling.clone(),
         };
         let share = patience.wait(intake.stream_share()).await;
-        let share = share.ok_or_else(|| lost(Refusal::Crowded, intake))?;
+        let share = share.map_err(|why| match why {
+            NoRoom::Late => lost(Refusal::Crowded, intake),
+            NoRoom::Gone => Refusal::Gone,
+        })?;
         let mut incoming = intake.begin();
         let arriving = match incoming.write(&head.bytes()).await {
             Ok(()) => Ok(Arriving { incoming, share }),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::telemetry::codes;
 use crate::telemetry::record::{Priority, Validity};
 use crate::values::Problems;
 use crate::wire::modbus::{Exception, Read, Table, bit};
@@ -69,7 +70,7 @@ pub struct PointConfig {
     pub offset: Option<f64>,
     /// UCUM unit.
     pub unit: Option<String>,
-    /// The MDC reference id.
+    /// The MDC reference id, one that this box knows.
     pub code: Option<String>,
     /// A change of no more than this, in the scaled unit, is none.
     #[serde(default)]
@@ -182,6 +183,10 @@ impl PointConfig {
         if self.sentinels.len() > SENTINELS_MAX {
             problems.error("sentinels", format!("must be at most {SENTINELS_MAX}"));
         }
+        if self.code.as_ref().is_some_and(|code| codes::by_name(code).is_none()) {
+            let text = "is no MDC term that this box knows: leave it out, and code the value by its name in the site's own table of codes";
+            problems.error("code", text);
+        }
         if self.unit.as_ref().is_some_and(|unit| unit.is_empty() || unit.len() > NAME_BYTES_MAX || !unit.is_ascii()) {
             problems.error("unit", "is not UCUM: write for example \"kPa\", \"Cel\", \"%\" or \"L/min\"");
         }
@@ -272,8 +277,7 @@ impl Point {
             (Sample::Value(old), Sample::Value(new)) if self.config.dead_band > 0.0 => {
                 let number = |text: &str| text.parse::<f64>().unwrap_or(f64::NAN);
                 let moved = (number(new) - number(old)).abs();
-                // Written so that a number that is none counts as a change.
-                !(moved <= self.config.dead_band)
+                moved.is_nan() || moved > self.config.dead_band
             }
             _ => old != new,
         }

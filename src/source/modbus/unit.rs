@@ -13,6 +13,7 @@ use super::map::{Block, Point, Sample, blocks};
 use super::{ModbusConfig, UnitConfig};
 use crate::source::intake::Intake;
 use crate::source::readings::{Reading, Readings};
+use crate::telemetry::codes;
 use crate::telemetry::record::{Code, Event, Gap, GapReason, Mode, Named, Observation, Phase, Raw, Validity, Value};
 use crate::wire::modbus::Exception;
 
@@ -274,8 +275,7 @@ fn observations(point: &Point, sample: &Sample) -> Vec<Observation> {
 }
 
 fn code(name: Option<&str>) -> Option<Code> {
-    let name = name?.to_owned();
-    Some(Code { system: "urn:iso:std:iso:11073:10101".into(), code: name.clone().into(), name: Some(name.into()) })
+    name.and_then(codes::by_name)
 }
 
 /// What begins, goes on from before the start of this service, or ends.

@@ -3,11 +3,13 @@
 //! Instances need no order between them, so as many are on their way as there are associations; the lane's cursor still moves in
 //! order, and a second copy is harmless because the SOP instance UID is the same. Two messages with the same UID do have an order
 //! (the archive keeps the first, or replaces it by the second), so they never are on their way together. The data set's bytes are
-//! those that the device sent: nothing is converted, and a refused transfer syntax is a dead letter that says so.
+//! those that the device sent: nothing is converted unless `convert` allows it, and a refused transfer syntax is a dead letter that
+//! says so.
 //!
-//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Other statuses: refused.
+//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Statuses that blame the
+//!   instance (A9xx, Cxxx, 0117, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
 //! * A context that the archive does not accept: rejected, with the names of class and syntax.
-//! * A rejected association, an abort, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
+//! * A rejected association, a connection that ends, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,7 @@ use crate::wire::dicom::values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
 use archive::{Archive, AssociationError};
 use association::{Association, Pair};
 use commitment::{Commitment, Reports};
-use pool::{NoContext, Nothing, Pool, Rules, Slot, Unasked};
+use pool::{Member, NoContext, Nothing, Pool, Rules, Slot, Unasked};
 use reports::{ReportsConfig, ReportsListener};
 use store::{Instance, StoreError, store, verdict};
 
@@ -92,9 +94,24 @@ pub struct DicomConfig {
     /// From the request to the report; then the instance is stored and asked for again. Default 1 h.
     #[serde(default = "commitment_timeout")]
     pub commitment_timeout: Span,
+    /// Whether an instance in an encoding that the archive refuses is sent in another.
+    #[serde(default)]
+    pub convert: Convert,
     /// What becomes of an instance that the archive refuses for good.
     #[serde(default)]
     pub when_refused: WhenRefused,
+}
+
+/// `convert`: what is done with an instance whose encoding the archive refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Convert {
+    /// Nothing: it becomes a dead letter that says so, and no byte is ever changed.
+    #[default]
+    Never,
+    /// One in Explicit VR Little Endian goes in Implicit VR Little Endian, and the other way round. Its bytes change, its values do
+    /// not: see [`crate::wire::dicom::convert`]. Compressed ones stay as they are.
+    Uncompressed,
 }
 
 /// An AE title in a configuration: archives may look at upper and lower case, so another case is another configuration.
@@ -209,13 +226,13 @@ impl Upstream for Dicom {
         Association::open(&archive, &[verification]).await?.release().await;
         let (associations, quiet) = (config.associations, config.release_after.0);
         if !config.commitment {
-            let rules = Rules { associations, quiet, standing: Vec::new() };
+            let rules = Rules { associations, quiet, standing: Vec::new(), convert: config.convert };
             let pool = Arc::new(Pool::new(archive, rules, Arc::new(Nothing)));
             let flights = Flights::default();
             return Ok(Self { associations, pool, commitment: None, flights, beside: Vec::new() });
         }
         let reports = Arc::new(Reports::new(config.commitment_listen.is_some()));
-        let rules = Rules { associations, quiet, standing: vec![commitment::context()] };
+        let rules = Rules { associations, quiet, standing: vec![commitment::context()], convert: config.convert };
         let mut beside = Vec::new();
         if let Some(listen) = &config.commitment_listen {
             let listener = ReportsListener::open(listen).await?;
@@ -306,37 +323,57 @@ impl Job {
 
     async fn store(&self, instance: Instance, mut slot: Slot) -> Result<Receipt, SendError> {
         let pair = instance.pair.clone();
-        let mut instance = Some(instance);
+        let (mut instance, mut excused) = (Some(instance), false);
         loop {
-            let taken = self.pool.take(&pair, &mut slot).await;
-            let mut member = taken.map_err(|none| no_context(none, &pair))?;
             let opened = match instance.take() {
                 Some(opened) => opened,
                 None => Instance::open(&self.body).await?,
             };
+            let (mut member, opened) = self.context(opened, &pair, &mut slot).await?;
             match store(&mut member.association, member.context, opened, self.pool.unasked()).await {
                 Ok(status) => {
                     self.pool.park(member);
                     return verdict(status).map(|code| Receipt { code });
                 }
                 // The archive may have ended it in the moment in which we took it: no fault, and a new one tells.
-                Err(StoreError::Association(error)) if member.reused && has_ended(&error) => {}
+                Err(StoreError::Association(error)) if member.reused && !excused && has_ended(&error) => excused = true,
+                Err(StoreError::Association(AssociationError::Aborted(abort))) => {
+                    return Err(SendError::Refused {
+                        reason: format!("the archive ended the association at this instance: {abort}"),
+                    });
+                }
                 Err(StoreError::Association(error)) => return Err(error.into()),
-                Err(StoreError::Body(error)) => return Err(SendError::Rejected { reason: error.to_string() }),
+                Err(error) => return Err(SendError::Rejected { reason: error.to_string() }),
             }
+        }
+    }
+
+    /// An association that takes the instance: as it is, else converted where that is allowed.
+    async fn context(&self, instance: Instance, pair: &Pair, slot: &mut Slot) -> Result<(Member, Instance), SendError> {
+        let refusal = match self.pool.take(pair, slot).await {
+            Ok(member) => return Ok((member, instance)),
+            Err(NoContext::Association(error)) => return Err(error.into()),
+            Err(NoContext::Refused(refusal)) => refusal,
+        };
+        let reason = refused(refusal, pair);
+        let Some(other) = self.pool.alternative(pair) else { return Err(SendError::Rejected { reason }) };
+        match self.pool.take(&other, slot).await {
+            Err(NoContext::Association(error)) => Err(error.into()),
+            Err(NoContext::Refused(_)) => Err(SendError::Rejected { reason }),
+            Ok(member) => match instance.converted(&self.body).await {
+                Ok(instance) => Ok((member, instance)),
+                Err(error) => {
+                    self.pool.park(member);
+                    let reason = format!("{reason}; and it can't be converted: {error}");
+                    Err(SendError::Rejected { reason })
+                }
+            },
         }
     }
 }
 
 fn has_ended(error: &AssociationError) -> bool {
     matches!(error, AssociationError::Closed(_) | AssociationError::Aborted(_) | AssociationError::Released)
-}
-
-fn no_context(none: NoContext, pair: &Pair) -> SendError {
-    match none {
-        NoContext::Association(error) => error.into(),
-        NoContext::Refused(result) => SendError::Rejected { reason: refused(result, pair) },
-    }
 }
 
 /// Why there is no context for an instance, so that a person knows what to change where.

@@ -14,9 +14,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::Convert;
 use super::archive::{Archive, AssociationError};
 use super::association::{Association, Message, Pair};
 use super::store::unexpected;
+use crate::wire::dicom::convert;
 use crate::wire::dicom::dimse::Command;
 use crate::wire::dicom::pdu_associate::{CONTEXTS_MAX, ContextResult};
 
@@ -53,6 +55,8 @@ pub struct Rules {
     pub quiet: Duration,
     /// Contexts that are proposed always.
     pub standing: Vec<Pair>,
+    /// In which other encoding an instance may go.
+    pub convert: Convert,
 }
 
 /// The associations to one archive.
@@ -60,6 +64,7 @@ pub struct Pool {
     archive: Archive,
     /// Proposed always, beside the pairs of instances.
     standing: Vec<Pair>,
+    convert: Convert,
     slots: Arc<Semaphore>,
     open: Arc<AtomicUsize>,
     idle: Mutex<Vec<Parked>>,
@@ -121,6 +126,7 @@ impl Pool {
         Self {
             archive,
             standing: rules.standing,
+            convert: rules.convert,
             quiet: rules.quiet,
             slots: Arc::new(Semaphore::new(rules.associations)),
             open: Arc::default(),
@@ -183,6 +189,7 @@ impl Pool {
         match member.association.context(pair) {
             Some(Ok(context)) => {
                 member.context = context;
+                self.remember(pair);
                 Some(Ok(member))
             }
             Some(Err(refusal)) if member.opened.elapsed() < REFUSAL_BELIEVED => {
@@ -217,11 +224,28 @@ impl Pool {
         }
     }
 
+    /// In which other encoding an instance of this pair may go too: it is proposed beside it, so that one association tells both.
+    pub fn alternative(&self, pair: &Pair) -> Option<Pair> {
+        let transfer_syntax = match self.convert {
+            Convert::Never => None,
+            Convert::Uncompressed => convert::other(&pair.transfer_syntax),
+        };
+        let abstract_syntax = pair.abstract_syntax.clone();
+        transfer_syntax.map(|transfer_syntax| Pair { abstract_syntax, transfer_syntax })
+    }
+
     /// What is needed now first, then what was sent lately.
     fn proposal(&self, pair: &Pair) -> Vec<Pair> {
         let mut pairs = vec![pair.clone()];
+        pairs.extend(self.alternative(pair));
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        pairs.extend(self.standing.iter().chain(recent.iter()).filter(|known| *known != pair).cloned());
+        for known in self.standing.iter().chain(recent.iter()) {
+            for known in [Some(known.clone()), self.alternative(known)].into_iter().flatten() {
+                if !pairs.contains(&known) {
+                    pairs.push(known);
+                }
+            }
+        }
         pairs.truncate(CONTEXTS_MAX);
         pairs
     }

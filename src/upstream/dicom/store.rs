@@ -10,6 +10,7 @@ use super::association::{Association, Message, Pair};
 use super::pool::Unasked;
 use crate::envelope::{Body, BodyError, BodyReader};
 use crate::upstream::SendError;
+use crate::wire::dicom::convert::{self, ConvertError, Converter};
 use crate::wire::dicom::dimse::{Command, CommandField, Status, StatusClass};
 use crate::wire::dicom::file::{FileError, FileMeta};
 use crate::wire::dicom::values::Uid;
@@ -28,14 +29,21 @@ pub struct Instance {
     /// What of the data set came with the head.
     first: Bytes,
     rest: BodyReader,
+    /// It is sent in another encoding than it was stored in.
+    converter: Option<Converter>,
 }
 
 /// Why an instance was not stored.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// It can't be converted, which is known before anything of it is sent.
+    #[error("{0}")]
+    Conversion(ConvertError),
     /// The association's fault.
+    #[error("{0}")]
     Association(AssociationError),
     /// The spool's fault.
+    #[error("{0}")]
     Body(BodyError),
 }
 
@@ -63,10 +71,43 @@ impl Instance {
                 Ok((meta, length)) => {
                     head.advance(length);
                     let pair = Pair { abstract_syntax: meta.sop_class, transfer_syntax: meta.transfer_syntax };
-                    return Ok(Self { pair, uid: meta.sop_instance, first: head.freeze(), rest });
+                    return Ok(Self { pair, uid: meta.sop_instance, first: head.freeze(), rest, converter: None });
                 }
             }
         }
+    }
+}
+
+impl Instance {
+    /// The same, to be sent in the other uncompressed little endian encoding. It is read through once for that: what can't be
+    /// converted to its end is not begun.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn converted(mut self, body: &Body) -> Result<Self, String> {
+        let syntax = self.pair.transfer_syntax.clone();
+        self.converter = Converter::from(&syntax);
+        while self.next().await.map_err(|error| error.to_string())?.is_some() {}
+        let mut opened = Self::open(body).await.map_err(|error| error.to_string())?;
+        if let Some(other) = convert::other(&syntax) {
+            opened.pair.transfer_syntax = other;
+        }
+        Ok(Self { converter: Converter::from(&syntax), ..opened })
+    }
+
+    /// The next piece of the data set as it is sent.
+    async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        let piece = match std::mem::take(&mut self.first) {
+            first if !first.is_empty() => Some(first),
+            _ => self.rest.next().await.map_err(StoreError::Body)?,
+        };
+        let Some(converter) = &mut self.converter else { return Ok(piece) };
+        let Some(piece) = piece else {
+            return converter.finish().map(|()| None).map_err(StoreError::Conversion);
+        };
+        let mut out = Vec::with_capacity(piece.len());
+        converter.push(&piece, &mut out).map_err(StoreError::Conversion)?;
+        Ok(Some(out.into()))
     }
 }
 
@@ -77,15 +118,14 @@ impl Instance {
 pub async fn store(
     association: &mut Association,
     context: u8,
-    instance: Instance,
+    mut instance: Instance,
     unasked: &dyn Unasked,
 ) -> Result<Status, StoreError> {
-    let Instance { pair, uid, first, mut rest } = instance;
     let id = association.next_message_id();
-    let command = Command::store_request(id, pair.abstract_syntax, uid.clone());
+    let uid = instance.uid.clone();
+    let command = Command::store_request(id, instance.pair.abstract_syntax.clone(), uid.clone());
     association.command(context, &command.bytes()).await?;
-    association.data(context, &first).await?;
-    while let Some(piece) = rest.next().await.map_err(StoreError::Body)? {
+    while let Some(piece) = instance.next().await? {
         association.data(context, &piece).await?;
     }
     association.end_of_data(context).await?;
@@ -167,10 +207,20 @@ pub fn verdict(status: Status) -> Result<String, SendError> {
         StatusClass::OutOfResources => Err(SendError::Busy { cause: said("it has no room for it now"), after: None }),
         // It has the instance, which is what we want of it; our second copy of one whose answer was lost is answered so.
         _ if status == Status::DUPLICATE_INSTANCE => Ok(format!("{:04X}", status.0)),
+        // The same bytes would get the same answer.
+        StatusClass::Failure if blames_the_instance(status) => {
+            Err(SendError::Rejected { reason: said(advice(status)) })
+        }
         StatusClass::Failure | StatusClass::Pending | StatusClass::Cancel => {
             Err(SendError::Refused { reason: said(advice(status)) })
         }
     }
+}
+
+/// Whether the archive says that it will never take what is in the instance: class (0118, 0122, A9xx), UID (0117, 0119) or encoding
+/// (Cxxx). Others, "processing failure" above all, may pass.
+fn blames_the_instance(status: Status) -> bool {
+    matches!(status.0, 0x0117..=0x0119 | 0x0122 | 0xa900..=0xa9ff | 0xc000..=0xcfff)
 }
 
 /// What may help.

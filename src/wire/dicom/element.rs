@@ -133,7 +133,7 @@ pub fn read(encoding: Encoding, bytes: &[u8]) -> Step {
 }
 
 /// Value representations with a length of two bytes; all others, also those to come, have four (PS3.5 section 7.1.2).
-fn is_short(vr: [u8; 2]) -> bool {
+pub fn is_short(vr: [u8; 2]) -> bool {
     const SHORT: [&[u8; 2]; 21] = [
         b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
         b"ST", b"TM", b"UI", b"UL", b"US",

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::deflated::{Deflated, NotDeflated};
 use super::element::{
     self as element, Encoding, HEADER_BYTES_MAX, Header, ITEM, ITEM_END, SEQUENCE_END, Step, Tag, UNDEFINED,
 };
@@ -15,6 +16,8 @@ use super::values::{Uid, from_latin1, trim_end};
 pub const SCAN_BYTES_MAX: u64 = 1 << 20;
 /// Longest value that is kept, in bytes.
 pub const VALUE_BYTES_MAX: usize = 256;
+/// Bytes of a deflated data set that are inflated at a time.
+const INFLATED_BYTES: usize = 4 << 10;
 /// Sequences and items of undefined length in each other.
 pub const DEPTH_MAX: u32 = 128;
 
@@ -53,7 +56,7 @@ pub struct Facts {
     /// The header was read as far as these values can be, and says which instance it is: what is `None` is not there. Neither
     /// this nor `unreadable`: the rest lies beyond [`SCAN_BYTES_MAX`].
     pub complete: bool,
-    /// The data set is deflated, or is none, or does not say which instance it is: it is to be kept and flagged.
+    /// The data set can't be inflated, or is none, or does not say which instance it is: it is to be kept and flagged.
     pub unreadable: bool,
 }
 
@@ -76,8 +79,9 @@ impl fmt::Debug for Facts {
 /// Reads a data set's header while it arrives.
 pub struct Scanner {
     state: State,
-    /// Of the data set; `None`: deflated.
-    encoding: Option<Encoding>,
+    /// Of the data set, when it is inflated.
+    encoding: Encoding,
+    deflated: Option<Deflated>,
     /// Bytes from the beginning to the end of the present element.
     position: u64,
     /// Open sequences and items of undefined length.
@@ -137,20 +141,43 @@ impl Scanner {
     /// A scanner at the beginning of a data set of this transfer syntax.
     pub fn new(transfer_syntax: &Uid) -> Self {
         let encoding = Encoding::of(transfer_syntax);
-        let unreadable = encoding.is_none();
         Self {
-            state: if unreadable { State::Done } else { State::Header },
-            encoding,
+            state: State::Header,
+            // What is deflated is explicit, little endian (PS3.5 annex A.5).
+            encoding: encoding.unwrap_or(Encoding::Explicit),
+            deflated: encoding.is_none().then(Deflated::default),
             position: 0,
             depth: 0,
             implicit_from: None,
             held: Held { bytes: [0; VALUE_BYTES_MAX], length: 0 },
-            facts: Facts { unreadable, ..Facts::default() },
+            facts: Facts::default(),
         }
     }
 
     /// Looks at the next bytes of the data set. When [`Scanner::is_done`], this costs nothing.
     pub fn push(&mut self, bytes: &[u8]) {
+        match self.deflated.take() {
+            None => self.look(bytes),
+            Some(mut deflated) => {
+                self.inflate(&mut deflated, bytes);
+                self.deflated = Some(deflated);
+            }
+        }
+    }
+
+    /// A few bytes may inflate to any number: no more is inflated than is looked at.
+    fn inflate(&mut self, deflated: &mut Deflated, bytes: &[u8]) {
+        let (mut input, mut plain) = (bytes, [0; INFLATED_BYTES]);
+        while !self.is_done() {
+            match deflated.next(&mut input, &mut plain) {
+                Ok(0) => return,
+                Ok(count) => self.look(plain.get(..count).unwrap_or_default()),
+                Err(NotDeflated) => self.fail(),
+            }
+        }
+    }
+
+    fn look(&mut self, bytes: &[u8]) {
         let mut input = bytes;
         while !input.is_empty() {
             match self.state {
@@ -196,8 +223,7 @@ impl Scanner {
             if self.position == 0 {
                 self.recognise();
             }
-            let encoding = if self.implicit_from.is_some() { Some(Encoding::Implicit) } else { self.encoding };
-            let Some(encoding) = encoding else { return self.fail() };
+            let encoding = if self.implicit_from.is_some() { Encoding::Implicit } else { self.encoding };
             match element::read(encoding, self.held.bytes()) {
                 Step::Header(header) => return self.element(&header),
                 Step::Short(more) if more <= HEADER_BYTES_MAX => wanted = more,
@@ -211,8 +237,8 @@ impl Scanner {
     fn recognise(&mut self) {
         let is_explicit = self.held.bytes().get(4..6).is_some_and(|vr| vr.iter().all(u8::is_ascii_uppercase));
         self.encoding = match self.encoding {
-            Some(Encoding::Implicit) if is_explicit => Some(Encoding::Explicit),
-            Some(Encoding::Explicit) if !is_explicit => Some(Encoding::Implicit),
+            Encoding::Implicit if is_explicit => Encoding::Explicit,
+            Encoding::Explicit if !is_explicit => Encoding::Implicit,
             agreed => agreed,
         };
     }

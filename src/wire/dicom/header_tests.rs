@@ -160,10 +160,47 @@ fn explicit_where_implicit_was_agreed_is_read_and_the_other_way_round() {
     assert_all_found(&facts(&EXPLICIT_LITTLE_ENDIAN, &Set::named(Encoding::Implicit).with_the_rest().bytes));
 }
 
+fn deflated() -> Uid {
+    "1.2.840.10008.1.2.1.99".parse().unwrap()
+}
+
 #[test]
-fn a_deflated_data_set_says_that_it_is_not_readable() {
-    let facts = facts(&"1.2.840.10008.1.2.1.99".parse().unwrap(), &[0x4b; 100]);
-    assert_eq!(facts, Facts { unreadable: true, ..Facts::default() });
+fn a_deflated_data_set_is_laid_open_as_far_as_its_header() {
+    let plain = Set::named(Encoding::Explicit).with_the_rest().bytes;
+    let mut packed = miniz_oxide::deflate::compress_to_vec(&plain, 6);
+    assert_all_found(&facts(&deflated(), &packed));
+    packed.push(0); // to an even length
+    assert_all_found(&facts(&deflated(), &packed));
+}
+
+#[test]
+fn what_is_not_deflated_or_ends_too_early_is_not_readable() {
+    for data_set in [&[0xff; 100][..], b"", &Set::named(Encoding::Explicit).bytes] {
+        assert!(facts(&deflated(), data_set).unreadable);
+    }
+    let packed = miniz_oxide::deflate::compress_to_vec(&Set::named(Encoding::Explicit).with_the_rest().bytes, 6);
+    assert!(facts(&deflated(), &packed[..packed.len() / 2]).unreadable);
+}
+
+#[test]
+fn a_few_bytes_that_would_inflate_to_many_are_not_inflated_further_than_is_looked() {
+    // Empty elements without end, and one long one: 64 MiB each.
+    let mut long = Vec::new();
+    element::write_header(Encoding::Explicit, (Tag(0x0008_0001), b"OB"), 64 << 20, &mut long);
+    long.resize(64 << 20, 0);
+    let mut empty = Vec::new();
+    element::write_header(Encoding::Explicit, (Tag(0x0008_0005), b"CS"), 0, &mut empty);
+    for bomb in [long, empty.repeat(8 << 20)] {
+        let packed = miniz_oxide::deflate::compress_to_vec(&bomb, 1);
+        assert!(packed.len() < bomb.len() / 50);
+        let mut scanner = Scanner::new(&deflated());
+        let taken = packed.chunks(512).take_while(|piece| {
+            scanner.push(piece);
+            !scanner.is_done()
+        });
+        assert!(taken.count() < packed.len() / 512 / 10, "it looked at most of it");
+        assert!(scanner.finish().unreadable);
+    }
 }
 
 #[test]
