@@ -145,12 +145,11 @@ impl SourceConfig {
     /// The log that its messages belong to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Mllp(_) | Self::Astm(_) => Class::Clinical,
+            Self::Mllp(_) | Self::Astm(_) | Self::Folder(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
             Self::Modbus(config) => config.log.class(),
             Self::Medibus(config) => config.log.class(),
             Self::Mqtt(config) => config.log.class(),
-            Self::Mllp(_) | Self::Folder(_) => Class::Clinical,
             Self::Serial(config) => config.log.class(),
             Self::Udp(config) => config.log.class(),
         }

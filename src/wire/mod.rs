@@ -5,24 +5,19 @@
 //! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read, `oru`
 //!   observations.
 //! * DICOM: `dicom`, a folder of its own, and `stow`, a DICOMweb server's answer.
+//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json` the same as JSON.
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them. MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
-//! * MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
-//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
-//!   `mqtt_answer` what it is told, `mqtt_topic` where it may publish.
-//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
-//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json`
-//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
+//!   `mqtt_answer` what it is answered, `mqtt_topic` names and filters.
 
 pub mod ack;
 pub mod answer;
 pub mod astm;
 pub mod astm_json;
 pub mod astm_record;
-pub mod dicom;
-//! * Serial lines: `serial_frame` frames, `checksum` what checks them.
-//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
 pub mod checksum;
+pub mod dicom;
 pub mod hl7;
 pub mod medibus;
 pub mod medibus_data;
