@@ -45,13 +45,15 @@ fn a_real_modality_can_be_pointed_at_the_demo_and_its_images_are_put_into_a_fold
     let images = ct_images(outbox.path(), 2);
     let mut demo = Process::start(
         wardgate()
-            .args(["demo", "--for", "4s", "--monitors", "0", "--listen-dicom", "127.0.0.1:0", "--into"])
+            .args(["demo", "--monitors", "0", "--listen-dicom", "127.0.0.1:0", "--into"])
             .arg(into.path())
             .env("TMPDIR", folder.path()),
     );
     let how_to = demo.line_with("point a real modality at:");
     let address = how_to.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     succeeds(modality(address, "WARDGATE").arg(outbox.path()));
+    demo.line_with("images   24");
+    demo.signal("TERM");
     let ended = demo.ends_within(LIMIT);
     assert_eq!(ended.status.code(), Some(0), "{}", ended.said);
     let verdict = ended.said.lines().find(|line| line.starts_with("GOOD: ")).unwrap();
