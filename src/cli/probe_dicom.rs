@@ -53,10 +53,10 @@ pub(super) struct DicomArgs {
     /// Host and port.
     #[arg(value_name = "ADDRESS")]
     address: HostPort,
-    /// The archive's AE title.
+    /// The AE title that is called: the archive's own.
     #[arg(long, value_name = "TITLE")]
     called: AeTitle,
-    /// Ours.
+    /// The AE title that calls: ours, as the archive knows us.
     #[arg(long, default_value = "WARDGATE", value_name = "TITLE")]
     calling: AeTitle,
     /// Store an instance of an invented patient.
@@ -296,10 +296,13 @@ async fn commit(args: &DicomArgs, archive: &Archive, sop_instance: &Uid) -> Resu
 
 fn told(finding: &Finding) -> String {
     let over = if finding.tls { "TLS" } else { "plain TCP" };
-    let mut lines = vec![format!("{}  {} called as {}, over {over}", finding.address, finding.called, finding.calling)];
+    let mut lines =
+        vec![format!("{}  we are {} and call {}, over {over}", finding.address, finding.calling, finding.called)];
     for step in &finding.steps {
         let mark = if step.good { "good" } else { "bad " };
-        lines.push(format!("  {mark}  {:<11}  {:>8.1} ms  {}", step.step, step.ms, plain(&step.words)));
+        // What went wrong is told once, as the error that ends the program.
+        let words = if step.good { plain(&step.words) } else { "see below".to_owned() };
+        lines.push(format!("  {mark}  {:<11}  {:>8.1} ms  {words}", step.step, step.ms));
     }
     lines.join("\n")
 }

@@ -28,7 +28,13 @@ What the columns say (all counters count since the start of the service, which t
   sources    RECEIVED messages that came whole; STORED durably, of these; FLAGGED stored, but something about them was
              noticed (can't be parsed, rejected, ...); REPEATS second copies: acknowledged, not stored again; REFUSED this
              box could not store them (full, failed): the device was told \"not now\"; REJECTED the device was told that
-             they are not acceptable (over a limit, no control id); OPEN connections now; LAST when the last message came
+             they are not acceptable (over a limit, no control id); AWAY connections and DICOM associations that were turned away
+             (not allowed, unknown title, too many); OPEN connections now; LAST when the last message came
+  studies    DICOM, the last ones: STUDY a label of this box for it, never its own UID; FROM the sender's AE title; INSTANCES
+             stored; BEGAN with the first of them; QUIET FOR so long none came: compare with what the modality shows to see
+             whether all arrived
+  peers      DICOM, who associated last: PEER its AE title, AT its address; CALLS the title that it calls us by; SOFTWARE its
+             implementation; CERTIFICATE whom it names; LAST when it came
   upstreams  DELIVERED the upstream took them; RETRIED sent again; DEAD became dead letters since the start; LAST receipt;
              LINK the connection now
   lanes      from a source to an upstream: WAITING messages, their SIZE, the age of the OLDEST; DEAD dead letters kept now

@@ -63,6 +63,7 @@ fn sources(status: &Status) -> Table {
         Column::right("REPEATS").optional(6),
         Column::right("REFUSED").optional(2),
         Column::right("REJECTED").optional(3),
+        Column::right("AWAY").optional(8),
         Column::right("OPEN").optional(5),
         Column::right("LAST").optional(1),
         Column::left("STATE").shrinking(),
@@ -73,7 +74,7 @@ fn sources(status: &Status) -> Table {
     table
 }
 
-fn source_row(name: &Name, source: &SourceStatus) -> [String; 11] {
+fn source_row(name: &Name, source: &SourceStatus) -> [String; 12] {
     [
         name.to_string(),
         format!("{} {}", source.protocol, source.endpoint),
@@ -83,6 +84,7 @@ fn source_row(name: &Name, source: &SourceStatus) -> [String; 11] {
         count(source.repeats),
         count(source.refused),
         count(source.rejected),
+        count(source.turned_away),
         source.connections.to_string(),
         ago(source.last_seen_s),
         source.trouble.as_ref().map_or_else(|| plug_view::state(source), |trouble| format!("NOT RUNNING: {trouble}")),
@@ -233,8 +235,8 @@ mod tests {
         let expected = "\
 wardgate 0.1.0  icu-3-east at st-marys  since 2026-11-22T12:00:00Z (2 h 0 min)  configuration 0123456789abcdef
 
-SOURCE    AT                   RECEIVED  STORED  FLAGGED  REPEATS  REFUSED  REJECTED  OPEN     LAST  STATE
-monitors  mllp 10.20.0.1:2575    12 345  12 340        0        5        0         0     4  1 s ago  listening
+SOURCE    AT                   RECEIVED  STORED  FLAGGED  REPEATS  REFUSED  REJECTED  AWAY  OPEN     LAST  STATE
+monitors  mllp 10.20.0.1:2575    12 345  12 340        0        5        0         0     0     4  1 s ago  listening
 
 UPSTREAM  TO                                 DELIVERED  RETRIED  DEAD     LAST  LINK
 engine    mllp engine.st-marys.example:2575     12 340        0     0  0 s ago  up

@@ -30,7 +30,7 @@ pub struct Instance {
     first: Bytes,
     rest: BodyReader,
     /// It is sent in another encoding than it was stored in.
-    converter: Option<Converter>,
+    converter: Option<Box<Converter>>,
 }
 
 /// Why an instance was not stored.
@@ -86,13 +86,13 @@ impl Instance {
     /// In words.
     pub async fn converted(mut self, body: &Body) -> Result<Self, String> {
         let syntax = self.pair.transfer_syntax.clone();
-        self.converter = Converter::from(&syntax);
+        self.converter = Converter::from(&syntax).map(Box::new);
         while self.next().await.map_err(|error| error.to_string())?.is_some() {}
         let mut opened = Self::open(body).await.map_err(|error| error.to_string())?;
         if let Some(other) = convert::other(&syntax) {
             opened.pair.transfer_syntax = other;
         }
-        Ok(Self { converter: Converter::from(&syntax), ..opened })
+        Ok(Self { converter: Converter::from(&syntax).map(Box::new), ..opened })
     }
 
     /// The next piece of the data set as it is sent.

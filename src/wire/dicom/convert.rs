@@ -209,7 +209,11 @@ impl Converter {
         let Header { tag, length, .. } = *header;
         let vr = match header.vr {
             Some(written) => written,
-            None => representation(tag, self.is_signed).unwrap_or(if is_creator(tag) { *b"LO" } else { *b"UN" }),
+            None => match representation(tag, self.is_signed) {
+                Some(known) => known,
+                None if is_creator(tag) => *b"LO",
+                None => *b"UN",
+            },
         };
         match &vr {
             b"SQ" => self.open(header, &vr, false, out),

@@ -143,7 +143,7 @@ async fn the_patient_of_an_image_is_found_in_what_is_forwarded_and_nowhere_else(
     );
     broker.process.line_with("Sending SUBACK to wardgate-collect");
     // These refuse, and say in their own words whom.
-    let pacs = Archive::start(store.path(), &["--statuses", "C123", "--comment", &SECRETS.join(" ")]);
+    let pacs = Archive::start(store.path(), &["--statuses", "0110", "--comment", &SECRETS.join(" ")]);
     let mut web = python_peer("stow_end.py");
     let mut web =
         Process::start(web.args(["--answers", "409:html", "--page", &SECRETS.join(" "), "--store"]).arg(store.path()));
