@@ -95,7 +95,10 @@ fn record(number: u64, at: usize) -> String {
         2 => "P|1|PAT-1|||Doe^Jane||19800101|F\r".to_owned(),
         3 => format!("O|1|S-{number}|^1^2|^^^ALL|R|20261122093000|||||N||||Serum||||||||||F\r"),
         RECORDS => "L|1|N\r".to_owned(),
-        _ => format!("R|{0}|^^^T{0}^1|{number}.{0}|mmol/L|3.5 to 5.1|N||F||OP01|20261122101355|20261122101455|SIM\r", at - 3),
+        _ => format!(
+            "R|{0}|^^^T{0}^1|{number}.{0}|mmol/L|3.5 to 5.1|N||F||OP01|20261122101355|20261122101455|SIM\r",
+            at - 3
+        ),
     }
 }
 

@@ -63,7 +63,11 @@ fn summary<S, U>(config: &Config<S, U>) -> String {
     let Config { gateway, spool, sources, upstreams, routes, .. } = config;
     let mut text = format!("gateway {} at {}, spool in {}\n", gateway.name, gateway.site, spool.path.display());
     text.push_str(&sources_in_words(sources, |name| {
-        let targets: Vec<String> = route::targets(routes, name).iter().map(Name::to_string).collect();
+        let targets = route::targets(routes, name).into_iter().map(|to| match route::conversion(routes, name, &to) {
+            Some(conversion) => format!("{to} as {}", conversion.form.as_str()),
+            None => to.to_string(),
+        });
+        let targets: Vec<String> = targets.collect();
         targets.join(", ")
     }));
     for (name, standing) in upstreams {

@@ -419,7 +419,8 @@ fn file_name(label: &Label, opened: bool) -> String {
         "application/hl7-v2" => "hl7",
         "application/dicom" => "dcm",
         "application/vnd.wardgate.astm" => "astm",
-        "application/json" | "application/fhir+json" => "json",
+        "application/json" | "application/fhir+json" | "application/senml+json" => "json",
+        "application/vnd.wardgate.record+json" => "json",
         "text/plain" => "txt",
         _ => "bin",
     };

@@ -11,11 +11,14 @@ use toml::de::DeTable;
 
 use super::document::Document;
 use super::report::nearest;
-use crate::route::RouteConfig;
+use crate::route::{self, Form, RouteConfig};
 use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
-use crate::values::{ASSEMBLY, ByteSize, Listen, Problems, STORAGE_COMMITMENT};
+use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
+
+/// The protocols of sources that store readings and never HL7.
+const READINGS: [&str; 5] = ["serial", "medibus", "modbus", "mqtt", "udp"];
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
 pub fn check(
@@ -37,6 +40,7 @@ pub fn check(
         check_names(routes, "to", "upstream", &upstreams, problems);
         check_retired(document, routes, problems);
         check_reach(document, routes, &sources, &upstreams, problems);
+        check_forms(document, routes, problems);
     }
     check_addresses(document, &sources, problems);
     if let Some(spool) = spool {
@@ -127,6 +131,49 @@ fn check_reach(
     });
     if sources.is_empty() {
         problems.warn("source", "there is no source: this box will receive nothing; add [source.<name>.<protocol>]");
+    }
+}
+
+/// One message can't go to one upstream in two forms, and not every upstream takes every form.
+fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut Problems) {
+    let mut note = |route: usize, key: &str, text: String| {
+        problems.under("route", |problems| problems.under(&route.to_string(), |problems| problems.error(key, text)));
+    };
+    if let Some((earlier, later)) = route::contradiction(routes) {
+        let key = if routes.get(later).is_some_and(|route| route.form.is_some()) { "as" } else { "to" };
+        let text = format!(
+            "route {} gives some of these messages to the same upstream in another form: make them equal, or make two \
+             upstreams of it",
+            earlier + 1
+        );
+        note(later, key, text);
+    }
+    for (index, route) in routes.iter().enumerate() {
+        let speaks = |kind: &'static str, names: &[Name], protocol: &str| {
+            names.iter().find(|name| document.value(&[kind, name.as_str(), protocol]).is_some()).cloned()
+        };
+        let Some(form) = route.conversion().map(|conversion| conversion.form) else {
+            let reads = READINGS.iter().find_map(|protocol| speaks("source", &route.from, protocol));
+            if let (Some(source), Some(upstream)) = (reads, speaks("upstream", &route.to, "mllp")) {
+                let text = format!(
+                    "what \"{source}\" reads is no HL7, which is all that \"{upstream}\" takes: write as = \"pcd-01\""
+                );
+                note(index, "to", text);
+            }
+            continue;
+        };
+        let key = if route.form.is_some() { "as" } else { "with-raw" };
+        if let Some(name) = speaks("upstream", &route.to, "mllp").filter(|_| matches!(form, Form::Json | Form::Senml)) {
+            note(index, key, format!("\"{name}\" takes HL7 v2 only: write as = \"pcd-01\", or route it elsewhere"));
+        }
+        let imaging = speaks("upstream", &route.to, "dicom").or_else(|| speaks("upstream", &route.to, "stow"));
+        if let Some(name) = imaging.or_else(|| speaks("source", &route.from, "dicom")).filter(|_| form != Form::Raw) {
+            note(
+                index,
+                key,
+                format!("\"{name}\" carries images, which have no other form: take it out, or make a route of its own"),
+            );
+        }
     }
 }
 

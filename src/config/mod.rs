@@ -9,7 +9,8 @@
 //! [spool]                        # where messages are kept
 //! [source.<name>.<protocol>]     # what devices talk to
 //! [upstream.<name>.<protocol>]   # where messages go
-//! [[route]]                      # from which sources to which upstreams
+//! [[route]]                      # from which sources to which upstreams, in which form
+//! [telemetry]                    # the site's own table of codes
 //! ```
 //!
 //! An upstream that is given up keeps its name, and one line beside its protocol says what becomes of what waits for it
@@ -29,6 +30,7 @@
 //! follows the files that sections name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +39,7 @@ use crate::admin::access::ControlConfig;
 use crate::admin::scrape::MetricsConfig;
 use crate::route::RouteConfig;
 use crate::spool::SpoolConfig;
+use crate::telemetry::site::SiteCodes;
 use crate::values::{Name, Problems, SecretRef, Section};
 
 mod cross;
@@ -69,6 +72,8 @@ pub struct Config<S, U> {
     pub upstreams: BTreeMap<Name, Standing<U>>,
     /// `[[route]]`, in their order.
     pub routes: Vec<RouteConfig>,
+    /// The table that `[telemetry] codes` names, read with the configuration.
+    pub codes: Arc<SiteCodes>,
     /// SHA-256 of the file: which configuration this is, for people. Whether it does the same is told by comparing parts.
     pub digest: [u8; 32],
 }

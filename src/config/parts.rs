@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_spanned::Spanned;
 use toml::de::{DeString, DeValue};
@@ -14,10 +15,11 @@ use super::report::Report;
 use super::{Config, GatewayConfig, Part, Readable, Retired, Standing, cross, files};
 use crate::route::RouteConfig;
 use crate::spool::SpoolConfig;
+use crate::telemetry::site::{SiteCodes, TelemetryConfig};
 use crate::values::{Name, Problems, Section};
 
 /// The tables at the top of the file.
-const TOP: [&str; 5] = ["gateway", "spool", "source", "upstream", "route"];
+const TOP: [&str; 6] = ["gateway", "spool", "source", "upstream", "route", "telemetry"];
 /// The key beside an upstream's protocol.
 const RETIRED: &str = "retired";
 /// The keys of which the first that is there says to people where a source or an upstream is.
@@ -56,6 +58,7 @@ impl<'t> Loader<'_, 't> {
         let sources = self.sources();
         let upstreams = self.upstreams();
         let routes = self.routes();
+        let codes = self.codes();
         let spool = spool.map(|part| self.placed(part.config));
         cross::check(&self.document, routes.as_deref(), spool.as_ref(), &mut self.problems);
         for problem in self.problems.into_found() {
@@ -68,6 +71,7 @@ impl<'t> Loader<'_, 't> {
             sources: sources?,
             upstreams: upstreams?,
             routes: routes?,
+            codes: codes?,
             digest: files::digest(self.document.text),
         })
     }
@@ -100,6 +104,22 @@ impl<'t> Loader<'_, 't> {
     /// The spool's folder counts from the configuration file's as well.
     fn placed(&self, config: SpoolConfig) -> SpoolConfig {
         SpoolConfig { path: self.folder.join(&config.path), ..config }
+    }
+
+    /// `[telemetry]`: the site's table is read with the configuration, so that its bad rows are told like any other problem.
+    fn codes(&mut self) -> Option<Arc<SiteCodes>> {
+        let Some(value) = self.document.value(&["telemetry"]).cloned() else { return Some(Arc::default()) };
+        let part = self.part::<TelemetryConfig>(&["telemetry"], "telemetry".to_owned(), &value)?;
+        let Some(file) = part.config.codes.map(|file| self.folder.join(file)) else { return Some(Arc::default()) };
+        match SiteCodes::load(&file) {
+            Ok(codes) => Some(Arc::new(codes)),
+            Err(faults) => {
+                for fault in faults {
+                    self.problems.under("telemetry", |problems| problems.error("codes", fault));
+                }
+                Some(Arc::default())
+            }
+        }
     }
 
     fn sources<S: Readable>(&mut self) -> Option<BTreeMap<Name, Part<S>>> {

@@ -15,7 +15,7 @@ use super::burials::Burials;
 use super::reports;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
-use crate::route;
+use crate::route::{self, convert::Conversions};
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started};
 use crate::spool::Spool;
@@ -32,6 +32,8 @@ pub struct Parts {
     config: Config,
     sources: BTreeMap<Name, RunningSource>,
     upstreams: BTreeMap<Name, RunningUpstream>,
+    /// In which forms messages go; forwarders look at it when they send.
+    conversions: watch::Sender<Arc<Conversions>>,
     burials: Burials,
 }
 
@@ -62,6 +64,7 @@ impl Parts {
             config: config.clone(),
             sources: BTreeMap::new(),
             upstreams: BTreeMap::new(),
+            conversions: watch::Sender::new(Arc::new(conversions(config))),
             burials: Burials::default(),
         }
     }
@@ -126,6 +129,9 @@ impl Parts {
     /// buried. None of this can be undone, so none of it happens while it may still be refused.
     pub async fn put_in_force(&mut self) {
         self.spool.set_limits(&self.config.spool);
+        let former = Arc::clone(&self.conversions.borrow());
+        let conversions = conversions(&self.config).with_former(&former, &self.config.routes);
+        self.conversions.send_replace(Arc::new(conversions));
         for (name, source) in &self.sources {
             source.targets.send_replace(self.targets(name));
         }
@@ -321,6 +327,7 @@ impl Parts {
             identity,
             spool: self.spool.clone(),
             lanes: lanes.iter().map(|(class, source)| self.spool.lane(*class, source, &name)).collect(),
+            conversions: self.conversions.subscribe(),
             counters: Arc::clone(&counters),
             holds: Arc::clone(&holds),
             status: self.status.clone(),
@@ -385,6 +392,12 @@ impl RunningUpstream {
             tracing::error!(upstream = %name, %error, "a forwarder ended badly");
         }
     }
+}
+
+/// What the configuration makes of messages when they are sent.
+fn conversions(config: &Config) -> Conversions {
+    let (gateway, codes) = (&config.gateway, Arc::clone(&config.codes));
+    Conversions::new(&config.routes, &gateway.name, &gateway.site, codes)
 }
 
 /// `1 message still waits`, `2 messages still wait`.

@@ -56,7 +56,7 @@ impl<'a> Part<'a> {
             Kind::Bare => ('r', 0),
             Kind::Other => ('o', 0),
         };
-        let record = self.record.map_or("-".to_owned(), |record| format!("{record:02x}"));
+        let record = self.record.map_or_else(|| "-".to_owned(), |record| format!("{record:02x}"));
         let Self { transfer, ordinal, start, line, .. } = self;
         let head = format!("{FORM} {transfer:016x} {ordinal} {start} {record} {kind} {number} {line}\n");
         [head.as_bytes(), self.text].concat()
@@ -107,8 +107,15 @@ mod tests {
             (Kind::Bare, Some(b'\n'), "fe80::1"),
             (Kind::Other, None, ""),
         ] {
-            let part =
-                Part { transfer: u64::MAX, ordinal: 3, start: 1, record, kind, line: line.into(), text: b"R|1\n\r\xff" };
+            let part = Part {
+                transfer: u64::MAX,
+                ordinal: 3,
+                start: 1,
+                record,
+                kind,
+                line: line.into(),
+                text: b"R|1\n\r\xff",
+            };
             let stored = part.encode();
             assert_eq!(Part::decode(&stored).as_ref(), Some(&part));
             assert_eq!(part.identity().is_some(), matches!(kind, Kind::Frame { .. }));

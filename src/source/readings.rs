@@ -132,6 +132,7 @@ impl Readings {
             gap: reading.gap.or_else(|| (self.unstored > 0).then(overflow)),
             device: reading.device,
             about: reading.about,
+            subject: Vec::new(),
             raw: reading.raw,
         }
     }

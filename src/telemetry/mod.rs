@@ -4,4 +4,13 @@
 //! [`record::CONTENT_TYPE`]; the device's own bytes travel in it. Encoders make other forms of it when it is sent. Nothing here
 //! does I/O, nothing here corrects a device: values, codes and times stay as the device gave them, what we know better stands beside.
 
+pub mod codes;
+#[cfg(test)]
+pub mod fixtures;
+mod mdc_table;
+pub mod pcd;
+#[cfg(test)]
+mod pcd_tests;
 pub mod record;
+pub mod senml;
+pub mod site;

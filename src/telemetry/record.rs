@@ -48,6 +48,10 @@ pub struct Record {
     /// What the protocol said about the bytes: topic, peer, unit. No patient data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub about: Vec<Named>,
+    /// Whom and where it was measured, when the message that it came in says so: `patient-id` and `location`, with HL7's
+    /// components apart by `^`. Patient data: it goes upstream and nowhere else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subject: Vec<Named>,
     /// The device's own bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Raw>,
@@ -102,6 +106,8 @@ pub enum ClockQuality {
     NeverSet,
     /// The device's time can't be read.
     Unreadable,
+    /// The device names no zone, and none is known: how far off it is can't be told.
+    ZoneUnknown,
 }
 
 /// One observation.
@@ -287,6 +293,13 @@ pub struct Named {
     pub value: String,
 }
 
+impl Named {
+    /// A name and its value.
+    pub fn new(name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        Self { name: name.into(), value: value.into() }
+    }
+}
+
 /// The device's own bytes: as text when they are printable ASCII (with CR, LF and tabs), else in base64.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -295,6 +308,13 @@ pub enum Raw {
     Text(String),
     /// Base64 of anything else (RFC 4648, section 4).
     Base64(String),
+}
+
+impl Observation {
+    /// Whether it has a value that may be used: of [`Validity::Valid`] and [`Validity::Validated`] only.
+    pub fn usable(&self) -> Option<&Value> {
+        self.value.as_ref().filter(|_| matches!(self.validity, Validity::Valid | Validity::Validated))
+    }
 }
 
 impl Raw {
@@ -350,6 +370,7 @@ mod tests {
             gap: None,
             device: vec![],
             about: vec![],
+            subject: vec![],
             raw: Some(Raw::of(b"SPO2=098 HR=061\r\n")),
         }
     }

@@ -309,7 +309,7 @@ fn file_name(envelope: &Envelope, sealed: bool) -> String {
         "application/hl7-v2" => "hl7",
         "application/dicom" => "dcm",
         "application/vnd.wardgate.astm" => "astm",
-        "application/json" => "json",
+        "application/json" | "application/senml+json" | "application/vnd.wardgate.record+json" => "json",
         _ => "bin",
     };
     let age = if sealed { ".age" } else { "" };

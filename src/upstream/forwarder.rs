@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::holds::Holds;
 use super::lane::{LaneRun, Shared};
 use super::{Identity, SendError, Stop, Upstream};
+use crate::route::convert::Conversions;
 use crate::spool::{Lane, Spool};
 use crate::status::{Link, Status, UpstreamCounters};
 use crate::system::backoff::Backoff;
@@ -34,6 +35,8 @@ pub struct Forwarding {
     pub spool: Spool,
     /// One for each source that is routed here, or that still has a backlog.
     pub lanes: Vec<Lane>,
+    /// In which forms messages go; what it holds when a message is sent counts.
+    pub conversions: watch::Receiver<Arc<Conversions>>,
     /// What is counted.
     pub counters: Arc<UpstreamCounters>,
     /// Where lanes say why they do not move; kept over restarts of the forwarder if the gateway wishes.
@@ -44,8 +47,8 @@ pub struct Forwarding {
 
 /// Delivers until `stop`, then waits up to [`Upstream::DRAIN_MAX`] for what is on its way and says goodbye.
 pub async fn forward<U: Upstream>(config: U::Config, forwarding: Forwarding, stop: Stop) {
-    let Forwarding { identity, spool, lanes, counters, holds, mut status } = forwarding;
-    let shared = Shared { spool, when_refused: U::when_refused(&config), counters, holds };
+    let Forwarding { identity, spool, lanes, conversions, counters, holds, mut status } = forwarding;
+    let shared = Shared { spool, when_refused: U::when_refused(&config), conversions, counters, holds };
     let mut lanes: Vec<LaneRun> = lanes.into_iter().map(|lane| LaneRun::new(lane, shared.clone())).collect();
     let mut connection = Connection { identity, counters: shared.counters, backoff: Backoff::default() };
     while !stop.is_cancelled() {

@@ -17,6 +17,7 @@ use super::holds::{Decision, Holds};
 use super::lane::REFUSALS_MAX;
 use super::{Delivery, Identity, SendError, Stop, Upstream, WhenRefused};
 use crate::envelope::{Class, Envelope, Flags, Meta};
+use crate::route::convert::Conversions;
 use crate::spool::{Disk, Secret, Spool, SpoolConfig};
 use crate::status::{Counter, Link, UpstreamCounters};
 use crate::values::{Problems, SecretRef, Section};
@@ -106,6 +107,7 @@ struct Bench {
     world: Arc<World>,
     counters: Arc<UpstreamCounters>,
     holds: Arc<Holds>,
+    conversions: Conversions,
     stop: Stop,
     running: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -128,7 +130,16 @@ impl Bench {
             when_refused,
         };
         let (counters, holds, stop) = (Arc::default(), Arc::default(), Stop::new());
-        Self { spool, world: Arc::new(world), counters, holds, stop, running: None, _folder: folder }
+        Self {
+            spool,
+            world: Arc::new(world),
+            counters,
+            holds,
+            conversions: Conversions::default(),
+            stop,
+            running: None,
+            _folder: folder,
+        }
     }
 
     fn start(mut self, sources: &[&str]) -> Self {
@@ -138,6 +149,7 @@ impl Bench {
             identity: identity(),
             spool: self.spool.clone(),
             lanes: sources.iter().map(lane).collect(),
+            conversions: tokio::sync::watch::Sender::new(Arc::new(self.conversions.clone())).subscribe(),
             counters: Arc::clone(&self.counters),
             holds: Arc::clone(&self.holds),
             status: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),

@@ -9,12 +9,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::holds::{Decision, Holds};
 use super::{Delivery, Receipt, SendError, Stop, Upstream, WhenRefused};
-use crate::envelope::MessageId;
+use crate::envelope::{Envelope, MessageId};
+use crate::route::convert::Conversions;
 use crate::spool::{CommitError, Entry, Lane, Place, Spool};
 use crate::status::UpstreamCounters;
 use crate::system::backoff::Backoff;
@@ -35,6 +37,7 @@ const ASKED_PAUSE_MAX: Duration = Duration::from_secs(3600);
 pub(super) struct Shared {
     pub(super) spool: Spool,
     pub(super) when_refused: WhenRefused,
+    pub(super) conversions: watch::Receiver<Arc<Conversions>>,
     pub(super) counters: Arc<UpstreamCounters>,
     pub(super) holds: Arc<Holds>,
 }
@@ -192,7 +195,7 @@ impl LaneRun {
             self.shared.counters.retried.one();
         }
         self.sent = self.sent.max(Some(place));
-        let (delivery, fate) = match upstream.send(&envelope).await {
+        let (delivery, fate) = match self.convert_and_send(upstream, &envelope).await {
             Err(SendError::Disconnected { cause }) => return Some(Turn::Lost(cause)),
             Ok(delivery) => (delivery, Fate::Open),
             // Those before it are still on their way: its turn comes when it is at the front.
@@ -200,6 +203,19 @@ impl LaneRun {
         };
         self.window.push_back(Flight { place, id, bytes: envelope.body.len(), delivery, fate });
         None
+    }
+
+    /// Sends the message in the form that its route asks for now.
+    async fn convert_and_send<U: Upstream>(&self, upstream: &U, envelope: &Envelope) -> Result<Delivery, SendError> {
+        let conversions = Arc::clone(&self.shared.conversions.borrow());
+        let Some(conversion) = conversions.of(self.lane.source(), self.lane.upstream()) else {
+            return upstream.send(envelope).await;
+        };
+        match conversions.apply(conversion, envelope).await {
+            Ok(None) => upstream.send(envelope).await,
+            Ok(Some(converted)) => upstream.send(&converted).await,
+            Err(reason) => Err(SendError::Rejected { reason }),
+        }
     }
 
     fn delivered(&mut self, flight: &Flight, receipt: &Receipt) {

@@ -96,12 +96,8 @@ const RESULT: Names = &[
     (13, "completed", Form::Time),
     (14, "instrument", Form::Plain),
 ];
-const COMMENT: Names = &[
-    (2, "sequence", Form::Plain),
-    (3, "source", Form::Plain),
-    (4, "text", Form::Plain),
-    (5, "type", Form::Plain),
-];
+const COMMENT: Names =
+    &[(2, "sequence", Form::Plain), (3, "source", Form::Plain), (4, "text", Form::Plain), (5, "type", Form::Plain)];
 const QUERY: Names = &[
     (2, "sequence", Form::Plain),
     (3, "from", Form::Plain),
@@ -216,12 +212,9 @@ impl Tree {
         whole.insert("protocol".to_owned(), json!("astm"));
         whole.insert("complete".to_owned(), json!(self.complete));
         let patients: Vec<Value> = self.patients.into_iter().map(Patient::end).collect();
-        for (name, values) in [
-            ("patients", patients),
-            ("queries", self.queries),
-            ("others", self.others),
-            ("comments", self.comments),
-        ] {
+        for (name, values) in
+            [("patients", patients), ("queries", self.queries), ("others", self.others), ("comments", self.comments)]
+        {
             insert_some(&mut whole, name, values);
         }
         Value::Object(whole)
@@ -380,7 +373,9 @@ mod tests {
 
     #[test]
     fn other_delimiters_other_charsets_and_strange_times_are_read() {
-        let value = value(b"H|@^\\|GX||GeneXpert\rP|1|||M\xfcller@Muller\rR|1|^^^A\\F\\B|1|||||||2026||99999999\rL|1\r").unwrap();
+        let value =
+            value(b"H|@^\\|GX||GeneXpert\rP|1|||M\xfcller@Muller\rR|1|^^^A\\F\\B|1|||||||2026||99999999\rL|1\r")
+                .unwrap();
         assert_eq!(value["patients"][0]["patient-id"]["repeated"], json!(["M\u{fc}ller", "Muller"]));
         let result = &value["patients"][0]["orders"][0]["results"][0];
         assert_eq!(result["code"], json!("A|B"));

@@ -8,6 +8,8 @@
 
 use std::borrow::Cow;
 
+/// The media type of a message: records as the device sent them, each with its CR.
+pub const MEDIA_TYPE: &str = "application/vnd.wardgate.astm";
 /// Of a header so many bytes are looked at: it is known to have its field 14 within a few hundred.
 pub const HEADER_BYTES_MAX: usize = 1024;
 /// Longest control id that is read; a longer one is cut.
@@ -160,7 +162,8 @@ pub fn records(message: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn control_id(header: &[u8]) -> Option<&[u8]> {
     let line = records(header).next()?;
     let record = Record::new(line, Delimiters::of(line)?);
-    let id = [HEADER_CONTROL_ID, HEADER_TIME].map(|number| record.field(number)).into_iter().find(|id| !id.is_empty())?;
+    let id =
+        [HEADER_CONTROL_ID, HEADER_TIME].map(|number| record.field(number)).into_iter().find(|id| !id.is_empty())?;
     id.get(..id.len().min(CONTROL_ID_BYTES_MAX))
 }
 
@@ -206,7 +209,7 @@ impl Splitter {
             return Some(Piece { bytes, kind: 0, begins: false, ends: false });
         }
         let begins = self.kind.is_none();
-        let kind = self.kind.unwrap_or(first.to_ascii_uppercase());
+        let kind = self.kind.unwrap_or_else(|| first.to_ascii_uppercase());
         let found = input.iter().position(is_end);
         let (bytes, rest) = input.split_at(found.map_or(input.len(), |at| at + 1));
         *input = rest;

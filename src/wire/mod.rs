@@ -2,7 +2,8 @@
 //!
 //! Bytes come from strangers here: no indexing, no panics, no allocation that a peer can choose the size of.
 //!
-//! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read.
+//! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read, `oru`
+//!   observations.
 //! * DICOM: `pdu` the upper layer, `pdu_associate` its two long PDUs; `dimse` commands and statuses; `dicom_element` the encodings,
 //!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
 //!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
@@ -28,6 +29,7 @@ pub mod hl7;
 pub mod mllp;
 pub mod mqtt;
 pub mod mqtt_label;
+pub mod oru;
 pub mod pdu;
 pub mod pdu_associate;
 mod pdu_item;

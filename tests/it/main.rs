@@ -16,6 +16,7 @@ mod dicom_chain;
 mod dicom_commitment;
 mod dicom_peers;
 mod dicom_source;
+mod forms;
 mod full_disk;
 mod gateway;
 mod hl7_peers;

@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The other end of the mqtt upstream: it shares its link and its seals, and knows no spool.
     ("collector", &["values", "status", "system", "wire", "upstream"]),
     // A section lives beside the code that it configures; config puts them together.
-    ("config", &["values", "system", "spool", "source", "upstream", "route", "admin", "status"]),
+    ("config", &["values", "system", "spool", "source", "upstream", "route", "telemetry", "admin", "status"]),
     ("admin", &["config", "values", "envelope", "status", "system", "spool"]),
 ];
 

@@ -150,6 +150,7 @@ async fn an_archive_that_is_killed_in_the_middle_and_comes_back_full_has_everyth
         identity: identity(),
         spool: spool.clone(),
         lanes: vec![spool.lane(Class::Imaging, &"ct".parse().unwrap(), &identity().upstream)],
+        conversions: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
         counters: Arc::default(),
         holds: Arc::default(),
         status: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),

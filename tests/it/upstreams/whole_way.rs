@@ -51,6 +51,7 @@ async fn a_peer_that_is_killed_in_the_middle_has_every_message_in_order_in_the_e
         identity: identity(),
         spool: spool.clone(),
         lanes: vec![spool.lane(Class::Clinical, &"monitors".parse().unwrap(), &identity().upstream)],
+        conversions: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
         counters: Arc::default(),
         holds: Arc::default(),
         status: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),

@@ -1,0 +1,390 @@
+//! The [`Record`] that an HL7 v2 message with observations holds (ORU^R01 and R40; IHE PCD-01 and PCD-04), for routes with `as`.
+//!
+//! Private codes are kept as they came. A value is one only where the sender says so: an NM field that holds no number, an OBX that is
+//! not final, a waveform, are none. Which numbers stand for "no value" is known to nobody here: an HL7 sender says it with OBX-11.
+
+use super::Form;
+use crate::envelope::Envelope;
+use crate::telemetry::codes::{self, MDC};
+use crate::telemetry::record::{
+    ClockQuality, Code, DeviceTime, Event, Mode, Named, Observation, Phase, Priority, Raw, Record, Time, VERSION,
+    Validity, Value,
+};
+use crate::wire::oru::{Group, Oru, Part, Segment, rfc3339};
+
+/// A device clock that is further off was never set.
+const NEVER_SET_MS: u64 = 365 * 24 * 3600 * 1000;
+/// Levels of the device that are told.
+const LEVELS_MAX: usize = 64;
+/// Coding systems of table 0396 that have a URI.
+const SYSTEMS: [(&str, &str); 4] = [
+    ("MDC", MDC),
+    ("LN", "http://loinc.org"),
+    ("SCT", "http://snomed.info/sct"),
+    ("UCUM", "http://unitsofmeasure.org"),
+];
+
+/// Reads the body of a stored HL7 message.
+///
+/// # Errors
+/// Why it holds no observations, in words.
+pub(super) fn record(body: &[u8], envelope: &Envelope) -> Result<Record, String> {
+    let oru = Oru::read(body).map_err(|error| format!("{error}; as = \"{}\" is for ORU", Form::Json.as_str()))?;
+    let reader = Reader { decoder: Decoder::of(oru.header.charset()) };
+    let meta = &envelope.meta;
+    let received = Time::from(meta.received);
+    let (mut observations, mut events, mut device) = (Vec::new(), Vec::new(), Vec::new());
+    let mut stream = String::new();
+    for group in &oru.groups {
+        let segments = group.observations.iter();
+        if let Some(named) = segments.map(|segment| reader.device(segment)).find(|named| !named.is_empty())
+            && stream.is_empty()
+        {
+            stream = named;
+        }
+        let facets = reader.alarm(group);
+        for segment in &group.observations {
+            if is_level(segment) {
+                device.push(Named::new("level", reader.whole(segment.field(3))));
+            } else if facets.is_none() || !is_facet(segment) {
+                observations.push(reader.observation(segment, &stream));
+            }
+        }
+        events.extend(facets);
+    }
+    device.truncate(LEVELS_MAX);
+    if stream.is_empty() {
+        stream = reader.text(oru.header.field(3));
+    }
+    Ok(Record {
+        v: VERSION,
+        source: meta.source.to_string(),
+        stream,
+        // An HL7 sender does not count its messages: each is a stream of its own.
+        boot: envelope.id.to_string(),
+        seq: 1,
+        received,
+        device_time: device_time(oru.header.field(7), received),
+        observations,
+        events,
+        gap: None,
+        device,
+        about: Vec::new(),
+        subject: reader.subject(&oru),
+        raw: Some(Raw::of(body)),
+    })
+}
+
+/// Which characters the bytes are.
+#[derive(Clone, Copy)]
+enum Decoder {
+    Utf8,
+    Latin1,
+}
+
+struct Reader {
+    decoder: Decoder,
+}
+
+impl Decoder {
+    fn of(charset: Option<&str>) -> Self {
+        match charset {
+            Some("iso-8859-1" | "iso-8859-15" | "windows-1252") => Self::Latin1,
+            _ => Self::Utf8,
+        }
+    }
+}
+
+impl Reader {
+    fn text(&self, bytes: &[u8]) -> String {
+        let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
+        match (self.decoder, std::str::from_utf8(bytes)) {
+            (Decoder::Utf8, Ok(text)) => text.to_owned(),
+            // What claims to be UTF-8 and is not is Latin-1 more often than anything else.
+            _ => latin1(bytes),
+        }
+    }
+
+    fn part(&self, part: Part<'_>) -> String {
+        self.text(&part.unescaped()).trim().to_owned()
+    }
+
+    /// A field with its separators, as people read it.
+    fn whole(&self, part: Part<'_>) -> String {
+        self.text(part.bytes())
+    }
+
+    /// OBX-18, the name that stands for one device the longest: the universal id, else the entity's.
+    fn device(&self, segment: &Segment<'_>) -> String {
+        let [entity, universal] = [1, 3].map(|number| self.part(segment.field(18).component(number)));
+        match (entity.is_empty(), universal.is_empty()) {
+            (_, true) => entity,
+            (true, false) => universal,
+            (false, false) => format!("{universal}/{entity}"),
+        }
+    }
+
+    fn observation(&self, segment: &Segment<'_>, stream: &str) -> Observation {
+        let (code, vendor_code) = self.code(segment.field(3));
+        let (unit, vendor_unit) = self.unit(segment.field(6));
+        let at = segment.field(14);
+        let mut notes = Vec::new();
+        let mut note = |name: &'static str, text: String| {
+            if !text.is_empty() {
+                notes.push(Named::new(name, text));
+            }
+        };
+        note("containment", self.part(segment.field(4)));
+        note("limits", self.part(segment.field(7)));
+        note("flags", self.whole(segment.field(8)));
+        note("method", self.whole(segment.field(17)));
+        note("site", self.whole(segment.field(20)));
+        let device = self.device(segment);
+        if device != stream {
+            note("device", device);
+        }
+        let waveform = matches!(segment.field(2).bytes(), b"NA" | b"MA");
+        if waveform {
+            note("class", "waveform".to_owned());
+            note("waveform", self.whole(segment.field(5)));
+        }
+        let value = if waveform { None } else { self.value(segment) };
+        let validity = validity(segment.field(11).bytes(), value.is_some());
+        let time = rfc3339(at.bytes());
+        if time.is_none() {
+            note("time", self.part(at));
+        }
+        let mode = if at.is_empty() { Mode::Periodic } else { Mode::Episodic };
+        Observation { vendor_code, code, value, unit, vendor_unit, validity, mode, at: time, notes }
+    }
+
+    /// OBX-5, by OBX-2; `None` where there is none.
+    fn value(&self, segment: &Segment<'_>) -> Option<Value> {
+        let (kind, field) = (segment.field(2), segment.field(5));
+        if field.is_empty() {
+            return None;
+        }
+        match kind.bytes() {
+            b"NM" => number(&self.part(field)).map(Value::Number),
+            // Comparator, number, separator, number: one number alone is a value like any other (HL7 v2.6, 2.A.70).
+            b"SN" => {
+                let parts = [1, 2, 3, 4].map(|part| self.part(field.component(part)));
+                match (parts[0].as_str(), parts[2].as_str()) {
+                    ("" | "=", "") => number(&parts[1]).map(Value::Number),
+                    _ => Some(Value::Text(parts.concat())),
+                }
+            }
+            b"CWE" | b"CE" | b"CNE" => {
+                let text = [2, 9, 1].map(|part| self.part(field.component(part)));
+                text.into_iter().find(|text| !text.is_empty()).map(Value::Text)
+            }
+            _ => {
+                let texts: Vec<String> = field.repetitions().map(|one| self.part(one)).collect();
+                Some(Value::Text(texts.join("\n")))
+            }
+        }
+    }
+
+    /// The code of OBX-3 or its alternate, and the vendor's own.
+    fn code(&self, field: Part<'_>) -> (Option<Code>, String) {
+        let [id, text, system, other_id, other_text, other_system] =
+            [1, 2, 3, 4, 5, 6].map(|number| self.part(field.component(number)));
+        let first = coded(&id, &text, &system);
+        let second = coded(&other_id, &other_text, &other_system);
+        let is_mdc = |code: &Option<Code>| code.as_ref().is_some_and(|code| code.system == MDC);
+        let vendor = if is_mdc(&second) && !is_mdc(&first) { [&text, &id] } else { [&other_id, &other_text] };
+        let code = if is_mdc(&second) { first.filter(|code| code.system == MDC).or(second) } else { first.or(second) };
+        let vendor = vendor.into_iter().chain([&text, &id]).find(|text| !text.is_empty());
+        (code, vendor.cloned().unwrap_or_default())
+    }
+
+    /// OBX-6 in UCUM, and as it was sent.
+    fn unit(&self, field: Part<'_>) -> (Option<String>, Option<String>) {
+        let parts = [1, 2, 3, 4, 5, 6].map(|number| self.part(field.component(number)));
+        let [id, text, system, other, _, other_system] = &parts;
+        let ucum = match (system.as_str(), other_system.as_str()) {
+            ("UCUM", _) => Some(id.clone()),
+            (_, "UCUM") => Some(other.clone()),
+            _ => {
+                let known = id.parse().ok().and_then(codes::unit).or_else(|| codes::unit_by_name(text));
+                known.or_else(|| codes::unit_by_name(id)).map(|unit| unit.ucum.to_owned())
+            }
+        };
+        let said = if text.is_empty() { id } else { text };
+        (ucum.filter(|ucum| !ucum.is_empty()), Some(said.clone()).filter(|said| !said.is_empty()))
+    }
+
+    /// The alert that a group is about (PCD-04), of all its facets.
+    fn alarm(&self, group: &Group<'_>) -> Option<Event> {
+        let first = group.observations.iter().find(|segment| is_event(segment))?;
+        let mut event = Event {
+            kind: "alarm".into(),
+            vendor_code: None,
+            code: None,
+            text: None,
+            priority: None,
+            phase: None,
+            details: Vec::new(),
+        };
+        let (what, said) = self.code(first.field(3));
+        let value = first.field(5);
+        // MDC_EVT_ALARM says what it is in its value, any other event with its code.
+        let general = what.as_ref().is_some_and(|code| code.name.as_deref() == Some("MDC_EVT_ALARM"));
+        let (coded, vendor) = self.code(value);
+        let typed = matches!(first.field(2).bytes(), b"CWE" | b"CE");
+        (event.code, event.vendor_code) = match (general, typed) {
+            (true, true) => (coded, Some(vendor)),
+            (true, false) => (None, None),
+            (false, _) => (what, Some(said)),
+        };
+        let text = if typed {
+            [9, 2].map(|part| self.part(value.component(part))).into_iter().find(|text| !text.is_empty())
+        } else {
+            Some(self.part(value))
+        };
+        event.text = text.filter(|text| !text.is_empty());
+        for flag in first.field(8).repetitions() {
+            event.priority = event.priority.or_else(|| priority(flag.bytes()));
+        }
+        for segment in group.observations.iter().filter(|segment| is_facet(segment)) {
+            self.facet(segment, &mut event);
+        }
+        Some(event)
+    }
+
+    fn facet(&self, segment: &Segment<'_>, event: &mut Event) {
+        let value = self.part(segment.field(5));
+        match facet(segment) {
+            Some("EVENT_PHASE") => {
+                event.phase = match value.as_str() {
+                    "start" => Some(Phase::Start),
+                    "continue" | "update" | "escalate" | "deescalate" => Some(Phase::Continue),
+                    "end" | "stop" | "reset" => Some(Phase::End),
+                    _ => None,
+                };
+            }
+            Some("PRIORITY") => event.priority = priority(value.as_bytes()).or(event.priority),
+            _ => {}
+        }
+        let name = match facet(segment) {
+            Some("EVENT_PHASE") if event.phase.is_none() => "phase",
+            Some("STATE") => "state",
+            Some("INACTIVATION_STATE") => "inactivation-state",
+            Some("SOURCE") => "source",
+            Some("TYPE") => "type",
+            _ => return,
+        };
+        let value = match (name, value.as_str()) {
+            ("type", "SP") => "physiological",
+            ("type", "ST") => "technical",
+            ("type", "SA") => "advisory",
+            (_, other) => other,
+        };
+        if !value.is_empty() {
+            event.details.push(Named::new(name, value));
+        }
+    }
+
+    fn subject(&self, oru: &Oru<'_>) -> Vec<Named> {
+        let first = |part: Part<'_>| part.repetitions().next().map(|one| self.whole(one)).unwrap_or_default();
+        let told = [("patient-id", first(oru.patient.field(3))), ("location", first(oru.visit.field(3)))];
+        let told = told.into_iter().filter(|(_, text)| !text.trim_matches('^').trim().is_empty());
+        told.map(|(name, text)| Named::new(name, text)).collect()
+    }
+}
+
+/// The code of a triple, when its system is one that means something elsewhere too.
+fn coded(id: &str, text: &str, system: &str) -> Option<Code> {
+    if id.is_empty() || system.is_empty() || system == "L" || system.starts_with("99") {
+        return None;
+    }
+    let uri = SYSTEMS.iter().find(|(name, _)| *name == system).map_or(system, |(_, uri)| uri);
+    let name = (!text.is_empty()).then(|| text.to_owned().into());
+    Some(Code { system: uri.to_owned().into(), code: id.to_owned().into(), name })
+}
+
+/// A number as it was written; `None` when it is none. The point may be a comma, as some devices of Europe write it.
+fn number(text: &str) -> Option<String> {
+    let text = text.replace(',', ".");
+    let plain = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.'));
+    (plain && text.parse::<f64>().is_ok()).then_some(text)
+}
+
+/// OBX-11 (table 0085). PCD-01: `R` is valid and not reviewed, `F` validated.
+fn validity(status: &[u8], has_value: bool) -> Validity {
+    match status {
+        _ if !has_value => Validity::NotAvailable,
+        b"F" | b"C" | b"U" => Validity::Validated,
+        b"R" => Validity::Valid,
+        b"W" | b"D" | b"X" | b"N" => Validity::Invalid,
+        _ => Validity::Questionable,
+    }
+}
+
+fn priority(text: &[u8]) -> Option<Priority> {
+    match text {
+        b"PH" => Some(Priority::High),
+        b"PM" => Some(Priority::Medium),
+        b"PL" => Some(Priority::Low),
+        b"PI" => Some(Priority::Information),
+        _ => None,
+    }
+}
+
+/// A level of the device: no value, OBX-11 `X`, and no metric in OBX-4.
+fn is_level(segment: &Segment<'_>) -> bool {
+    let place = segment.field(4).bytes();
+    let metric = place.split(|byte| *byte == b'.').nth(3).unwrap_or_default();
+    let names_none = metric.is_empty() || metric == b"0";
+    segment.field(2).is_empty() && segment.field(11).bytes().eq_ignore_ascii_case(b"X") && names_none
+}
+
+/// Whether OBX-3 is an event: a code of MDC's partition 3, or a name that says so.
+fn is_event(segment: &Segment<'_>) -> bool {
+    let id = segment.field(3);
+    let code: Option<u32> = std::str::from_utf8(id.component(1).bytes()).ok().and_then(|code| code.parse().ok());
+    let name = id.component(2).bytes();
+    code.is_some_and(|code| code >> 16 == 3) || name.starts_with(b"MDC_EVT_") || name.starts_with(b"MDCX_EVT_")
+}
+
+/// Whether a segment of an alert says something about the alert and not about the patient.
+fn is_facet(segment: &Segment<'_>) -> bool {
+    is_event(segment) || facet(segment).is_some()
+}
+
+/// Which facet, by its name: senders do not agree about the numbers.
+fn facet(segment: &Segment<'_>) -> Option<&'static str> {
+    let id = segment.field(3);
+    let name = std::str::from_utf8(id.component(2).bytes()).ok()?;
+    let known = match name.strip_prefix("MDC_ATTR_") {
+        Some("EVENT_PHASE") => "EVENT_PHASE",
+        Some("ALARM_STATE" | "ALERT_STATE") => "STATE",
+        Some("ALARM_INACTIVATION_STATE" | "ALERT_INACTIVATION_STATE") => "INACTIVATION_STATE",
+        Some("ALARM_PRIORITY" | "ALERT_PRIORITY") => "PRIORITY",
+        Some("ALERT_TYPE" | "ALARM_TYPE") => "TYPE",
+        Some("ALERT_SOURCE" | "ALARM_SOURCE") => "SOURCE",
+        _ => return None,
+    };
+    Some(known)
+}
+
+/// The sender's clock by MSH-7.
+fn device_time(said: &[u8], received: Time) -> Option<DeviceTime> {
+    let text = String::from_utf8_lossy(said).trim().to_owned();
+    if text.is_empty() {
+        return None;
+    }
+    let read = rfc3339(said);
+    let moment: Option<jiff::Timestamp> = read.as_deref().and_then(|read| read.parse().ok());
+    let offset_ms = moment.map(|moment| moment.as_millisecond().saturating_sub(received.utc_us / 1000));
+    let quality = match (offset_ms, &read) {
+        (None, None) => ClockQuality::Unreadable,
+        (None, Some(_)) => ClockQuality::ZoneUnknown,
+        (Some(_), _) if !received.synchronised => ClockQuality::BoxUnsynchronised,
+        (Some(offset), _) if offset.unsigned_abs() > NEVER_SET_MS => ClockQuality::NeverSet,
+        (Some(_), _) => ClockQuality::Measured,
+    };
+    // The digits that it does not write are not known; the way of the message is short beside them.
+    let error_ms = offset_ms.map(|_| if text.contains('.') { 1 } else { 500 });
+    Some(DeviceTime { said: text, read, offset_ms, error_ms, quality })
+}
