@@ -16,6 +16,8 @@ use crate::telemetry::record::{self, Raw, Record};
 use crate::telemetry::site::SiteCodes;
 use crate::telemetry::{pcd, senml};
 use crate::values::Name;
+use crate::wire::astm_json;
+use crate::wire::astm_record::MEDIA_TYPE;
 use crate::wire::hl7::Header;
 
 /// Largest message that is converted. A reading has hundreds of bytes, a ward's ORU some hundred KiB.
@@ -39,6 +41,7 @@ pub struct Conversions {
 enum Stored {
     Record,
     Hl7,
+    Astm,
     Other,
 }
 
@@ -107,7 +110,10 @@ impl Conversions {
             ));
         }
         let body = envelope.body.collect().await.map_err(|error| error.to_string())?;
-        let made = self.make(conversion, stored, &body, envelope);
+        let made = match stored {
+            Stored::Astm => astm(conversion.form, &body),
+            _ => self.make(conversion, stored, &body, envelope),
+        };
         let made = made.map_err(|reason| format!("it can't be sent as \"{form}\": {reason}"))?;
         if made.bytes.len() > MADE_BYTES_MAX {
             return Err(format!("it can't be sent as \"{form}\": it would have {} bytes", made.bytes.len()));
@@ -127,7 +133,7 @@ impl Conversions {
     fn make(&self, conversion: Conversion, stored: Stored, body: &Bytes, envelope: &Envelope) -> Result<Made, String> {
         let mut record = match stored {
             Stored::Record => read(body)?,
-            Stored::Hl7 | Stored::Other => oru_record::record(body, envelope)?,
+            Stored::Hl7 | Stored::Astm | Stored::Other => oru_record::record(body, envelope)?,
         };
         if conversion.form == Form::Raw {
             return raw(&record);
@@ -161,6 +167,7 @@ impl Stored {
     fn of(content_type: &str) -> Self {
         match content_type {
             record::CONTENT_TYPE => Self::Record,
+            MEDIA_TYPE => Self::Astm,
             other if other.starts_with(HL7) => Self::Hl7,
             _ => Self::Other,
         }
@@ -182,6 +189,15 @@ impl Made {
         };
         Envelope { id: stored.id, class: stored.class, meta, sha256, body: Body::whole(bytes.into()) }
     }
+}
+
+/// A laboratory message: it has a form of its own, with orders and comments.
+fn astm(form: Form, body: &[u8]) -> Result<Made, String> {
+    if form != Form::Json {
+        return Err("a laboratory message (ASTM) goes as \"json\" or \"raw\"".to_owned());
+    }
+    let bytes = astm_json::json(body).map_err(|error| error.to_string())?;
+    Ok(Made { bytes, content_type: "application/json".to_owned(), control_id: None })
 }
 
 fn read(body: &[u8]) -> Result<Record, String> {

@@ -316,3 +316,18 @@ async fn every_oru_of_the_corpus_is_a_record_and_everything_else_is_refused_in_w
     }
     assert!(records >= 60 && refusals >= 60, "{records} {refusals}");
 }
+
+#[tokio::test]
+async fn a_laboratory_message_goes_as_json_of_its_own_or_as_it_is() {
+    let message = "H|\\^&|1||SIM\rP|1||X-7\rO|1|S-1\rR|1|^^^WBC|4.5|10*3/uL||N||F\rL|1|N\r";
+    let lab = envelope("application/vnd.wardgate.astm", message);
+    let sent = made(form(Form::Json), &lab).await;
+    let value: serde_json::Value = serde_json::from_slice(&bytes(&sent).await).unwrap();
+    let result = &value["patients"][0]["orders"][0]["results"][0];
+    assert_eq!((&result["code"], &result["value"], &result["status"]), (&"WBC".into(), &"4.5".into(), &"F".into()));
+    assert_eq!((sent.meta.content_type.as_str(), sent.meta.control_id.as_slice()), ("application/json", &b"4711"[..]));
+    assert!(conversions("").apply(form(Form::Raw), &lab).await.unwrap().is_none(), "it is untouched");
+    assert!(refused(form(Form::Pcd01), &lab).await.contains("(ASTM) goes as \"json\" or \"raw\""));
+    let rest = envelope("application/vnd.wardgate.astm", "SECRET|1\r");
+    assert!(!refused(form(Form::Json), &rest).await.contains("SECRET"));
+}

@@ -19,10 +19,8 @@ use crate::envelope::{Flags, Stamp};
 use crate::source::seldom::Seldom;
 use crate::spool::{CommitError, Entry, Lane, Place};
 use crate::wire::astm::fingerprint;
-use crate::wire::astm_record::{self, HEADER_BYTES_MAX, Splitter};
+use crate::wire::astm_record::{self, HEADER_BYTES_MAX, MEDIA_TYPE, Splitter};
 
-/// The media type of a message: records of E1394 as the device sent them, each with its CR.
-pub const CONTENT_TYPE: &str = "application/vnd.wardgate.astm";
 /// The media type of text between STX and ETX that is not ASTM.
 pub const OTHER_CONTENT_TYPE: &str = "application/octet-stream";
 /// How often it is looked for transfers that nobody goes on with.
@@ -248,11 +246,11 @@ impl Assembly {
         Ok(())
     }
 
-    async fn commit(&mut self, transfer: u64, message: Message, flags: Flags) -> Result<(), CommitError> {
+    async fn commit(&self, transfer: u64, message: Message, flags: Flags) -> Result<(), CommitError> {
         let Message { incoming, header, start, flags: known, asks, .. } = message;
         let own = || format!("{transfer:016x}-{start}").into_bytes();
         let control_id = astm_record::control_id(&header).map_or_else(own, <[u8]>::to_vec);
-        let about = About { content_type: CONTENT_TYPE.to_owned(), control_id, flags: known.with(flags) };
+        let about = About { content_type: MEDIA_TYPE.to_owned(), control_id, flags: known.with(flags) };
         incoming.commit(about).await?;
         if asks {
             self.asked();
@@ -260,7 +258,7 @@ impl Assembly {
         Ok(())
     }
 
-    async fn other(&mut self, part: &Part<'_>, received: Stamp) -> Result<(), CommitError> {
+    async fn other(&self, part: &Part<'_>, received: Stamp) -> Result<(), CommitError> {
         let mut incoming = self.intake.begin_at(received);
         incoming.write(part.text).await?;
         let control_id = format!("{:016x}-{}", part.transfer, part.ordinal).into_bytes();

@@ -56,7 +56,7 @@ impl<'a> Part<'a> {
             Kind::Bare => ('r', 0),
             Kind::Other => ('o', 0),
         };
-        let record = self.record.map_or("-".to_owned(), |record| format!("{record:02x}"));
+        let record = self.record.map_or_else(|| "-".to_owned(), |record| format!("{record:02x}"));
         let Self { transfer, ordinal, start, line, .. } = self;
         let head = format!("{FORM} {transfer:016x} {ordinal} {start} {record} {kind} {number} {line}\n");
         [head.as_bytes(), self.text].concat()

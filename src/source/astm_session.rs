@@ -320,8 +320,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Takes the room that the assembly needs for a message of this length so far, before more of it is read.
     async fn room_for(&mut self, bytes: u64) {
         let wanted = match bytes {
-            ..=FREE_BYTES => Room::None,
-            ..=GATHERED_BYTES => Room::Gathered,
+            _ if bytes <= FREE_BYTES => Room::None,
+            _ if bytes <= GATHERED_BYTES => Room::Gathered,
             _ => Room::Streamed,
         };
         if wanted != self.room.0 {
@@ -334,7 +334,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    fn not_stored(&mut self, error: CommitError) -> u8 {
+    fn not_stored(&self, error: CommitError) -> u8 {
         self.intake.counters().refused.one();
         if let Some(unsaid) = self.settings.faults.speak() {
             let (source, line) = (self.intake.source(), &self.line);

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::astm_assembly::{Assembly, CONTENT_TYPE, OTHER_CONTENT_TYPE};
+use super::astm_assembly::{Assembly, OTHER_CONTENT_TYPE};
 use super::astm_session::{Settings, serve};
 use super::astm_transfers::REJOIN_TIME;
 use super::intake::Intake;
@@ -17,6 +18,7 @@ use crate::envelope::{Class, Envelope, Flags};
 use crate::spool::{Disk, Secret, Spool, SpoolConfig};
 use crate::values::Name;
 use crate::wire::astm::{ACK, ENQ, EOT, NAK, encode};
+use crate::wire::astm_record::MEDIA_TYPE;
 
 /// A source on a spool that outlives it.
 struct Running {
@@ -162,7 +164,7 @@ async fn a_result_is_one_message_in_the_analysers_own_bytes() {
     analyser.transfer(&RESULT).await;
     let messages = the_box.messages(1).await;
     let meta = &messages[0].meta;
-    assert_eq!((meta.content_type.as_str(), meta.control_id.as_slice()), (CONTENT_TYPE, &b"1"[..]));
+    assert_eq!((meta.content_type.as_str(), meta.control_id.as_slice()), (MEDIA_TYPE, &b"1"[..]));
     assert_eq!((meta.flags, meta.protocol.as_str()), (Flags::default(), "astm"));
     assert_eq!(the_box.texts(1).await[0].0, whole());
     analyser.hangs_up().await;

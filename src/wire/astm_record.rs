@@ -8,6 +8,8 @@
 
 use std::borrow::Cow;
 
+/// The media type of a message: records as the device sent them, each with its CR.
+pub const MEDIA_TYPE: &str = "application/vnd.wardgate.astm";
 /// Of a header so many bytes are looked at: it is known to have its field 14 within a few hundred.
 pub const HEADER_BYTES_MAX: usize = 1024;
 /// Longest control id that is read; a longer one is cut.
@@ -207,7 +209,7 @@ impl Splitter {
             return Some(Piece { bytes, kind: 0, begins: false, ends: false });
         }
         let begins = self.kind.is_none();
-        let kind = self.kind.unwrap_or(first.to_ascii_uppercase());
+        let kind = self.kind.unwrap_or_else(|| first.to_ascii_uppercase());
         let found = input.iter().position(is_end);
         let (bytes, rest) = input.split_at(found.map_or(input.len(), |at| at + 1));
         *input = rest;
