@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Name, STORAGE_COMMITMENT, ValueError};
+use crate::values::{ASSEMBLY, Name, STORAGE_COMMITMENT, ValueError};
 
 /// Which of the three logs a message lives in. Each has its own directory, quota, writer and policy when full.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -119,14 +119,17 @@ impl Flags {
     pub const BATCH: Self = Self(1 << 4);
     /// Another message with the same id and different bytes came shortly before (DICOM: SOP instance UID). Both are kept.
     pub const DUPLICATE: Self = Self(1 << 5);
+    /// Only a part of what the device meant to send: it broke off, and what it was acknowledged is here (ASTM: no L record, or no H).
+    pub const INCOMPLETE: Self = Self(1 << 6);
 
-    const NAMES: [(Self, &'static str); 6] = [
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::UNREADABLE, "unreadable"),
         (Self::NO_CONTROL_ID, "no-control-id"),
         (Self::DISCARDED_BYTES, "discarded-bytes"),
         (Self::REJECTED, "rejected"),
         (Self::BATCH, "batch"),
         (Self::DUPLICATE, "duplicate"),
+        (Self::INCOMPLETE, "incomplete"),
     ];
 
     /// Both together.
@@ -169,6 +172,11 @@ impl Meta {
     /// Whether it is a device's request for storage commitment, which is no message to pass on.
     pub fn asks_for_commitment(&self) -> bool {
         matches!(self.targets.as_slice(), [only] if only.as_str() == STORAGE_COMMITMENT)
+    }
+
+    /// Whether it is part of a message that its source puts together (a frame of ASTM), which goes nowhere by itself.
+    pub fn is_part(&self) -> bool {
+        matches!(self.targets.as_slice(), [only] if only.as_str() == ASSEMBLY)
     }
 }
 

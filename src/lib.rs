@@ -12,8 +12,10 @@
 //!
 //! The rooms, in the order of that way:
 //!
-//! * [`values`], [`envelope`], [`status`]: what the rooms hand each other. Checked values, the message, the counters.
-//! * [`source`]: the device side, `mllp` and `dicom`. `accept` is the listener that they share, `intake` their way into the spool.
+//! * [`values`], [`envelope`], [`status`], [`callers`]: what the rooms hand each other. Checked values, the message, the counters,
+//!   the devices that wait on the line for an answer.
+//! * [`source`]: the device side, a file or a folder for each protocol. `accept` is the listener that they share, `plug` how local
+//!   devices plug in, `readings` and `intake` their way into the spool.
 //! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
 //!   and fuzzed.
 //! * [`spool`]: the durable queue. Its head is the document of the format on disk.
@@ -38,6 +40,7 @@
 //!   neither. A test reads the imports (`tests/it/house`).
 
 pub mod admin;
+pub mod callers;
 pub mod cli;
 pub mod collector;
 pub mod config;

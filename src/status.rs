@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::Name;
 use imaging::{Imaging, ImagingStatus};
+use plug::{PlugStatus, Plugged};
 
 pub mod imaging;
+pub mod plug;
 
 /// A number that only grows.
 #[derive(Default, Debug)]
@@ -84,6 +86,12 @@ pub struct SourceCounters {
     pub trouble: Mutex<Option<String>>,
     /// Peers and studies of a DICOM source.
     pub imaging: Imaging,
+    /// The plug of a local device.
+    pub plug: Plugged,
+    /// Questions of a device that nobody answers (ASTM: Q records).
+    pub queries: Counter,
+    /// Uptime of the last one, milliseconds; 0: none since the start.
+    pub last_query_ms: Gauge,
 }
 
 impl SourceCounters {
@@ -110,6 +118,9 @@ impl SourceCounters {
             last_seen_s: seconds_since(&self.last_seen_ms, now_ms),
             trouble: whole(&self.trouble).clone(),
             imaging: self.imaging.snapshot(now_ms),
+            plug: self.plug.snapshot(now_ms),
+            queries: self.queries.value(),
+            last_query_s: seconds_since(&self.last_query_ms, now_ms),
         }
     }
 }
@@ -205,6 +216,21 @@ pub struct SourceStatus {
     /// Peers and studies; only of a DICOM source that was called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imaging: Option<ImagingStatus>,
+    /// The plug; only of a source whose device plugs in locally.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plug: Option<PlugStatus>,
+    /// Questions of the device that nobody answers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub queries: u64,
+    /// Seconds since the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_query_s: Option<u64>,
+}
+
+// Serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// An upstream in the snapshot.

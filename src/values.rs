@@ -15,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The name that [`Name::storage_commitment`] has.
 pub const STORAGE_COMMITMENT: &str = "storage-commitment";
+/// The name that [`Name::assembly`] has.
+pub const ASSEMBLY: &str = "assembly";
 /// Longest [`Name`], in bytes: it becomes part of topics, file names and certificates.
 pub const NAME_BYTES_MAX: usize = 48;
 
@@ -52,6 +54,12 @@ impl Name {
     /// itself; no configured upstream may have this name.
     pub fn storage_commitment() -> Self {
         Self(STORAGE_COMMITMENT.into())
+    }
+
+    /// For whom a source keeps parts of messages that it acknowledged before the message was whole: for itself. No configured upstream
+    /// may have this name.
+    pub fn assembly() -> Self {
+        Self(ASSEMBLY.into())
     }
 
     /// The text.

@@ -17,9 +17,19 @@ pub struct Broker(Child);
 impl Broker {
     /// Starts mosquitto on `address` without limits of its own on what is in flight.
     pub fn start(folder: &Path, address: SocketAddr) -> Self {
+        Self::start_with(folder, address, "")
+    }
+
+    /// The same with its file in `folder`.
+    pub fn start_persistent(folder: &Path, address: SocketAddr) -> Self {
+        let options = format!("persistence true\npersistence_location {}/\n", folder.display());
+        Self::start_with(folder, address, &options)
+    }
+
+    fn start_with(folder: &Path, address: SocketAddr, options: &str) -> Self {
         let config = folder.join("mosquitto.conf");
         let text = format!(
-            "user root\nlistener {} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\nlog_dest none\n",
+            "user root\nlistener {} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\nlog_dest none\n{options}",
             address.port()
         );
         fs::write(&config, text).unwrap();

@@ -1,7 +1,7 @@
 //! The rows for DICOM: the same sender (dcmtk's `storescu`) to wardgate, to `storescp`, to Orthanc and to the floor, in turn.
 //!
-//! wardgate stores and forwards in every row, to a `storescp` that writes what comes; what it is compared with stores only, but in the
-//! row that says otherwise.
+//! wardgate stores and forwards, to a `storescp` that writes what comes, but in the rows that say "storing only": there its archive is
+//! away, so that it does what `storescp` does. What it is compared with stores only, but in the row of Orthanc.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::dicom_objects::dealt_out;
 use crate::dicom_peers::{Peer, orthanc, send, sink, storescp};
 use crate::rows::{Row, median, mib, row, spread};
 use crate::subject::{Subject, Upstream};
-use crate::{Plan, proc};
+use crate::{Plan, free_address, proc};
 
 /// Objects and backlog of one run fit.
 const QUOTA: &str = "12GiB";
@@ -49,20 +49,33 @@ impl Rooms {
         let up = sink(&self.sink);
         (Subject::wardgate_within(&self.subject, Upstream::Dicom(up.address), QUOTA), up)
     }
+
+    /// One whose archive is away.
+    fn storing_only(&self) -> Subject {
+        Subject::wardgate_within(&self.subject, Upstream::Dicom(free_address()), QUOTA)
+    }
 }
 
 /// All rows.
 pub fn rows(plan: &Plan) -> Vec<Row> {
     let rooms = Rooms::furnished(plan);
     let study = format!("{} CT instances of 0.5 MB", plan.images);
-    let stock = format!("{study}, stock storescu, one association: rate over storescp");
-    let nodelay = "the same with NODELAY on both: rate over storescp, which does not sync";
-    let mut rows = vec![
-        over_storescp(plan, &rooms, (&stock, ">= 10"), true, &rooms.study),
-        over_storescp(plan, &rooms, (nodelay, ">= 0.8"), false, &rooms.study),
-        over_storescp(plan, &rooms, ("four associations: rate over storescp", ">= 1.0"), false, &rooms.study_of_four),
-        over_orthanc(plan, &rooms),
-    ];
+    let stock = format!("{study}, stock storescu, one association, forwarding as well: rate over storescp");
+    let mut rows = vec![over_storescp(
+        plan,
+        &rooms,
+        (&stock, ">= 10"),
+        Sending { stock: true, forwarded: true, folders: &rooms.study },
+    )];
+    for (figure, target, forwarded, folders) in [
+        ("NODELAY on both, storing only: rate over storescp, which does not sync", ">= 0.8", false, &rooms.study),
+        ("the same, forwarding as well", "", true, &rooms.study),
+        ("four associations, storing only: rate over storescp", ">= 1.0", false, &rooms.study_of_four),
+        ("the same, forwarding as well", "", true, &rooms.study_of_four),
+    ] {
+        rows.push(over_storescp(plan, &rooms, (figure, target), Sending { stock: false, forwarded, folders }));
+    }
+    rows.push(over_orthanc(plan, &rooms));
     for (figure, target, folders) in [
         ("large instances: MB/s over the floor (receive, encrypt, write, sync)", ">= 0.8", &rooms.large),
         ("the same, four associations", "", &rooms.large_of_four),
@@ -78,15 +91,29 @@ fn rate(plan: &Plan, folders: &[PathBuf], to: std::net::SocketAddr, stock: bool)
     plan.images as f64 / send(folders, to, stock)
 }
 
-fn over_storescp(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), stock: bool, folders: &[PathBuf]) -> Row {
+/// What is sent, and how.
+struct Sending<'a> {
+    /// `storescu` as it comes, with Nagle's algorithm.
+    stock: bool,
+    /// Our archive is there.
+    forwarded: bool,
+    folders: &'a [PathBuf],
+}
+
+fn over_storescp(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), sending: Sending<'_>) -> Row {
+    let Sending { stock, forwarded, folders } = sending;
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..plan.runs {
         let peer = storescp(&rooms.peer, stock, &[]);
         theirs.push(rate(plan, folders, peer.address, stock));
         drop(peer);
-        let (subject, up) = rooms.wardgate();
-        ours.push(rate(plan, folders, subject.address, stock));
-        up.wait_for(plan.images, ARRIVES_WITHIN);
+        if forwarded {
+            let (subject, up) = rooms.wardgate();
+            ours.push(rate(plan, folders, subject.address, stock));
+            up.wait_for(plan.images, ARRIVES_WITHIN);
+        } else {
+            ours.push(rate(plan, folders, rooms.storing_only().address, stock));
+        }
     }
     compared(what.0, what.1, &ours, "storescp", &theirs)
 }

@@ -13,14 +13,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use crate::message::{acknowledgement, field, read_body};
 
 /// How messages reach the disk.
-enum Log {
+pub enum Log {
     Serial(Mutex<File>),
     Group(Group),
 }
 
 /// Messages that wait for the next sync.
 #[derive(Default)]
-struct Group {
+pub struct Group {
     state: Mutex<Waiting>,
     arrived: Condvar,
     synced: Condvar,
@@ -42,13 +42,17 @@ pub fn serve(arguments: &[String]) {
     let file = OpenOptions::new().create(true).append(true).open(file).unwrap();
     let log = match mode.as_str() {
         "serial" => Arc::new(Log::Serial(Mutex::new(file))),
-        "group" => grouped(file),
-        _ => panic!("the mode is serial or group"),
+        "group" | "mqtt" => grouped(file),
+        _ => panic!("the mode is serial, group or mqtt"),
     };
     let forward = forward.first().map(|address| forwarder(address.parse().unwrap()));
     for stream in listener.incoming().flatten() {
         let (log, forward) = (Arc::clone(&log), forward.clone());
-        std::thread::spawn(move || converse(stream, &log, forward.as_ref()));
+        let mqtt = mode == "mqtt";
+        std::thread::spawn(move || match mqtt {
+            true => crate::mqtt_floor::converse(stream, &log),
+            false => converse(stream, &log, forward.as_ref()),
+        });
     }
 }
 
@@ -64,7 +68,8 @@ fn grouped(file: File) -> Arc<Log> {
 }
 
 impl Log {
-    fn commit(&self, frame: &[u8]) {
+    /// Returns when the bytes are on disk.
+    pub fn commit(&self, frame: &[u8]) {
         match self {
             Self::Serial(file) => {
                 let mut file = file.lock().unwrap();

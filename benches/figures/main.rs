@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+mod astm;
 mod broker;
 mod dicom;
 mod dicom_floor;
@@ -19,6 +20,9 @@ mod dicom_peers;
 mod floor;
 mod load;
 mod message;
+mod mqtt;
+mod mqtt_floor;
+mod mqtt_load;
 mod proc;
 mod rows;
 mod sink;
@@ -35,6 +39,8 @@ const GROUPS: &[(&str, Measure)] = &[
     ("memory", rows::memory),
     ("drain", rows::drain),
     ("dicom", dicom::rows),
+    ("mqtt", mqtt::rows),
+    ("astm", astm::rows),
 ];
 
 /// How long and how often; set by the command line.
@@ -120,7 +126,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt,astm]"
     );
     std::process::exit(2);
 }

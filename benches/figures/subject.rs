@@ -1,6 +1,7 @@
 //! What is measured: wardgate as an operator runs it, or the floor. Each in a fresh folder, ended by its own process id.
 
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,12 +23,19 @@ pub enum Upstream {
     Mqtt(SocketAddr),
     /// A DICOM archive without TLS, called `ARCHIVE`; the source is then DICOM too, called `WARDGATE`.
     Dicom(SocketAddr),
+    /// Nowhere: nobody listens. The source is MQTT, for the clients `load-0` and on, and for the user `idle`.
+    Away,
+    /// The folder `results`; the source is then ASTM.
+    Folder,
 }
+
+/// The password of the user `idle`.
+pub const IDLE_PASSWORD: &str = "idle";
 
 /// A running process under test.
 pub struct Subject {
     child: Child,
-    /// Where it takes MLLP, or DICOM.
+    /// Where it takes MLLP, DICOM or ASTM.
     pub address: SocketAddr,
     /// From its start until it accepted a connection, in seconds.
     pub started_in: f64,
@@ -39,12 +47,20 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
     let (log, source) = match upstream {
         Upstream::Dicom(_) => ("imaging", "dicom]\nae-title = \"WARDGATE\""),
         Upstream::Mllp(_) | Upstream::Mqtt(_) => ("clinical", "mllp]"),
+        Upstream::Away => ("telemetry", "mqtt]\nmax-connections = 4096"),
+        Upstream::Folder => ("clinical", "astm]"),
     };
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
         Upstream::Dicom(to) => {
             format!("[upstream.up.dicom]\naddress = \"{to}\"\ncalled = \"ARCHIVE\"\nplain = true\n")
+        }
+        Upstream::Away => {
+            format!("{}[upstream.up.mllp]\naddress = \"{}\"\nplain = true\n", mqtt_clients(), free_address())
+        }
+        Upstream::Folder => {
+            format!("[upstream.up.directory]\npath = \"{}/results\"\nunsealed = true\n", folder.display())
         }
     };
     let folder = folder.display();
@@ -72,6 +88,18 @@ to = ["up"]
     )
 }
 
+fn mqtt_clients() -> String {
+    let mut command = Command::new(executable());
+    command.args(["keys", "password"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(IDLE_PASSWORD.as_bytes()).unwrap();
+    let hash = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let client = "[[source.load.mqtt.client]]\npublish = [\"ward/+/spo2\"]\n";
+    let mut text: String = (0..16).map(|number| format!("{client}id = \"load-{number}\"\n")).collect();
+    text += &format!("{client}user = \"idle\"\npassword = \"{}\"\nmax-connections = 4096\n", hash.trim());
+    text
+}
+
 impl Subject {
     /// Starts wardgate on an empty spool in `folder`.
     pub fn wardgate(folder: &Path, upstream: Upstream) -> Self {
@@ -81,7 +109,7 @@ impl Subject {
     /// The same, with this quota.
     pub fn wardgate_within(folder: &Path, upstream: Upstream, quota: &str) -> Self {
         let _absent = fs::remove_dir_all(folder);
-        fs::create_dir_all(folder).unwrap();
+        fs::create_dir_all(folder.join("results")).unwrap();
         let address = free_address();
         fs::write(folder.join("gateway.toml"), config(folder, address, upstream, quota)).unwrap();
         Self::start(wardgate(folder), address, folder)

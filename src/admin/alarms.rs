@@ -6,11 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::answers::Damage;
+use crate::status::plug::{PlugState, PlugStatus};
 use crate::status::{Alarm, LaneStatus, Link, Status};
-use crate::values::counted;
+use crate::values::{Name, counted};
 
 /// A lane whose oldest message waits for longer, in seconds, raises an alarm.
 const BACKLOG_AGE_S: u64 = 5 * 60;
+/// So long after the last question of a device that nobody answers, in seconds, its alarm goes.
+const QUERY_ALARM_S: u64 = 24 * 3600;
+/// A device that is missing for longer, in seconds, raises an alarm.
+const UNPLUGGED_S: u64 = 10;
 /// Damaged files that an alarm names.
 const FILES_MAX: usize = 5;
 
@@ -18,13 +23,33 @@ const FILES_MAX: usize = 5;
 pub fn derive(status: &Status) -> Vec<Alarm> {
     let mut alarms = Vec::new();
     for (name, source) in &status.sources {
+        if let Some(asked_s) = source.last_query_s.filter(|asked_s| *asked_s < QUERY_ALARM_S) {
+            let text = format!(
+                "the analyser asks for orders ({}, the last {} min ago) and nobody answers here: turn off query mode (\"host query\") on \
+                 the analyser, or it may wait before each sample. Its results are taken all the same",
+                counted(source.queries, "question"),
+                asked_s / 60
+            );
+            alarms.push(alarm("query-unanswered", name, text));
+        }
         if let Some(trouble) = &source.trouble {
             let text = format!("this source is not running: {trouble}. It is tried again by itself");
             alarms.push(alarm("source-down", name, text));
         }
+        alarms.extend(source.plug.as_ref().and_then(|plug| of_plug(name, plug)));
     }
     alarms.extend(status.lanes.iter().flat_map(|lane| of_lane(status, lane)));
     alarms
+}
+
+/// A device that is not there. A moment of it (a cable that is moved, a device that dials anew) is none for a person.
+fn of_plug(source: &Name, plug: &PlugStatus) -> Option<Alarm> {
+    let PlugState::Missing(cause) = &plug.state else { return None };
+    let text = format!(
+        "the device has not been there for {} s: {cause}. Plug it in and switch it on; it is taken up by itself",
+        plug.since_s
+    );
+    (plug.since_s >= UNPLUGGED_S).then(|| alarm("unplugged", source, text))
 }
 
 fn of_lane(status: &Status, lane: &LaneStatus) -> Vec<Alarm> {
@@ -101,6 +126,7 @@ fn alarm(code: &str, about: impl ToString, text: String) -> Alarm {
 mod tests {
     use super::*;
     use crate::admin::sample;
+    use crate::status::SourceCounters;
 
     fn codes(status: &Status) -> Vec<String> {
         derive(status).into_iter().map(|alarm| alarm.code).collect()
@@ -118,6 +144,23 @@ mod tests {
         let alarms = derive(&status);
         assert!(alarms.iter().any(|alarm| alarm.text.contains("connection refused")), "{alarms:?}");
         assert!(alarms.iter().any(|alarm| alarm.text.contains("wardgate dead list --upstream engine")));
+    }
+
+    #[test]
+    fn a_device_that_is_not_plugged_in_is_an_alarm_after_a_while() {
+        let mut status = sample::healthy();
+        let counters = SourceCounters::default();
+        counters.plug.at("/dev/serial/by-path/usb-1", "9600 8N1");
+        counters.plug.set(PlugState::Missing("it was unplugged".into()), 5_000);
+        for (now_ms, raised) in [(6_000, false), (15_000, true)] {
+            let snapshot = counters.snapshot("serial", "/dev/serial/by-path/usb-1", now_ms);
+            status.sources.insert("oximeter".parse().unwrap(), snapshot);
+            assert_eq!(codes(&status).contains(&"unplugged".to_owned()), raised);
+        }
+        counters.plug.set(PlugState::Plugged, 16_000);
+        let snapshot = counters.snapshot("serial", "/dev/serial/by-path/usb-1", 60_000);
+        status.sources.insert("oximeter".parse().unwrap(), snapshot);
+        assert_eq!(codes(&status), Vec::<String>::new());
     }
 
     #[test]

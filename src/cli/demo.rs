@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::analyser::Analyser;
 use super::demo_stage::{Doors, Stage, TICK};
 use super::demo_view::{self, View};
 use super::exit::{Exit, Failure, OrExit};
 use super::ledger::{Books, Ledger};
 use super::monitors::Monitors;
 use super::scanner::Scanners;
+use super::sensors::Sensors;
 use super::terminal::{Screen, is_terminal, say, size};
 use crate::values::{Listen, Span};
 
@@ -22,6 +24,8 @@ use crate::values::{Listen, Span};
 const MONITORS_MAX: u64 = 500;
 /// Most simulated scanners: each holds an image in memory.
 const SCANNERS_MAX: u64 = 8;
+/// Most simulated sensors: as many readings a second.
+const SENSORS_MAX: u64 = 100;
 /// When the upstream is cut for the first time, and how long each time.
 const FIRST_CUT: Duration = Duration::from_secs(10);
 const CUT_LENGTH: Duration = Duration::from_secs(6);
@@ -34,8 +38,8 @@ const NAMED_MAX: usize = 10;
 
 /// Shows the whole at work on this machine: simulated devices, an upstream that is cut, a backlog that grows and drains.
 ///
-/// Needs no configuration, no root and no network. Monitors send realistic messages and a CT scanner sends studies, all about
-/// invented patients, to a gateway with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
+/// Needs no configuration, no root and no network. Monitors send realistic messages, a CT scanner sends studies, a laboratory analyser results
+/// and refrigerators their temperatures, all about invented patients, to a gateway with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
 /// seconds for some seconds, and again in each minute after.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -63,6 +67,12 @@ pub struct DemoArgs {
     /// How many CT scanners are simulated; each sends a study of 24 images (12 MB) every 15 seconds.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=SCANNERS_MAX))]
     scanners: u64,
+    /// How many laboratory analysers are simulated, on a pseudo-terminal; it sends a sample every 2 seconds (ASTM).
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=1))]
+    analysers: u64,
+    /// How many refrigerators with a sensor are simulated; each publishes a reading a second (MQTT).
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=SENSORS_MAX))]
+    sensors: u64,
     /// Put what real devices send into this folder. Without it, it is deleted at the end.
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
@@ -75,18 +85,25 @@ pub struct DemoArgs {
 pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let books = Books::default();
     let doors = Doors { messages: args.listen, images: args.listen_dicom };
-    let mut stage = Stage::set(doors, args.into.as_deref()).await?;
     let count = |devices: u64| usize::try_from(devices).unwrap_or(0);
+    let mut stage = Stage::set(doors, count(args.sensors), args.into.as_deref()).await?;
     let monitors = Monitors::start(count(args.monitors), &stage.endpoint("monitors")?, &books.messages);
     let scanners = Scanners::start(count(args.scanners), &stage.endpoint("scanners")?, &books.images);
+    let sensors = Sensors::start(count(args.sensors), &stage.endpoint("sensors")?, &books.readings);
+    let analyser = stage.take_line().filter(|_| args.analysers > 0).map(|line| Analyser::start(line, &books.results));
     let played = play(&args, &mut stage, &books).await;
     stage.broker.restore();
-    tokio::join!(monitors.stop(), scanners.stop());
+    tokio::join!(monitors.stop(), scanners.stop(), sensors.stop());
+    let plugged_in = match analyser {
+        Some(analyser) => Some(analyser.stop().await),
+        None => None,
+    };
     let drained = match played {
         Ok(()) => drain(&mut stage, &books).await,
         Err(failure) => Err(failure),
     };
     let struck = stage.strike().await;
+    drop(plugged_in); // before that the gateway would tell of an analyser that was unplugged
     drained?;
     struck?;
     verdict(&books)
@@ -147,8 +164,7 @@ async fn drain(stage: &mut Stage, books: &Books) -> Result<(), Failure> {
 }
 
 fn verdict(books: &Books) -> Result<(), Failure> {
-    let simulated = [("messages", &books.messages), ("images", &books.images)];
-    let simulated: Vec<_> = simulated.into_iter().filter(|(_, ledger)| ledger.totals().sent > 0).collect();
+    let simulated: Vec<_> = books.named().into_iter().filter(|(_, ledger)| ledger.totals().sent > 0).collect();
     if simulated.is_empty() {
         return say("nothing was simulated: nothing to compare");
     }

@@ -29,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::upstream::mqtt_link::{READ_BYTES, cant_say, closed_by_broker, lost, write};
 use crate::wire::mqtt::{Fault, Machine, limits};
+use crate::wire::mqtt_topic::covers;
 
 /// Clients that are remembered.
 pub const SESSIONS_MAX: usize = 256;
@@ -470,40 +471,5 @@ async fn read(
     match buffer.get(..count) {
         None | Some([]) => Err(closed_by_broker()),
         Some(bytes) => machine.receive(bytes, packets),
-    }
-}
-
-/// Whether a topic filter covers a topic (MQTT 5.0, 4.7).
-fn covers(filter: &str, topic: &str) -> bool {
-    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
-        return false;
-    }
-    let (mut filters, mut levels) = (filter.split('/'), topic.split('/'));
-    loop {
-        match (filters.next(), levels.next()) {
-            (Some("#"), _) | (None, None) => return true,
-            (Some("+"), Some(_)) => {}
-            (Some(filter), Some(level)) if filter == level => {}
-            _ => return false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn filters_cover_topics_as_the_standard_says() {
-        for (filter, topic) in
-            [("a/+/c", "a/b/c"), ("#", "a/b"), ("a/#", "a"), ("a/#", "a/b/c"), ("+/+", "/a"), ("a", "a")]
-        {
-            assert!(covers(filter, topic), "{filter} {topic}");
-        }
-        for (filter, topic) in
-            [("a/+", "a/b/c"), ("+", "a/b"), ("a/b", "a"), ("#", "$SYS/x"), ("+/x", "$SYS/x"), ("a", "A")]
-        {
-            assert!(!covers(filter, topic), "{filter} {topic}");
-        }
     }
 }

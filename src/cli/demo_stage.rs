@@ -18,10 +18,12 @@ use super::inbox::Inbox;
 use super::ledger::Books;
 use super::run;
 use super::scanner::GATEWAY_TITLE;
+use super::sensors::{self, TOPICS};
 use crate::admin::client::ControlClient;
 use crate::admin::verbs::Request;
 use crate::collector::{self, Collection};
 use crate::status::Status;
+use crate::system::pty::Pty;
 use crate::values::{HostPort, Listen, Name};
 
 /// Between two looks at the stage.
@@ -50,6 +52,7 @@ pub struct Stage {
     collector_stop: CancellationToken,
     client: ControlClient,
     inbox: Option<Inbox>,
+    line: Option<Pty>,
     cut: bool,
     status: Status,
 }
@@ -59,22 +62,25 @@ impl Stage {
     ///
     /// # Errors
     /// [`Failure`] when a part can't start.
-    pub async fn set(doors: Doors, into: Option<&Path>) -> Result<Self, Failure> {
+    pub async fn set(doors: Doors, sensors: usize, into: Option<&Path>) -> Result<Self, Failure> {
         let folder = Folder::make()?;
         let collected = into.map_or_else(|| folder.0.join("collected"), Path::to_owned);
         let broker = DemoBroker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await;
         let broker = broker.or_exit(Exit::Unavailable, "can't start the demo's broker")?;
         let collector_stop = CancellationToken::new();
         let collector = tokio::spawn(collect(broker.address(), collected.clone(), collector_stop.clone()));
+        // Before the gateway, so that it finds the analyser plugged in.
+        let line = Pty::open(&folder.0.join("analyser")).or_exit(Exit::CannotCreate, "can't open a pseudo-terminal")?;
         let config = folder.0.join("gateway.toml");
-        std::fs::write(&config, configuration(&folder.0, broker.address(), doors))
+        std::fs::write(&config, configuration(&folder.0, broker.address(), doors, sensors))
             .or_exit(Exit::CannotCreate, format!("can't write {}", config.display()))?;
         let gateway_stop = CancellationToken::new();
         let stop = gateway_stop.clone();
         let mut gateway = tokio::spawn(async move { run::serve(&config, stop).await });
         let (client, status) = answering(&folder.0.join("control.sock"), &mut gateway).await?;
         let inbox = Some(Inbox::new(&collected));
-        Ok(Self { broker, folder, gateway, gateway_stop, collector, collector_stop, client, inbox, cut: false, status })
+        let (line, cut) = (Some(line), false);
+        Ok(Self { broker, folder, gateway, gateway_stop, collector, collector_stop, client, inbox, line, cut, status })
     }
 
     /// Where a source listens.
@@ -84,6 +90,11 @@ impl Stage {
     pub fn endpoint(&self, source: &str) -> Result<HostPort, Failure> {
         let endpoint = self.bound(source).and_then(|bound| bound.parse().ok());
         endpoint.ok_or_else(|| Failure::new(Exit::Software, "the demo's gateway does not say where it listens"))
+    }
+
+    /// The analyser's end of its line; there is one.
+    pub fn take_line(&mut self) -> Option<Pty> {
+        self.line.take()
     }
 
     fn bound(&self, source: &str) -> Option<String> {
@@ -96,7 +107,7 @@ impl Stage {
         let (monitors, scanners) = ["monitors", "scanners"].map(|name| self.bound(name).unwrap_or_default()).into();
         let socket = self.folder.0.join("control.sock");
         let mut lines = vec![
-            "wardgate demo: monitors and a CT > gateway > MQTT broker > collector. The patients are invented."
+            "wardgate demo: monitors, a CT, an analyser, sensors > gateway > MQTT broker > collector. The patients are invented."
                 .to_owned(),
             format!("  send a message yourself:  wardgate probe mllp {monitors}"),
             format!("  send an image yourself:   wardgate probe dicom {scanners} --called {GATEWAY_TITLE} --store"),
@@ -192,9 +203,10 @@ impl Drop for Folder {
 }
 
 /// The configuration of the demo's gateway: what is unsafe on a box is said aloud in it.
-fn configuration(folder: &Path, broker: SocketAddr, doors: Doors) -> String {
+fn configuration(folder: &Path, broker: SocketAddr, doors: Doors, sensors: usize) -> String {
     let folder = folder.display();
-    let (mut devices, mut from) = (String::new(), vec!["monitors", "scanners"]);
+    let clients: String = (1..=sensors.max(1)).map(client).collect();
+    let (mut devices, mut from) = (String::new(), vec!["monitors", "scanners", "analyser", "sensors"]);
     let everyone = |listen: &Listen| if listen.0.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
     if let Some(listen) = &doors.messages {
         let allow = everyone(listen);
@@ -226,7 +238,13 @@ max-connections = 600
 listen = \"127.0.0.1:0\"
 ae-title = \"{GATEWAY_TITLE}\"
 
-{devices}[upstream.collector.mqtt]
+[source.analyser.astm]
+serial = {{ port = \"{folder}/analyser\" }}
+
+[source.sensors.mqtt]
+listen = \"127.0.0.1:0\"
+
+{clients}{devices}[upstream.collector.mqtt]
 address = \"{broker}\"
 plain = true
 receipt = \"collector\"
@@ -236,6 +254,11 @@ from = {from:?}
 to = [\"collector\"]
 "
     )
+}
+
+/// A sensor that may publish. There is no password: only this machine reaches the gateway.
+fn client(number: usize) -> String {
+    format!("[[source.sensors.mqtt.client]]\nid = \"{}\"\npublish = [\"{TOPICS}\"]\n\n", sensors::id(number))
 }
 
 async fn collect(broker: SocketAddr, into: PathBuf, stop: CancellationToken) -> Result<(), Failure> {
@@ -267,7 +290,7 @@ async fn answering(
         }
         if let Ok(mut client) = ControlClient::connect(socket).await {
             let status: Status = client.ask(&Request::Status).await?;
-            let listening = |source: &crate::status::SourceStatus| source.endpoint.parse::<HostPort>().is_ok();
+            let listening = |source: &crate::status::SourceStatus| !source.endpoint.is_empty();
             if !status.sources.is_empty() && status.sources.values().all(listening) {
                 return Ok((client, status));
             }
@@ -304,12 +327,12 @@ mod tests {
             let file = folder.path().join("gateway.toml");
             std::fs::write(
                 &file,
-                configuration(folder.path(), "127.0.0.1:1883".parse().unwrap(), Doors { messages, images }),
+                configuration(folder.path(), "127.0.0.1:1883".parse().unwrap(), Doors { messages, images }, 3),
             )
             .unwrap();
             let loaded = config::load::<SourceConfig, UpstreamConfig>(&file).unwrap();
             let doors = usize::from(messages.is_some()) + usize::from(images.is_some());
-            assert_eq!(loaded.config.sources.len(), 2 + doors);
+            assert_eq!(loaded.config.sources.len(), 4 + doors);
         }
     }
 }

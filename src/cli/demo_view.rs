@@ -37,6 +37,10 @@ pub struct Moment {
     pub monitors: Simulated,
     /// Of the simulated scanners.
     pub scanners: Simulated,
+    /// Of the simulated analyser.
+    pub analyser: Simulated,
+    /// Of the simulated sensors.
+    pub sensors: Simulated,
     /// Messages and images of real devices that arrived.
     pub strangers: usize,
 }
@@ -69,6 +73,8 @@ impl Moment {
             link: status.upstreams.values().next().map_or(Link::Idle, |upstream| upstream.link.clone()),
             monitors: Simulated { totals: books.messages.totals(), waiting: waiting_of("monitors") },
             scanners: Simulated { totals: books.images.totals(), waiting: waiting_of("scanners") },
+            analyser: Simulated { totals: books.results.totals(), waiting: waiting_of("analyser") },
+            sensors: Simulated { totals: books.readings.totals(), waiting: waiting_of("sensors") },
             strangers,
         }
     }
@@ -182,7 +188,13 @@ fn numbers(moment: &Moment) -> Table {
 fn promises(moment: &Moment) -> Table {
     let titles = ["SENT", "ACKNOWLEDGED", "WAITING", "FOUND AT THE FAR END"];
     let mut table = Table::new(std::iter::once(Column::left("SIMULATED")).chain(titles.map(Column::right)));
-    for (name, Simulated { totals, waiting }) in [("messages", moment.monitors), ("CT images", moment.scanners)] {
+    let rows = [
+        ("messages", moment.monitors),
+        ("CT images", moment.scanners),
+        ("results", moment.analyser),
+        ("readings", moment.sensors),
+    ];
+    for (name, Simulated { totals, waiting }) in rows {
         let numbers = [totals.sent, totals.acknowledged, waiting, totals.arrived].map(count);
         table.row(std::iter::once(name.to_owned()).chain(numbers));
     }
@@ -205,6 +217,8 @@ mod tests {
             link: if cut { Link::Down("closed".into()) } else { Link::Up },
             monitors: Simulated { totals: Totals { sent: 193, acknowledged: 192, arrived: 192 - waiting }, waiting },
             scanners: Simulated { totals: Totals { sent: 24, acknowledged: 24, arrived: 24 }, waiting: 0 },
+            analyser: Simulated { totals: Totals { sent: 6, acknowledged: 6, arrived: 6 }, waiting: 0 },
+            sensors: Simulated { totals: Totals { sent: 24, acknowledged: 24, arrived: 24 }, waiting: 0 },
             strangers: 0,
         }
     }

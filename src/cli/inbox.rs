@@ -10,7 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ledger::{Books, fingerprint};
-use crate::wire::dicom_file::FileMeta;
+use crate::telemetry::record::Record;
+use crate::wire::dicom::file::FileMeta;
 
 /// Largest file that is looked at as a monitor's message: they are 1 kB long.
 const MESSAGE_BYTES_MAX: u64 = 64 << 10;
@@ -69,7 +70,7 @@ impl Inbox {
 }
 
 /// Whether one of the demo's devices sent this; it is ticked off then. An image is known by its data set: its file's head is the
-/// gateway's.
+/// gateway's. A reading is known by the device's own bytes in its record.
 fn is_ours(path: &Path, length: u64, books: &Books) -> io::Result<bool> {
     let is_image = path.extension() == Some(OsStr::new("dcm"));
     if length > if is_image { IMAGE_BYTES_MAX } else { MESSAGE_BYTES_MAX } {
@@ -77,10 +78,16 @@ fn is_ours(path: &Path, length: u64, books: &Books) -> io::Result<bool> {
     }
     let bytes = fs::read(path)?;
     if !is_image {
-        return Ok(books.messages.arrived(&fingerprint(&bytes)));
+        let whole = fingerprint(&bytes);
+        return Ok(books.messages.arrived(&whole) || books.results.arrived(&whole) || is_reading(&bytes, books));
     }
     let data_set = FileMeta::read(&bytes).ok().and_then(|(_, at)| bytes.get(at..));
     Ok(data_set.is_some_and(|data_set| books.images.arrived(&fingerprint(data_set))))
+}
+
+fn is_reading(bytes: &[u8], books: &Books) -> bool {
+    let payload = serde_json::from_slice::<Record>(bytes).ok().and_then(|record| record.raw?.bytes());
+    payload.is_some_and(|payload| books.readings.arrived(&fingerprint(&payload)))
 }
 
 /// The folders in a folder, without hidden ones; none when it is not there yet.
@@ -104,7 +111,7 @@ fn folders(folder: &Path) -> io::Result<Vec<DirEntry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
+    use crate::wire::dicom::values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
 
     #[test]
     fn a_monitors_message_is_ticked_off_and_a_real_devices_stays() {
@@ -125,6 +132,29 @@ mod tests {
         }
         assert_eq!(fs::read_dir(&source).unwrap().count(), 1);
         assert!(books.messages.missing().is_empty());
+    }
+
+    #[test]
+    fn a_reading_is_known_by_the_bytes_of_the_device_in_its_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("demo/box/sensors");
+        fs::create_dir_all(&source).unwrap();
+        let (books, reading) = (Books::default(), fingerprint(b"4.2"));
+        books.readings.sending(reading, "fridge-1/1");
+        books.readings.acknowledged(&reading);
+        let record = |raw: &str| {
+            format!(
+                "{{\"v\":1,\"source\":\"sensors\",\"stream\":\"fridge-1\",\"boot\":\"5f\",\"seq\":1,\
+                 \"received\":{{\"utc-us\":0,\"synchronised\":true,\"uptime-ms\":1}},\"raw\":{{\"text\":\"{raw}\"}}}}"
+            )
+        };
+        fs::write(source.join("1.json"), record("4.3")).unwrap();
+        let mut inbox = Inbox::new(folder.path());
+        inbox.sweep(&books).unwrap();
+        assert_eq!((books.are_even(), inbox.strangers()), (false, 1));
+        fs::write(source.join("2.json"), record("4.2")).unwrap();
+        inbox.sweep(&books).unwrap();
+        assert!(books.are_even());
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! `wardgate keys`: a new epoch key, or the end of all keys.
+//! `wardgate keys`: a new epoch key, the end of all keys, and the hash of a password for the configuration.
+
+use std::io::Read;
 
 use clap::{Args, Subcommand};
 
-use super::exit::Failure;
-use super::terminal::{confirm, plain, say};
+use super::exit::{Exit, Failure};
+use super::terminal::{ask_hidden, confirm, plain, say};
 use super::{SocketArgs, say_json};
 use crate::admin::answers::KeysReport;
 use crate::admin::verbs::{DestroyRequest, Request};
+use crate::system::password::{Hashed, PASSWORD_BYTES_MAX};
 use crate::values::Name;
 
-/// Makes a new key for what is stored from now on, or destroys the root key and with it all that is stored.
+/// Makes a new key for what is stored from now on, destroys the root key and with it all that is stored, or makes the hash of a password.
 ///
 /// Everything on this box's disk is encrypted; the service makes and rotates its keys itself. One needs this command after a
 /// suspicion (rotate), and before a box leaves the house (destroy).
@@ -18,8 +21,9 @@ use crate::values::Name;
 Examples:
   wardgate keys rotate
   wardgate keys destroy --gateway icu-3-east      erases the box: nothing in its spool can ever be read again
+  wardgate keys password                          asks for an MQTT client's password and prints its hash
 
-Safe: rotate, at any time. Destroy can't be undone, not by the vendor and not by the recovery recipients: their file and the
+Safe: rotate and password, at any time. Destroy can't be undone, not by the vendor and not by the recovery recipients: their file and the
 keyring go, too. Export first what is still wanted.")]
 pub struct KeysArgs {
     #[command(subcommand)]
@@ -30,7 +34,18 @@ pub struct KeysArgs {
 enum KeysCommand {
     Rotate(RotateArgs),
     Destroy(DestroyArgs),
+    Password(PasswordArgs),
 }
+
+/// Makes the argon2id hash of a password, for `password = "..."` of an MQTT client. The password is read from standard input.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wardgate keys password                          asks for it, without showing it
+  wardgate keys password < password.txt           the first line of the file, without its end
+
+Safe: it needs no running service and changes nothing. The same password gives another hash each time.")]
+struct PasswordArgs {}
 
 /// Makes a new epoch key: what is stored from now on can't be read with an older one.
 #[derive(Debug, Args)]
@@ -72,6 +87,7 @@ struct DestroyArgs {
 /// [`Failure`] for the person at the terminal.
 pub async fn run(args: KeysArgs) -> Result<(), Failure> {
     match args.command {
+        KeysCommand::Password(PasswordArgs {}) => password(),
         KeysCommand::Rotate(args) => report(&Request::KeysRotate, args.json, &args.socket).await,
         KeysCommand::Destroy(args) => {
             let question = format!(
@@ -91,4 +107,24 @@ async fn report(request: &Request, json: bool, socket: &SocketArgs) -> Result<()
         true => say_json(&report),
         false => say(&plain(&report.text)),
     }
+}
+
+fn password() -> Result<(), Failure> {
+    let unreadable = |error: std::io::Error| Failure::new(Exit::Io, format!("can't read the password: {error}"));
+    let given = match ask_hidden("password: ").map_err(unreadable)? {
+        Some(typed) => typed,
+        None => {
+            let mut bytes = Vec::new();
+            let limit = u64::try_from(PASSWORD_BYTES_MAX).unwrap_or(u64::MAX) + 3;
+            std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+            let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            line.strip_suffix(b"\r").unwrap_or(line).to_vec()
+        }
+    };
+    if given.is_empty() || given.len() > PASSWORD_BYTES_MAX {
+        let text = format!("a password has 1 to {PASSWORD_BYTES_MAX} bytes: write it to standard input");
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let hashed = Hashed::of(&given).map_err(|cause| Failure::new(Exit::Io, cause))?;
+    say(hashed.as_str())
 }

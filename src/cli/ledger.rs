@@ -1,5 +1,6 @@
-//! The demo's own books, one for messages and one for images: what its devices sent, what was acknowledged to them, what arrived at
-//! the other end. By SHA-256 of the bytes, so that "arrived" means byte for byte; of an image, its data set.
+//! The demo's own books, one for each kind of device: what its devices sent, what was acknowledged to them, what arrived at
+//! the other end. By SHA-256 of the bytes, so that "arrived" means byte for byte; of an image, its data set, of a
+//! sensor's reading, its payload.
 //!
 //! It knows nothing of the gateway: that is what makes its verdict worth something. A message leaves the book when it was
 //! both acknowledged and found at the other end, so that a demo that runs for days does not grow.
@@ -20,19 +21,33 @@ pub fn fingerprint(body: &[u8]) -> Fingerprint {
     fingerprint
 }
 
-/// Both books.
+/// All books.
 #[derive(Clone, Default)]
 pub struct Books {
     /// Of the monitors.
     pub messages: Arc<Ledger>,
     /// Of the scanners.
     pub images: Arc<Ledger>,
+    /// Of the analyser.
+    pub results: Arc<Ledger>,
+    /// Of the sensors.
+    pub readings: Arc<Ledger>,
 }
 
 impl Books {
     /// Whether all that was acknowledged has arrived.
     pub fn are_even(&self) -> bool {
-        self.messages.missing().is_empty() && self.images.missing().is_empty()
+        self.named().iter().all(|(_, ledger)| ledger.missing().is_empty())
+    }
+
+    /// Each book with the name of what is in it.
+    pub fn named(&self) -> [(&'static str, &Arc<Ledger>); 4] {
+        [
+            ("messages", &self.messages),
+            ("images", &self.images),
+            ("results", &self.results),
+            ("readings", &self.readings),
+        ]
     }
 }
 

@@ -15,6 +15,7 @@ use crate::admin::access::SOCKET_PATH;
 use crate::admin::client::ControlClient;
 use exit::{Exit, Failure, OrExit};
 
+pub mod analyser;
 pub mod check;
 pub mod collect;
 pub mod dead;
@@ -31,12 +32,15 @@ pub mod ledger;
 pub mod mllp_client;
 pub mod monitors;
 pub mod patients;
+mod plug_view;
+pub mod ports;
 pub mod probe;
 mod probe_dicom;
 pub mod recover;
 pub mod replay;
 pub mod run;
 pub mod scanner;
+pub mod sensors;
 pub mod spool;
 pub mod status;
 pub mod status_view;
@@ -79,6 +83,7 @@ enum Command {
     Lane(lane::LaneArgs),
     Spool(spool::SpoolArgs),
     Probe(probe::ProbeArgs),
+    Ports(ports::PortsArgs),
     Replay(replay::ReplayArgs),
     Keys(keys::KeysArgs),
     Recover(recover::RecoverArgs),
@@ -139,6 +144,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Lane(args) => block_on(lane::run(args)),
         Command::Spool(args) => block_on(spool::run(args)),
         Command::Probe(args) => block_on(probe::run(args)),
+        Command::Ports(args) => block_on(ports::run(args)),
         Command::Replay(args) => block_on(replay::run(args)),
         Command::Recover(args) => recover::run(&args),
         Command::Keys(args) => block_on(keys::run(args)),

@@ -15,20 +15,21 @@ use super::say_json;
 use super::terminal::{plain, say};
 use crate::envelope::Body;
 use crate::upstream::SendError;
-use crate::upstream::dicom_archive::{Archive, AssociationError};
-use crate::upstream::dicom_association::{Association, Pair};
-use crate::upstream::dicom_commitment::{self, Commitment, Reports, fresh_uid};
-use crate::upstream::dicom_pool::{Nothing, Pool, Rules};
-use crate::upstream::dicom_reports::{ReportsConfig, ReportsListener};
-use crate::upstream::dicom_store::{self, Instance, StoreError};
+use crate::upstream::dicom::Convert;
+use crate::upstream::dicom::archive::{Archive, AssociationError};
+use crate::upstream::dicom::association::{Association, Pair};
+use crate::upstream::dicom::commitment::{self, Commitment, Reports, fresh_uid};
+use crate::upstream::dicom::pool::{Nothing, Pool, Rules};
+use crate::upstream::dicom::reports::{ReportsConfig, ReportsListener};
+use crate::upstream::dicom::store::{self, Instance, StoreError};
 use crate::values::{HostPort, Listen, Span};
-use crate::wire::commitment::Reference;
-use crate::wire::dicom_file::FileMeta;
-use crate::wire::dicom_sample::Sample;
-use crate::wire::dicom_values::{
+use crate::wire::dicom::commitment::Reference;
+use crate::wire::dicom::dimse::{Command, Status};
+use crate::wire::dicom::file::FileMeta;
+use crate::wire::dicom::sample::Sample;
+use crate::wire::dicom::values::{
     AeTitle, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE, Uid, VERIFICATION,
 };
-use crate::wire::dimse::{Command, Status};
 
 /// The longest P-DATA that we take.
 const MAX_PDU: u32 = 64 << 10;
@@ -152,7 +153,7 @@ async fn probe(args: &DicomArgs, archive: &Archive, sop_instance: &Uid, steps: &
         pairs.push(Pair { abstract_syntax: SECONDARY_CAPTURE, transfer_syntax: EXPLICIT_LITTLE_ENDIAN });
     }
     if args.commit {
-        pairs.push(dicom_commitment::context());
+        pairs.push(commitment::context());
     }
     let mut association = None;
     step(steps, "association", async {
@@ -228,7 +229,7 @@ async fn echo(association: &mut Association) -> Result<String, Bad> {
     let context = context(association, &VERIFICATION)?;
     let id = association.next_message_id();
     association.send(context, &Command::echo_request(id).bytes(), None).await?;
-    let status = dicom_store::answer(association, id, &Nothing).await?.status.unwrap_or(Status::SUCCESS);
+    let status = store::answer(association, id, &Nothing).await?.status.unwrap_or(Status::SUCCESS);
     match status.is_receipt() {
         true => Ok(status.to_string()),
         false => Err(Bad(Exit::Data, format!("the archive answered the echo with {status}"))),
@@ -241,12 +242,12 @@ async fn store(association: &mut Association, archive: &Archive, sop_instance: &
     let bytes = file.len();
     let sent = |error: SendError| Bad(Exit::Data, error.to_string());
     let instance = Instance::open(&Body::whole(file.into())).await.map_err(sent)?;
-    let status = match dicom_store::store(association, context, instance, &Nothing).await {
+    let status = match store::store(association, context, instance, &Nothing).await {
         Ok(status) => status,
         Err(StoreError::Association(error)) => return Err(error.into()),
-        Err(StoreError::Body(error)) => return Err(Bad(Exit::Software, error.to_string())),
+        Err(error) => return Err(Bad(Exit::Software, error.to_string())),
     };
-    dicom_store::verdict(status).map_err(sent)?;
+    store::verdict(status).map_err(sent)?;
     Ok(format!("{status}: {bytes} bytes of the invented patient WARDGATE^TEST, instance {sop_instance}"))
 }
 
@@ -281,10 +282,10 @@ async fn commit(args: &DicomArgs, archive: &Archive, sop_instance: &Uid) -> Resu
         let listener = ReportsListener::open(&config).await.map_err(failed)?;
         beside.push(tokio::spawn(listener.run(archive.clone(), Arc::clone(&reports))));
     }
-    let rules = Rules { associations: 1, quiet: Duration::from_secs(1), standing: Vec::new() };
+    let rules = Rules { associations: 1, quiet: Duration::from_secs(1), standing: Vec::new(), convert: Convert::Never };
     let pool = Arc::new(Pool::new(archive.clone(), rules, Arc::clone(&reports) as _));
     let (commitment, wanted) = Commitment::new(args.timeout.0, listening);
-    beside.push(tokio::spawn(dicom_commitment::ask(Arc::clone(&pool), reports, wanted)));
+    beside.push(tokio::spawn(commitment::ask(Arc::clone(&pool), reports, wanted)));
     let reference = Reference { sop_class: SECONDARY_CAPTURE, sop_instance: sop_instance.clone() };
     let outcome = commitment.of(reference).await;
     beside.iter().for_each(tokio::task::JoinHandle::abort);

@@ -36,7 +36,8 @@ Examples:
   RUST_LOG=debug wardgate run --config dev.toml     by hand, with more to read
 
 Safe: what was acknowledged survives any end of this process, also kill -9 and a power cut.
-Ends with 78 for a bad configuration or key (nothing was changed), 73 or 74 when the spool can't be opened.")]
+Ends with 78 for a bad configuration or key (nothing was changed), 69 when another copy runs or the control socket or the
+metrics page can't be opened, 73 or 74 when the spool can't be opened.")]
 pub struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = "/etc/wardgate/gateway.toml")]

@@ -13,16 +13,16 @@ use tokio_util::task::TaskTracker;
 use super::ledger::{Ledger, fingerprint};
 use super::patients::patient;
 use crate::envelope::Body;
-use crate::upstream::dicom_archive::Archive;
-use crate::upstream::dicom_association::{Association, Pair};
-use crate::upstream::dicom_commitment::fresh_uid;
-use crate::upstream::dicom_pool::Nothing;
-use crate::upstream::dicom_store::{self, Instance};
+use crate::upstream::dicom::archive::Archive;
+use crate::upstream::dicom::association::{Association, Pair};
+use crate::upstream::dicom::commitment::fresh_uid;
+use crate::upstream::dicom::pool::Nothing;
+use crate::upstream::dicom::store::{self, Instance};
 use crate::values::HostPort;
-use crate::wire::dicom_file::FileMeta;
-use crate::wire::dicom_sample::CtSlice;
-use crate::wire::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, Uid};
-use crate::wire::dimse::Status;
+use crate::wire::dicom::dimse::Status;
+use crate::wire::dicom::file::FileMeta;
+use crate::wire::dicom::sample::CtSlice;
+use crate::wire::dicom::values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, Uid};
 
 /// The title that the demo's gateway answers to.
 pub const GATEWAY_TITLE: &str = "WARDGATE";
@@ -150,7 +150,7 @@ impl Scanner {
         };
         let Some(Ok(context)) = association.context(&pair) else { return false };
         let Ok(instance) = Instance::open(&Body::whole(file.to_vec().into())).await else { return false };
-        let status = dicom_store::store(association, context, instance, &Nothing).await;
+        let status = store::store(association, context, instance, &Nothing).await;
         status.is_ok_and(|status| status == Status::SUCCESS)
     }
 }

@@ -34,7 +34,8 @@ What the columns say (all counters count since the start of the service, which t
   lanes      from a source to an upstream: WAITING messages, their SIZE, the age of the OLDEST; DEAD dead letters kept now
   logs       USED bytes of segments with something that must stay, of the QUOTA; SEGMENTS on disk; WRITTEN bytes and SYNCS
 
-Safe: it only reads, and there is no patient data in it.")]
+A frame of a device that its profile can't read is shown as it came, so that the profile can be mended: keep it to yourself.
+Beside such frames there is no patient data in it. Safe: it only reads.")]
 pub struct StatusArgs {
     /// Print the snapshot as JSON, once.
     #[arg(long, conflicts_with_all = ["watch", "once"])]

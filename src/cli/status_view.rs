@@ -2,9 +2,9 @@
 //!
 //! A pure function of the snapshot and the width, so that a terminal, a pipe and a test see the same.
 
-use super::imaging_view;
 use super::table::{Column, Table, age, bytes, count, counted, cut};
 use super::terminal::plain;
+use super::{imaging_view, plug_view};
 use crate::status::{LaneStatus, Link, LogStatus, SourceStatus, Status, UpstreamStatus};
 use crate::values::Name;
 
@@ -16,6 +16,7 @@ pub fn render(status: &Status, width: usize) -> String {
     let mut parts = vec![headline(status, width)];
     parts.extend(alarms(status, width));
     parts.push(section(sources(status), "no sources are configured", width));
+    parts.extend(plug_view::unreadable(status).map(|table| table.render(width)));
     parts.extend(imaging_view::studies(status).map(|table| table.render(width)));
     parts.extend(imaging_view::peers(status).map(|table| table.render(width)));
     parts.push(section(upstreams(status), "no upstreams are configured", width));
@@ -84,7 +85,7 @@ fn source_row(name: &Name, source: &SourceStatus) -> [String; 11] {
         count(source.rejected),
         source.connections.to_string(),
         ago(source.last_seen_s),
-        source.trouble.clone().map_or_else(|| "listening".to_owned(), |trouble| format!("NOT RUNNING: {trouble}")),
+        source.trouble.as_ref().map_or_else(|| plug_view::state(source), |trouble| format!("NOT RUNNING: {trouble}")),
     ]
 }
 

@@ -5,6 +5,8 @@
 
 use std::io::{self, BufRead, ErrorKind, IsTerminal, Write};
 
+use nix::sys::termios::{self, LocalFlags, SetArg};
+
 use super::exit::{Exit, Failure};
 
 /// Width where nobody says another.
@@ -138,6 +140,27 @@ pub fn confirm(question: &str, word: &str, yes: bool) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(Failure::new(Exit::Usage, "nothing was done")),
     }
+}
+
+/// Asks for something that must not be seen, as one line; `None` where standard input is no terminal and nobody can be asked.
+///
+/// # Errors
+/// When the terminal can't be told to show nothing.
+pub fn ask_hidden(question: &str) -> io::Result<Option<Vec<u8>>> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        return Ok(None);
+    }
+    let shown = termios::tcgetattr(&stdin)?;
+    let mut hidden = shown.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    write!(io::stderr(), "{question}").ok();
+    termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
+    let mut answer = String::new();
+    stdin.lock().take_line(&mut answer);
+    termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &shown)?;
+    writeln!(io::stderr()).ok();
+    Ok(Some(answer.trim_end_matches(['\r', '\n']).as_bytes().to_vec()))
 }
 
 /// One line of an answer, of which nobody needs more.

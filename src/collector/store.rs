@@ -1,7 +1,7 @@
 //! The folder that a collector fills.
 //!
 //! ```text
-//! <site>/<gateway>/<source>/<received>-<id>.<ext>   one file for each message: hl7, dcm, json, txt or bin
+//! <site>/<gateway>/<source>/<received>-<id>.<ext>   one file for each message: hl7, dcm, astm, json, txt or bin
 //! received.jsonl                                   one line of JSON for each: id, file, sha256, content type, flags, ...
 //! received.1.jsonl                                 the lines before those
 //! .incoming/                                       what is not complete
@@ -420,6 +420,7 @@ fn file_name(label: &Label, opened: bool) -> String {
         "application/dicom" => "dcm",
         "application/json" | "application/fhir+json" | "application/senml+json" => "json",
         "application/vnd.wardgate.record+json" => "json",
+        "application/vnd.wardgate.astm" => "astm",
         "text/plain" => "txt",
         _ => "bin",
     };

@@ -4,8 +4,9 @@
 //! make its name unknown elsewhere.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
@@ -15,7 +16,7 @@ use crate::route::{self, Form, RouteConfig};
 use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
-use crate::values::{ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
+use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
 
 /// The protocols of sources that store readings and never HL7.
 const READINGS: [&str; 5] = ["serial", "medibus", "modbus", "mqtt", "udp"];
@@ -28,13 +29,12 @@ pub fn check(
     problems: &mut Problems,
 ) {
     let (sources, upstreams) = (names(document, "source"), names(document, "upstream"));
-    if upstreams.iter().any(|name| name == STORAGE_COMMITMENT) {
-        problems.under("upstream", |problems| {
-            problems.error(
-                STORAGE_COMMITMENT,
-                "is the name of an upstream that the gateway makes by itself: choose another",
-            )
-        });
+    for own in [STORAGE_COMMITMENT, ASSEMBLY] {
+        if upstreams.iter().any(|name| name == own) {
+            problems.under("upstream", |problems| {
+                problems.error(own, "is the name of an upstream that the gateway makes by itself: choose another")
+            });
+        }
     }
     if let Some(routes) = routes {
         check_names(routes, "from", "source", &sources, problems);
@@ -44,6 +44,7 @@ pub fn check(
         check_forms(document, routes, problems);
     }
     check_addresses(document, &sources, problems);
+    check_ports(document, &sources, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
         problems.under("spool", |problems| check_key(spool, problems));
@@ -180,16 +181,18 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
 
 /// Two parts can't listen at one address. Port 0 lets the system choose and never collides.
 fn check_addresses(document: &Document<'_>, sources: &[String], problems: &mut Problems) {
-    let mut taken: BTreeMap<String, SocketAddr> = BTreeMap::new();
+    let mut taken: BTreeMap<(bool, String), SocketAddr> = BTreeMap::new();
     let mut claim = |path: &[&str], who: String, problems: &mut Problems| {
+        // Datagrams and connections have ports of their own.
+        let is_udp = path.contains(&"udp");
         let text = document.value(path).and_then(|value| value.get_ref().as_str());
         let Some(Listen(address)) = text.and_then(|text| text.parse().ok()) else { return };
-        match taken.iter().find(|(_, other)| collide(**other, address)) {
-            Some((other, at)) => {
+        match taken.iter().find(|((udp, _), other)| *udp == is_udp && collide(**other, address)) {
+            Some(((_, other), at)) => {
                 let text = format!("{other} listens at {at} already: choose another port or address");
                 note_at(problems, path, &text);
             }
-            None => drop(taken.insert(who, address)),
+            None => drop(taken.insert((is_udp, who), address)),
         }
     };
     claim(&["gateway", "metrics"], "[gateway] metrics".to_owned(), problems);
@@ -197,6 +200,27 @@ fn check_addresses(document: &Document<'_>, sources: &[String], problems: &mut P
         let table = document.value(&["source", name]).and_then(|value| value.get_ref().as_table());
         for protocol in table.into_iter().flat_map(DeTable::keys) {
             claim(&["source", name, protocol.get_ref(), "listen"], format!("source \"{name}\""), problems);
+        }
+    }
+}
+
+/// A serial port has one owner. Two names of one device (by path, by id) are one port where it is plugged in.
+fn check_ports(document: &Document<'_>, sources: &[String], problems: &mut Problems) {
+    let mut taken: BTreeMap<PathBuf, &String> = BTreeMap::new();
+    for name in sources {
+        let table = document.value(&["source", name]).and_then(|value| value.get_ref().as_table());
+        for protocol in table.into_iter().flat_map(DeTable::keys) {
+            let path = ["source", name, protocol.get_ref(), "serial", "port"];
+            let Some(port) = document.value(&path).and_then(|value| value.get_ref().as_str()) else { continue };
+            let port = fs::canonicalize(port).unwrap_or_else(|_| port.into());
+            match taken.get(&port) {
+                Some(other) => {
+                    let text =
+                        format!("source \"{other}\" has this port already: a port has one owner, choose another one");
+                    note_at(problems, &path, &text);
+                }
+                None => drop(taken.insert(port, name)),
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ const TOP: [&str; 6] = ["gateway", "spool", "source", "upstream", "route", "tele
 /// The key beside an upstream's protocol.
 const RETIRED: &str = "retired";
 /// The keys of which the first that is there says to people where a source or an upstream is.
-const ENDPOINTS: [&str; 5] = ["listen", "address", "url", "path", "port"];
+const ENDPOINTS: [&str; 6] = ["listen", "connect", "address", "url", "path", "port"];
 
 /// Reads all parts; notes all that is wrong. `None` when a part could not be read at all; the report then says why.
 /// Relative paths count from `folder`.
@@ -175,7 +175,9 @@ impl<'t> Loader<'_, 't> {
             return None;
         };
         let text = |key: &&str| Some(self.document.value(&[kind, name, protocol, key])?.get_ref().as_str()?.to_owned());
-        let endpoint = ENDPOINTS.iter().find_map(text);
+        let port =
+            || Some(self.document.value(&[kind, name, protocol, "serial", "port"])?.get_ref().as_str()?.to_owned());
+        let endpoint = ENDPOINTS.iter().find_map(text).or_else(port);
         let title = match endpoint {
             None => protocol.clone(),
             Some(endpoint) if endpoint.starts_with(&format!("{protocol}://")) => endpoint,

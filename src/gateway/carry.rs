@@ -115,8 +115,9 @@ impl Choice {
             let id = seen.envelope.id.to_string();
             request.ids.iter().any(|named| named.fits(&id))
         };
-        // A device's request for storage commitment is answered here or not at all.
+        // A device's request for storage commitment is answered here or not at all; parts come as the message that they make.
         !meta.asks_for_commitment()
+            && !meta.is_part()
             && (request.ids.is_empty() || is_named())
             && request.source.as_ref().is_none_or(|source| meta.source == *source)
             && request.upstream.as_ref().is_none_or(|name| seen.waiting.contains(name) || seen.dead.contains(name))

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Config;
 use super::burials::Burials;
 use super::reports;
+use crate::callers::Callers;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
 use crate::route::{self, convert::Conversions};
@@ -35,6 +36,7 @@ pub struct Parts {
     /// In which forms messages go; forwarders look at it when they send.
     conversions: watch::Sender<Arc<Conversions>>,
     burials: Burials,
+    callers: Callers,
 }
 
 struct RunningSource {
@@ -42,6 +44,8 @@ struct RunningSource {
     intake: Intake,
     targets: watch::Sender<Arc<[Name]>>,
     started: Started,
+    /// Uptime at which it began to run: silence counts from there when nothing ever came.
+    since_ms: u64,
     stop: CancellationToken,
 }
 
@@ -66,6 +70,7 @@ impl Parts {
             upstreams: BTreeMap::new(),
             conversions: watch::Sender::new(Arc::new(conversions(config))),
             burials: Burials::default(),
+            callers: Callers::default(),
         }
     }
 
@@ -82,12 +87,14 @@ impl Parts {
         if self.spool.is_destroyed() {
             return Err("the keys of the spool were destroyed: nothing can be stored any more".into());
         }
-        let new = reports::with_reports(new, &self.spool);
+        let new = reports::with_reports(new, &self.spool, &self.callers);
         let (old, new_spool) = (&self.config.spool, &new.spool);
         if old.path != new_spool.path || old.key != new_spool.key {
             return Err("[spool] path and key can't be changed while it runs: restart the service".into());
         }
-        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
+        // What a source keeps for itself it hands over when it stops.
+        let own = Name::assembly();
+        for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0 && lane.upstream != own) {
             if !new.upstreams.contains_key(&lane.upstream) {
                 return Err(format!(
                     "{} for the upstream \"{}\", which is not in it any more: keep it and say in \
@@ -106,7 +113,7 @@ impl Parts {
     pub async fn settle(&mut self, config: &Config) -> Vec<String> {
         let identity_changed =
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
-        self.config = reports::with_reports(config, &self.spool);
+        self.config = reports::with_reports(config, &self.spool, &self.callers);
         self.stop_sources().await;
         self.settle_upstreams(identity_changed).await;
         self.start_sources().await
@@ -202,8 +209,9 @@ impl Parts {
         for (name, source) in &self.sources {
             let Some(limit) = source.part.config.silent_after() else { continue };
             let seen_ms = u64::try_from(source.intake.counters().last_seen_ms.value()).unwrap_or(0);
+            let seen_ms = seen_ms.max(source.since_ms);
             let silent_s = now_ms.saturating_sub(seen_ms) / 1000;
-            if seen_ms > 0 && silent_s >= limit.0.as_secs() {
+            if silent_s >= limit.0.as_secs() {
                 let text = format!(
                     "nothing came for {silent_s} s; expected is something every {limit}: look at the device and its cable"
                 );
@@ -212,7 +220,9 @@ impl Parts {
         }
         for lane in self.spool.lanes().into_iter().filter(|lane| lane.backlog > 0) {
             alarms.extend(self.decision_wanted(&lane));
-            if !self.config.upstreams.contains_key(&lane.upstream) {
+            if lane.upstream == Name::assembly() {
+                alarms.extend(self.unfinished(&lane));
+            } else if !self.config.upstreams.contains_key(&lane.upstream) {
                 let text = format!(
                     "{} for an upstream that is not configured any more: add it again, with retired = \"drain\" \
                      or retired = \"dead-letter\" if it is gone for good",
@@ -226,6 +236,19 @@ impl Parts {
             }
         }
         alarms
+    }
+
+    /// Parts of messages that their source kept for itself, when it is not there any more.
+    fn unfinished(&self, lane: &LaneStatus) -> Option<Alarm> {
+        let source = &lane.source;
+        (!self.sources.contains_key(source)).then(|| Alarm {
+            code: "orphaned-lane".into(),
+            about: source.to_string(),
+            text: format!(
+                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a moment, and what came is sent as an incomplete message",
+                counted(lane.backlog, "frame")
+            ),
+        })
     }
 
     /// A lane that stands still until a person decides, with the commands that decide.
@@ -270,13 +293,15 @@ impl Parts {
             // The first message should not wait for its file to be written through.
             tokio::task::spawn_blocking(move || spool.prepare(class));
             let (targets, told) = watch::channel(self.targets(&name));
-            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told);
+            let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told)
+                .with_callers(self.callers.clone());
             let stop = CancellationToken::new();
             let started = part.config.start(intake.clone(), stop.clone()).await;
             if let Err(error) = &started.first {
                 troubles.push(format!("source {name}: {error}"));
             }
-            self.sources.insert(name, RunningSource { part, intake, targets, started, stop });
+            self.sources
+                .insert(name, RunningSource { part, since_ms: intake.uptime_ms(), intake, targets, started, stop });
         }
         troubles
     }

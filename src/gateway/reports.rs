@@ -3,19 +3,20 @@
 //! It is there while a source offers storage commitment, or while requests still wait in the spool.
 
 use super::Config;
+use crate::callers::Callers;
 use crate::config::{Part, Standing};
 use crate::source::SourceConfig;
-use crate::source::dicom_commitment::Commit;
+use crate::source::dicom::commitment::Commit;
 use crate::spool::Spool;
 use crate::upstream::{UpstreamConfig, commitment};
 use crate::values::Name;
 
 /// The configuration with that upstream in it, if it is needed.
-pub fn with_reports(config: &Config, spool: &Spool) -> Config {
+pub fn with_reports(config: &Config, spool: &Spool, callers: &Callers) -> Config {
     let name = Name::storage_commitment();
     let mut config = config.clone();
     let reporting = config.sources.iter().filter_map(|(source, part)| Some((source.clone(), reporting(&part.config)?)));
-    let made = commitment::Config { sources: reporting.collect() };
+    let made = commitment::Config { sources: reporting.collect(), callers: callers.clone() };
     let waits = || spool.lane_classes().iter().any(|(_, _, upstream)| *upstream == name);
     if !made.sources.is_empty() || waits() {
         let part = Part { config: UpstreamConfig::Commitment(made), files: files_of(&config), title: name.to_string() };

@@ -205,6 +205,7 @@ impl Gateway {
 
     async fn decide(&self, selection: LaneSelection, decision: Decision) -> Answer<Released> {
         let LaneSelection { upstream, source } = selection;
+        self.expect_known(source.as_ref(), Some(&upstream)).await?;
         let sources = self.parts.lock().await.decide(&upstream, source.as_ref(), decision);
         let text = || format!("no such lane to \"{upstream}\" waits for a person; see wardgate status");
         if sources.is_empty() { Err(Refusal::new(Code::NotFound, text())) } else { Ok(Released { sources }) }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::callers::Callers;
 use crate::envelope::{Class, Flags, Meta, Stamp};
 use crate::spool::{
-    CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight,
+    CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, Lane,
     STREAMED_BYTES_MAX, Spool,
 };
 use crate::status::SourceCounters;
@@ -28,6 +29,7 @@ const fn of_one_source(bytes: usize) -> usize {
 #[derive(Clone)]
 pub struct Intake {
     inner: Arc<Inner>,
+    callers: Callers,
 }
 
 struct Inner {
@@ -67,7 +69,17 @@ impl Intake {
         let (streamed, gathered) = (part(STREAMED_BYTES_MAX), part(GATHERED_BYTES_MAX));
         let counters = Arc::default();
         let inner = Inner { source, protocol, class, spool, targets, counters, in_flight, streamed, gathered };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), callers: Callers::default() }
+    }
+
+    /// The same, whose devices can be called by those who know `callers`.
+    pub fn with_callers(self, callers: Callers) -> Self {
+        Self { callers, ..self }
+    }
+
+    /// Where devices are entered that stay on the line for an answer.
+    pub fn callers(&self) -> &Callers {
+        &self.callers
     }
 
     /// The source's name.
@@ -95,6 +107,13 @@ impl Intake {
         Share { _bytes: taken(&self.inner.in_flight.all, bytes.min(IN_FLIGHT_BYTES_MAX)).await, _unfinished: None }
     }
 
+    /// As [`Self::share`], when it can be had at once.
+    pub fn try_share(&self, bytes: usize) -> Option<Share> {
+        let count = u32::try_from(bytes.min(IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
+        let taken = Arc::clone(&self.inner.in_flight.all).try_acquire_many_owned(count).ok()?;
+        Some(Share { _bytes: taken, _unfinished: None })
+    }
+
     /// Room for a message that comes in several reads and is gathered in memory, up to [`GATHER_BYTES`]. Waits while stalled
     /// senders hold all the room that there is for unfinished messages.
     pub async fn gather_share(&self) -> Share {
@@ -108,6 +127,12 @@ impl Intake {
     pub async fn stream_share(&self) -> Share {
         let inner = &self.inner;
         unfinished([&inner.streamed, &inner.in_flight.streamed, &inner.in_flight.all], STREAM_BYTES).await
+    }
+
+    /// The lane of parts that this source keeps for itself until their message is whole: those that [`Incoming::commit_part`] stored.
+    /// One holder at a time.
+    pub fn parts(&self) -> Lane {
+        self.inner.spool.lane(self.inner.class, &self.inner.source, &Name::assembly())
     }
 
     /// Begins a message; its time of reception is now.
@@ -158,6 +183,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Others of the same sender follow at once: their commits share a sync (see [`Draft::among_others`]).
+    pub fn among_others(&mut self) {
+        self.draft.among_others();
+    }
+
     /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device. Who writes a body
     /// as it arrives holds a [`Intake::stream_share`].
     ///
@@ -185,6 +215,26 @@ impl Incoming {
     pub async fn commit_for(self, upstream: Name, about: About) -> Result<Committed, CommitError> {
         let meta = self.meta(vec![upstream], about);
         self.draft.commit(meta).await
+    }
+
+    /// Makes a word of this box itself durable (a device was unplugged): it goes where the device's messages go, and is no sign of life
+    /// of the device.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed; nothing is stored then.
+    pub async fn commit_note(self, about: About) -> Result<Committed, CommitError> {
+        let targets = self.intake.inner.targets.borrow().to_vec();
+        let meta = self.meta(targets, about);
+        self.draft.commit(meta).await
+    }
+
+    /// Makes a part of a message durable, which its device is told of before the message is whole. It goes nowhere by itself and does not
+    /// count as a message: the source finds it in [`Intake::parts`], also after a restart.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the log is full or has failed; nothing is stored then.
+    pub async fn commit_part(self, about: About) -> Result<Committed, CommitError> {
+        self.commit_for(Name::assembly(), about).await
     }
 
     fn meta(&self, targets: Vec<Name>, about: About) -> Meta {

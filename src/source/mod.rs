@@ -1,4 +1,4 @@
-//! The device side: one file per protocol, one [`Source`] each.
+//! The device side: one file (or folder) per protocol, one [`Source`] each.
 //!
 //! A source answers its device only after [`intake::Incoming::commit`] returned Ok, that is after the sync. It never retries
 //! or restarts itself ([`supervise`] does), and no error that a stranger on the network can cause ends it.
@@ -20,19 +20,48 @@ use crate::values::{Problems, SecretRef, Section, Span};
 use intake::Intake;
 
 pub mod accept;
+pub mod astm;
+mod astm_assembly;
+mod astm_part;
+mod astm_session;
+#[cfg(test)]
+mod astm_tests;
+mod astm_transfers;
 pub mod dicom;
-mod dicom_association;
-pub mod dicom_commitment;
-mod dicom_connection;
-mod dicom_link;
-mod dicom_store;
+pub mod folder;
+pub mod identify;
 pub mod intake;
+pub mod medibus;
+pub mod medibus_chart;
+pub mod medibus_session;
+mod medibus_values;
+mod medibus_words;
 pub mod mllp;
 mod mllp_connection;
 #[cfg(test)]
 mod mllp_tests;
+pub mod modbus;
+pub mod mqtt;
+mod mqtt_clients;
+mod mqtt_connection;
+mod mqtt_flights;
+mod mqtt_greeting;
+mod mqtt_inlet;
+mod mqtt_reading;
+mod mqtt_ring;
+pub mod plug;
+mod plug_journal;
+mod plug_line;
+#[cfg(test)]
+mod plug_tests;
+pub mod profile;
 pub mod readings;
 pub mod seldom;
+pub mod serial;
+mod serial_line;
+#[cfg(test)]
+mod serial_tests;
+pub mod udp;
 
 /// Stopping is a value that is passed in: when it is cancelled, take no new message, answer what is committed, return.
 pub type Stop = CancellationToken;
@@ -81,6 +110,20 @@ pub enum SourceConfig {
     Mllp(mllp::MllpConfig),
     /// DICOM: C-STORE and C-ECHO.
     Dicom(dicom::DicomConfig),
+    /// Modbus, RTU and TCP.
+    Modbus(modbus::ModbusConfig),
+    /// Draeger's ventilators and anaesthesia machines.
+    Medibus(medibus::MedibusConfig),
+    /// MQTT sensors.
+    Mqtt(mqtt::MqttConfig),
+    /// Laboratory analysers.
+    Astm(astm::AstmConfig),
+    /// Files in a watched folder.
+    Folder(folder::FolderConfig),
+    /// Frames on a serial line or a connection, by a profile.
+    Serial(serial::SerialSourceConfig),
+    /// Datagrams, by a profile.
+    Udp(udp::UdpConfig),
 }
 
 impl SourceConfig {
@@ -89,14 +132,26 @@ impl SourceConfig {
         match self {
             Self::Mllp(_) => mllp::Mllp::PROTOCOL,
             Self::Dicom(_) => dicom::Dicom::PROTOCOL,
+            Self::Modbus(_) => modbus::Modbus::PROTOCOL,
+            Self::Medibus(_) => medibus::Medibus::PROTOCOL,
+            Self::Mqtt(_) => mqtt::Mqtt::PROTOCOL,
+            Self::Astm(_) => astm::Astm::PROTOCOL,
+            Self::Folder(_) => folder::Folder::PROTOCOL,
+            Self::Serial(_) => serial::Serial::PROTOCOL,
+            Self::Udp(_) => udp::Udp::PROTOCOL,
         }
     }
 
     /// The log that its messages belong to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Mllp(_) => Class::Clinical,
+            Self::Mllp(_) | Self::Astm(_) | Self::Folder(_) => Class::Clinical,
             Self::Dicom(_) => Class::Imaging,
+            Self::Modbus(config) => config.log.class(),
+            Self::Medibus(config) => config.log.class(),
+            Self::Mqtt(config) => config.log.class(),
+            Self::Serial(config) => config.log.class(),
+            Self::Udp(config) => config.log.class(),
         }
     }
 
@@ -105,6 +160,13 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => config.silent_after,
             Self::Dicom(config) => config.silent_after,
+            Self::Modbus(config) => config.silent_after,
+            Self::Medibus(config) => config.silent_after,
+            Self::Mqtt(config) => config.silent_after,
+            Self::Astm(config) => config.silent_after,
+            Self::Folder(config) => config.silent_after,
+            Self::Serial(config) => config.silent_after,
+            Self::Udp(config) => config.silent_after,
         }
     }
 
@@ -113,6 +175,13 @@ impl SourceConfig {
         match self {
             Self::Mllp(config) => start::<mllp::Mllp>(config.clone(), intake, stop).await,
             Self::Dicom(config) => start::<dicom::Dicom>(config.clone(), intake, stop).await,
+            Self::Modbus(config) => start::<modbus::Modbus>(config.clone(), intake, stop).await,
+            Self::Medibus(config) => start::<medibus::Medibus>(config.clone(), intake, stop).await,
+            Self::Mqtt(config) => start::<mqtt::Mqtt>(config.clone(), intake, stop).await,
+            Self::Astm(config) => start::<astm::Astm>(config.clone(), intake, stop).await,
+            Self::Folder(config) => start::<folder::Folder>(config.clone(), intake, stop).await,
+            Self::Serial(config) => start::<serial::Serial>(config.clone(), intake, stop).await,
+            Self::Udp(config) => start::<udp::Udp>(config.clone(), intake, stop).await,
         }
     }
 }
@@ -122,6 +191,13 @@ impl Section for SourceConfig {
         problems.under(self.protocol(), |problems| match self {
             Self::Mllp(config) => config.check(problems),
             Self::Dicom(config) => config.check(problems),
+            Self::Modbus(config) => config.check(problems),
+            Self::Medibus(config) => config.check(problems),
+            Self::Mqtt(config) => config.check(problems),
+            Self::Astm(config) => config.check(problems),
+            Self::Folder(config) => config.check(problems),
+            Self::Serial(config) => config.check(problems),
+            Self::Udp(config) => config.check(problems),
         });
     }
 
@@ -129,6 +205,13 @@ impl Section for SourceConfig {
         match self {
             Self::Mllp(config) => config.files(visit),
             Self::Dicom(config) => config.files(visit),
+            Self::Modbus(config) => config.files(visit),
+            Self::Medibus(config) => config.files(visit),
+            Self::Mqtt(config) => config.files(visit),
+            Self::Astm(config) => config.files(visit),
+            Self::Folder(config) => config.files(visit),
+            Self::Serial(config) => config.files(visit),
+            Self::Udp(config) => config.files(visit),
         }
     }
 }

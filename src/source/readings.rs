@@ -3,9 +3,12 @@
 //! Every telemetry source stores through this. A reading that could not be stored is not numbered: the next one says how many are
 //! missing and why, so that a consumer sees the loss whatever the protocol.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::{Deserialize, Serialize};
 
-use super::intake::{About, Intake};
+use super::intake::{About, Incoming, Intake, Share};
 use crate::envelope::{Class, Flags, Stamp};
 use crate::spool::{CommitError, Committed};
 use crate::telemetry::record::{
@@ -61,15 +64,16 @@ pub struct Readings {
     intake: Intake,
     stream: String,
     boot: String,
-    stored: u64,
-    unstored: u64,
+    numbered: u64,
+    /// Lost since the last record; a commit that fails adds to it, wherever its future is by then.
+    lost: Arc<AtomicU64>,
 }
 
 impl Readings {
     /// A stream that begins now. `stream` names it within the source and holds no patient data.
     pub fn new(intake: &Intake, stream: impl Into<String>) -> Self {
-        let boot = boot_id();
-        Self { intake: intake.clone(), stream: stream.into(), boot, stored: 0, unstored: 0 }
+        let (boot, lost) = (boot_id(), Arc::default());
+        Self { intake: intake.clone(), stream: stream.into(), boot, numbered: 0, lost }
     }
 
     /// Makes a reading durable. Ok means: on stable storage; the device may be told.
@@ -78,50 +82,119 @@ impl Readings {
     /// [`CommitError`] when the log is full or has failed. The reading is then lost to us unless the device says it again, and the next
     /// one that is stored carries a gap of reason `overflow`.
     pub async fn store(&mut self, reading: Reading) -> Result<Committed, CommitError> {
+        self.stored(reading, true).await
+    }
+
+    /// Makes a word of this box itself about the device durable: not counted as the device's, and no sign of life of it.
+    ///
+    /// # Errors
+    /// As [`Readings::store`].
+    pub async fn note(&mut self, reading: Reading) -> Result<Committed, CommitError> {
+        self.stored(reading, false).await
+    }
+
+    async fn stored(&mut self, reading: Reading, of_device: bool) -> Result<Committed, CommitError> {
+        let prepared = Prepared { of_device, ..self.prepare(reading) };
+        let _share = self.intake.share(prepared.body.len()).await;
+        let outcome = prepared.commit().await;
+        if outcome.is_err() {
+            // Nobody has seen its number.
+            self.numbered -= 1;
+        }
+        outcome
+    }
+
+    /// Numbers a reading now, and gives the future that makes it durable: for a device that does not wait for the one to send the next.
+    /// Futures that are first polled in the order of the calls are stored in it, and share a sync when they were put `among_others`.
+    /// The share is what the reading may hold in memory, and is given back at the end.
+    ///
+    /// The number of a reading that could not be stored is not given again.
+    pub fn put(
+        &mut self,
+        reading: Reading,
+        share: Share,
+        among_others: bool,
+    ) -> impl Future<Output = Result<Committed, CommitError>> + Send + use<> {
+        let mut prepared = self.prepare(reading);
+        if among_others {
+            prepared.incoming.among_others();
+        }
+        async move {
+            let _share = share;
+            prepared.commit().await
+        }
+    }
+
+    /// Notes readings that were dropped before they could be put: the next one tells of them.
+    pub fn lose(&self, count: u64) {
+        self.lost.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn prepare(&mut self, reading: Reading) -> Prepared {
         let flags = reading.flags;
         let received = reading.received.unwrap_or_else(|| self.intake.now());
-        let record = self.record(reading, received);
+        self.numbered += 1;
+        let lost = if reading.gap.is_none() { self.lost.swap(0, Ordering::Relaxed) } else { 0 };
+        let record = self.record(reading, received, lost);
         let about = About {
             content_type: CONTENT_TYPE.to_owned(),
             control_id: format!("{}-{}-{}", self.boot, self.stream, record.seq).into_bytes(),
             flags,
         };
-        let body = json(&record);
-        let _share = self.intake.share(body.len()).await;
-        let mut incoming = self.intake.begin_at(received);
-        let outcome = match incoming.write(&body).await {
-            Ok(()) => incoming.commit(about).await,
-            Err(error) => Err(error),
-        };
-        match &outcome {
-            Ok(_) => {
-                self.stored += 1;
-                self.unstored = 0;
-            }
-            Err(_) => self.unstored += 1,
+        Prepared {
+            incoming: self.intake.begin_at(received),
+            body: json(&record),
+            about,
+            told: lost,
+            lost: Arc::clone(&self.lost),
+            of_device: true,
         }
-        outcome
     }
 
-    fn record(&self, reading: Reading, received: Stamp) -> Record {
-        let overflow =
-            || Gap { reason: GapReason::Overflow, from: None, to: None, count: Some(self.unstored), lasted_ms: None };
+    fn record(&self, reading: Reading, received: Stamp, lost: u64) -> Record {
+        let overflow = || Gap { reason: GapReason::Overflow, from: None, to: None, count: Some(lost), lasted_ms: None };
         Record {
             v: VERSION,
             source: self.intake.source().to_string(),
             stream: self.stream.clone(),
             boot: self.boot.clone(),
-            seq: self.stored + 1,
+            seq: self.numbered,
             received: received.into(),
             device_time: reading.device_time,
             observations: reading.observations,
             events: reading.events,
-            gap: reading.gap.or_else(|| (self.unstored > 0).then(overflow)),
+            gap: reading.gap.or_else(|| (lost > 0).then(overflow)),
             device: reading.device,
             about: reading.about,
             subject: Vec::new(),
             raw: reading.raw,
         }
+    }
+}
+
+/// A record that has its number.
+struct Prepared {
+    incoming: Incoming,
+    body: Vec<u8>,
+    about: About,
+    /// Lost readings of which it tells.
+    told: u64,
+    lost: Arc<AtomicU64>,
+    /// It came from the device, and is not a word of this box about it.
+    of_device: bool,
+}
+
+impl Prepared {
+    async fn commit(mut self) -> Result<Committed, CommitError> {
+        let outcome = match self.incoming.write(&self.body).await {
+            Ok(()) if self.of_device => self.incoming.commit(self.about).await,
+            Ok(()) => self.incoming.commit_note(self.about).await,
+            Err(error) => Err(error),
+        };
+        if outcome.is_err() {
+            self.lost.fetch_add(self.told + 1, Ordering::Relaxed);
+        }
+        outcome
     }
 }
 
@@ -162,12 +235,14 @@ mod tests {
         for _ in 0..2 {
             readings.store(Reading { raw: Some(Raw::of(b"SPO2=98")), ..Reading::default() }).await.unwrap();
         }
-        let next = readings.record(Reading::default(), intake.now());
-        assert_eq!((next.seq, next.gap), (3, None));
-        readings.unstored = 2;
-        let next = readings.record(Reading::default(), intake.now());
+        let next = readings.prepare(Reading::default());
+        assert!(String::from_utf8(next.body).unwrap().contains("\"seq\":3,"));
+        readings.lose(2);
+        let next: Record = serde_json::from_slice(&readings.prepare(Reading::default()).body).unwrap();
         let gap = next.gap.unwrap();
-        assert_eq!((next.seq, gap.reason, gap.count), (3, GapReason::Overflow, Some(2)));
+        assert_eq!((next.seq, gap.reason, gap.count), (4, GapReason::Overflow, Some(2)));
+        let after: Record = serde_json::from_slice(&readings.prepare(Reading::default()).body).unwrap();
+        assert_eq!(after.gap, None, "it is told once");
         assert_ne!(Readings::new(&intake, "numerics").boot, readings.boot);
         assert_eq!(intake.counters().stored.value(), 2);
     }

@@ -37,6 +37,8 @@ pub struct Draft {
     committed: bool,
     /// A piece was given to the writer.
     streamed: bool,
+    /// See [`Draft::among_others`].
+    crowd: bool,
     /// Gone as soon as the draft is: what the writer still holds of it then pins nothing.
     alive: Option<Arc<()>>,
 }
@@ -63,6 +65,7 @@ impl Draft {
             digest: digest::Context::new(&digest::SHA256),
             committed: false,
             streamed: false,
+            crowd: false,
             alive: Some(Arc::new(())),
         }
     }
@@ -92,6 +95,12 @@ impl Draft {
             self.buffer.reserve_exact(wanted.max((2 * capacity).min(FRAGMENT_BYTES)) - length);
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Others of the same sender follow at once: the commit goes into the queue, so that they share its sync, and is not written at once
+    /// by the task that brings it.
+    pub fn among_others(&mut self) {
+        self.crowd = true;
     }
 
     /// Bytes so far.
@@ -160,7 +169,11 @@ impl Draft {
         let plaintext = record::encode_data(&data, &self.buffer);
         let records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
         let (reply, told) = oneshot::channel();
-        self.requests.send_and_wait(Request::Append { records, control: false, reply });
+        let request = Request::Append { records, control: false, reply };
+        match self.crowd {
+            true => self.requests.send(request),
+            false => self.requests.send_and_wait(request),
+        }
         let written = told.await.unwrap_or(Err(CommitError::Failed))?;
         self.committed = true;
         let id = written.first().map(|written| written.id).ok_or(CommitError::Failed)?;

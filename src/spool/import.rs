@@ -134,7 +134,7 @@ impl Import {
 
     fn begin(&mut self, head: Head) {
         // A request for storage commitment is answered by the box that it came to; older boxes export it all the same.
-        let new = !self.known.has(head.id) && !head.meta.asks_for_commitment();
+        let new = !self.known.has(head.id) && !head.meta.asks_for_commitment() && !head.meta.is_part();
         let draft = new.then(|| self.spool.begin(head.class, &head.meta.source));
         self.current = Some(Current { head, draft, digest: digest::Context::new(&digest::SHA256), length: 0 });
     }

@@ -109,6 +109,12 @@ impl Lane {
         &self.key.1
     }
 
+    /// Entries behind the one that was handed out last.
+    pub fn waiting(&self) -> u64 {
+        let backlog = self.log.state().lanes.get(&self.key).map_or(0, |lane| lane.backlog);
+        backlog.saturating_sub(self.handed.len() as u64)
+    }
+
     /// The next entry after the one that was handed out last; waits for one. Cancelling loses nothing.
     pub async fn next(&mut self) -> Entry {
         loop {

@@ -192,7 +192,7 @@ fn originals(log: &Log, segments: Vec<(Arc<Segment>, u64)>, order: &ReplayOrder)
                     let chosen = data.meta.source == order.source && (order.from_us..order.to_us).contains(&received);
                     // Requests for storage commitment are for nobody else, and nothing else is for who answers them.
                     let fits = data.meta.asks_for_commitment() == (order.upstream == Name::storage_commitment());
-                    let chosen = chosen && fits;
+                    let chosen = chosen && fits && !data.meta.is_part();
                     let replay = replay_to(log, &segment.identity, frame.header.ordinal, &data, &order.upstream);
                     if chosen && !is_owed(&log.state(), &data, &replay) && is_whole(log, &data) {
                         let pieces = data.pieces.iter().map(|piece| piece.segment);

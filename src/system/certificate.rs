@@ -101,6 +101,16 @@ pub fn facts(der: &[u8]) -> Option<Facts> {
     })
 }
 
+/// The common name in a certificate in DER; `None` when it can't be read, or has not exactly one.
+///
+/// Of a certificate that was verified: who issues certificates decides whom they name.
+pub fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let mut names = certificate.subject().iter_common_name();
+    let name = names.next()?.as_str().ok()?.to_owned();
+    names.next().is_none().then_some(name)
+}
+
 /// The certificates in a PEM file, in its order: the own one first, then its issuers.
 ///
 /// # Errors
@@ -224,6 +234,7 @@ mod tests {
         let (certificate, _) = pki.leaf_valid("old", &["localhost"], (2020, 2021));
         let found = facts(&chain(&certificate).unwrap()[0]).unwrap();
         assert_eq!(found.subject, "CN=old");
+        assert_eq!(common_name(&chain(&certificate).unwrap()[0]).as_deref(), Some("old"));
         assert_eq!(found.not_after, moment(1_609_459_200));
         assert_eq!(facts(b"nonsense"), None);
     }

@@ -10,10 +10,15 @@ pub mod credentials;
 pub mod disk;
 pub mod fault;
 pub mod logging;
+pub mod password;
+pub mod ports;
 pub mod process;
+pub mod pty;
+pub mod serial;
 pub mod stream;
 pub mod systemd;
 pub mod tls;
+pub mod watch;
 
 #[cfg(test)]
 pub mod test_pki;

@@ -174,12 +174,21 @@ impl Stream {
 
     /// Whom the peer's verified certificate names (`CN=ct-1, O=St Mary's`); `None` without TLS or without a certificate.
     pub fn peer_subject(&self) -> Option<String> {
+        certificate::facts(self.peer_certificate()?).map(|facts| facts.subject)
+    }
+
+    /// The common name in the peer's verified certificate; `None` without TLS, without a certificate or when it has not exactly one.
+    pub fn peer_common_name(&self) -> Option<String> {
+        certificate::common_name(self.peer_certificate()?)
+    }
+
+    fn peer_certificate(&self) -> Option<&[u8]> {
         let certificates = match &self.kind {
             Kind::Plain(_) => return None,
             Kind::Client(stream) => stream.get_ref().1.peer_certificates(),
             Kind::Server(stream) => stream.get_ref().1.peer_certificates(),
         };
-        certificate::facts(certificates?.first()?).map(|facts| facts.subject)
+        certificates?.first().map(|certificate| certificate.as_ref())
     }
 
     /// The protocol above TLS that both agreed on.

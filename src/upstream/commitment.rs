@@ -11,21 +11,22 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::dicom_archive::{Archive, AssociationError};
-use super::dicom_association::{Association, Pair};
+use super::dicom::archive::{Archive, AssociationError};
+use super::dicom::association::{Association, Pair};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
+use crate::callers::Callers;
 use crate::envelope::Envelope;
 use crate::spool::{Fate, Spool, Standing, Trace};
 use crate::system::backoff::Backoff;
 use crate::system::tls::ClientTls;
 use crate::values::{HostPort, Name, Problems, STORAGE_COMMITMENT, SecretRef, Section};
-use crate::wire::commitment::{DATA_SET_BYTES_MAX, Report, Request};
-use crate::wire::dicom_element::Encoding;
-use crate::wire::dicom_file::{FileMeta, HEAD_BYTES_MAX};
-use crate::wire::dicom_values::{self, AeTitle};
-use crate::wire::dimse::{Command, Status};
+use crate::wire::dicom::commitment::{DATA_SET_BYTES_MAX, Report, Request};
+use crate::wire::dicom::dimse::{Command, Status};
+use crate::wire::dicom::element::Encoding;
+use crate::wire::dicom::file::{FileMeta, HEAD_BYTES_MAX};
+use crate::wire::dicom::values::{self, AeTitle};
 
 /// Requests of one source that are worked on at once; one whose instances are not delivered yet must not hold up the others.
 const REQUESTS_MAX: usize = 32;
@@ -51,6 +52,8 @@ const DEVICE_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Config {
     /// By source.
     pub sources: BTreeMap<Name, Reporting>,
+    /// The devices that are still on the line.
+    pub callers: Callers,
 }
 
 /// How the devices of one source are answered.
@@ -176,6 +179,7 @@ impl Commitment {
         };
         Ok(Question {
             spool: self.served.spool.clone(),
+            callers: self.served.config.callers.clone(),
             source,
             request,
             device,
@@ -188,12 +192,13 @@ impl Commitment {
 /// One request, and whom to answer.
 struct Question {
     spool: Spool,
+    callers: Callers,
     source: Name,
     request: Request,
     device: Archive,
     when_delivered: bool,
-    /// It was asked before this start, so the same may have been reported already: only the first of the requests that wait moves
-    /// the cursor.
+    /// The same may have been reported already: it was asked before this start, and only the first of the requests that wait moves
+    /// the cursor; or the device gave no answer to a report on the line.
     again: bool,
 }
 
@@ -208,13 +213,16 @@ enum Trouble {
 }
 
 impl Question {
-    async fn answer(self, line: &Mutex<()>) -> Result<Receipt, SendError> {
+    async fn answer(mut self, line: &Mutex<()>) -> Result<Receipt, SendError> {
         let report = self.report().await;
         let (began, mut refusals, mut denied) = (Instant::now(), 0, None);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1, Duration::MAX);
         loop {
             let turn = line.lock().await;
-            let sent = self.send(&report).await;
+            let sent = match self.call(&report).await {
+                Some(told) => told,
+                None => self.send(&report).await,
+            };
             drop(turn);
             let (source, device) = (&self.source, &self.device.called);
             let reason = match sent {
@@ -301,12 +309,22 @@ impl Question {
         report
     }
 
+    /// Reports on the association on which the device asked, if it waits there for that; `None`: it does not, or did not answer.
+    async fn call(&mut self, report: &Report) -> Option<Result<(), Trouble>> {
+        let answered = self.callers.call(&self.source, report)?;
+        if let Ok(Ok(status)) = timeout(DEVICE_PATIENCE, answered).await {
+            return Some(took(status));
+        }
+        self.again = true;
+        None
+    }
+
     /// Calls the device and reports, once (PS3.4 J.3.3: we are the provider and ask for the association).
     async fn send(&self, report: &Report) -> Result<(), Trouble> {
         let away = |error: AssociationError| Trouble::Away(error.to_string());
-        let pair = |transfer_syntax| Pair { abstract_syntax: dicom_values::STORAGE_COMMITMENT, transfer_syntax };
+        let pair = |transfer_syntax| Pair { abstract_syntax: values::STORAGE_COMMITMENT, transfer_syntax };
         // Some devices read reports in implicit VR only, all read it.
-        let pairs = [pair(dicom_values::IMPLICIT_LITTLE_ENDIAN), pair(dicom_values::EXPLICIT_LITTLE_ENDIAN)];
+        let pairs = [pair(values::IMPLICIT_LITTLE_ENDIAN), pair(values::EXPLICIT_LITTLE_ENDIAN)];
         let mut association = Association::open_as_provider(&self.device, &pairs).await.map_err(away)?;
         let open = pairs.iter().find_map(|pair| Some((pair, association.context(pair)?.ok()?)));
         let Some((pair, context)) = open else {
@@ -322,8 +340,12 @@ impl Question {
         let answer = association.receive().await.map_err(away)?;
         association.release().await;
         let status = answer.command.status.unwrap_or(Status::PROCESSING_FAILURE);
-        if status == Status::SUCCESS { Ok(()) } else { Err(Trouble::Denied(status)) }
+        took(status)
     }
+}
+
+fn took(status: Status) -> Result<(), Trouble> {
+    if status == Status::SUCCESS { Ok(()) } else { Err(Trouble::Denied(status)) }
 }
 
 /// Whether a device may answer so because it has closed the transaction: it took the same report before.

@@ -309,6 +309,7 @@ fn file_name(envelope: &Envelope, sealed: bool) -> String {
         "application/hl7-v2" => "hl7",
         "application/dicom" => "dcm",
         "application/json" | "application/senml+json" | "application/vnd.wardgate.record+json" => "json",
+        "application/vnd.wardgate.astm" => "astm",
         _ => "bin",
     };
     let age = if sealed { ".age" } else { "" };

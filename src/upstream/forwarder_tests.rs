@@ -407,3 +407,24 @@ async fn stopping_waits_for_receipts_of_what_is_on_its_way() {
     assert_eq!((bench.backlog(), bench.sent().len()), (1, 2));
     bench.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_its_receipt_behind_the_front_is_not_sent_again_after_the_connection_was_lost() {
+    let mut asked = 0;
+    let plan = move |_: &str| {
+        asked += 1;
+        if asked <= 4 { Act::Later } else { Act::Accept }
+    };
+    let bench = Bench::new(8, WhenRefused::DeadLetter, plan).start(&["monitors"]);
+    bench.store_all("monitors", &["a", "b", "c", "d"]).await;
+    bench.until("all are on their way", |bench| bench.sent().len() == 4).await;
+    for nth in [3, 1] {
+        let sender = bench.world.later.lock().unwrap().remove(nth).unwrap();
+        sender.send(Ok(super::Receipt { code: "AA".into() })).unwrap();
+    }
+    bench.world.hang_up.notify_one();
+    bench.until("all have arrived", |bench| bench.backlog() == 0).await;
+    assert_eq!(bench.sent(), ["a", "b", "c", "d", "a", "c"]);
+    assert_eq!(bench.counted(|counters| &counters.delivered), 4);
+    bench.end().await;
+}

@@ -5,7 +5,7 @@
 //! the message concerns this lane only. After an answer that stops the front, the window is forgotten and filled anew, one
 //! message at a time until the front has passed. No path loops without a pause.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub(super) struct LaneRun {
     trouble: Option<Trouble>,
     /// The last entry that was sent at all: an entry up to it is sent again.
     sent: Option<Place>,
+    /// Receipts for messages behind the front that came before the lane went back: these are not sent again.
+    answered: BTreeMap<Place, Receipt>,
     /// Nothing was read since the lane went back to its cursor: the first entry is not in hand.
     rewound: bool,
 }
@@ -103,7 +105,8 @@ enum Turn {
 
 impl LaneRun {
     pub(super) fn new(lane: Lane, shared: Shared) -> Self {
-        Self { lane, shared, backoff: pauses(), window: VecDeque::new(), trouble: None, sent: None, rewound: false }
+        let (window, answered) = Default::default();
+        Self { lane, shared, backoff: pauses(), window, trouble: None, sent: None, answered, rewound: false }
     }
 
     /// Works until the connection is lost or `stop`; on `stop`, what is on its way is waited for. `Some`: this lane found the
@@ -191,6 +194,11 @@ impl LaneRun {
                 return None;
             }
         };
+        if let Some(receipt) = self.answered.remove(&place) {
+            let (delivery, bytes) = (Delivery::done(receipt.code), envelope.body.len());
+            self.window.push_back(Flight { place, id, bytes, delivery, fate: Fate::Open });
+            return None;
+        }
         if self.sent.is_some_and(|sent| place <= sent) {
             self.shared.counters.retried.one();
         }
@@ -230,6 +238,7 @@ impl LaneRun {
     /// The cursor moves over `place`; whatever troubled it is over.
     fn pass(&mut self, place: Place) {
         self.lane.advance(place);
+        self.answered.retain(|answered, _| *answered > place);
         if self.trouble.take().is_some() {
             self.backoff = pauses();
             self.lane.hold(None);
@@ -346,9 +355,13 @@ impl LaneRun {
         self.rewind();
     }
 
-    /// Forgets what is on its way: it comes again.
+    /// Forgets what is on its way: it comes again, and is sent again unless its receipt is here.
     fn rewind(&mut self) {
-        self.window.clear();
+        for mut flight in self.window.drain(..) {
+            if let Some(receipt) = flight.delivery.receipt_by_now() {
+                self.answered.insert(flight.place, receipt);
+            }
+        }
         self.lane.rewind();
         self.rewound = true;
     }

@@ -1,4 +1,4 @@
-//! The network side: where stored messages go. One file per protocol, one [`Upstream`] each.
+//! The network side: where stored messages go. One file (or folder) per protocol, one [`Upstream`] each.
 //!
 //! An upstream answers for one thing: its receipt means that the peer took responsibility. It never retries and never
 //! decides what becomes of a message: [`forwarder`] owns reconnecting, backing off, dead letters and cursors.
@@ -17,13 +17,6 @@ use forwarder::{Forwarding, forward};
 mod answers;
 pub mod commitment;
 pub mod dicom;
-pub mod dicom_archive;
-pub mod dicom_association;
-pub mod dicom_commitment;
-mod dicom_pieces;
-pub mod dicom_pool;
-pub mod dicom_reports;
-pub mod dicom_store;
 pub mod directory;
 #[cfg(test)]
 mod fixtures;
@@ -239,6 +232,14 @@ impl Delivery {
     /// The receipt comes through `receiver`; when its sender is dropped the connection is taken for lost.
     pub fn waiting(receiver: oneshot::Receiver<Result<Receipt, SendError>>) -> Self {
         Self(State::Waiting(receiver))
+    }
+
+    /// The receipt, if it is here by now. Whoever has taken it does not ask again.
+    pub(super) fn receipt_by_now(&mut self) -> Option<Receipt> {
+        match &mut self.0 {
+            State::Done(outcome) => outcome.clone().ok(),
+            State::Waiting(receiver) => receiver.try_recv().ok()?.ok(),
+        }
     }
 
     /// Waits for the end. Cancelling loses nothing: call it again.

@@ -4,40 +4,41 @@
 //!
 //! * HL7 v2: `mllp` frames, `hl7` headers, `answer` which acknowledgement is due, `ack` acknowledgements written and read, `oru`
 //!   observations.
-//! * DICOM: `pdu` the upper layer, `pdu_associate` its two long PDUs; `dimse` commands and statuses; `dicom_element` the encodings,
-//!   `dicom_header` the facts in a data set that passes by, `dicom_file` the head of a file, `dicom_values` titles and UIDs;
-//!   `commitment` requests and reports of storage commitment; `dicom_sample` an instance for tests of the line; `stow` a
-//!   DICOMweb server's answer.
-//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message.
+//! * DICOM: `dicom`, a folder of its own, and `stow`, a DICOMweb server's answer.
+//! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json` the same as JSON.
+//! * Serial lines: `serial_frame` frames, `checksum` what checks them. MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
+//! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
+//! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
+//!   `mqtt_answer` what it is answered, `mqtt_topic` names and filters.
 
 pub mod ack;
 pub mod answer;
-pub mod commitment;
-pub mod dicom_element;
-pub mod dicom_file;
-pub mod dicom_header;
-pub mod dicom_sample;
-pub mod dicom_values;
-pub mod dimse;
-mod dimse_status;
+pub mod astm;
+pub mod astm_json;
+pub mod astm_record;
+pub mod checksum;
+pub mod dicom;
 pub mod hl7;
+pub mod medibus;
+pub mod medibus_data;
 pub mod mllp;
+pub mod modbus;
+pub mod modbus_value;
 pub mod mqtt;
+pub mod mqtt_answer;
 pub mod mqtt_label;
+pub mod mqtt_packet;
+pub mod mqtt_topic;
 pub mod oru;
-pub mod pdu;
-pub mod pdu_associate;
-mod pdu_item;
-mod pdu_user;
+pub mod result_file;
+pub mod serial_frame;
 pub mod stow;
 
 #[cfg(test)]
+mod astm_tests;
+#[cfg(test)]
 mod corpus;
-#[cfg(test)]
-mod dicom_header_tests;
-#[cfg(test)]
-mod dimse_tests;
 #[cfg(test)]
 mod mllp_tests;
 #[cfg(test)]
-mod pdu_tests;
+mod mqtt_packet_tests;

@@ -111,3 +111,49 @@ fn who_is_not_in_report_to_is_refused_when_it_asks() {
     let asked = eventually_some("the answer to the request", || modality.events("action").pop());
     assert_eq!(asked["status"], "0124", "{asked}");
 }
+
+const ON_THE_SAME: &str = "report-on = \"same-association\"";
+
+#[test]
+fn a_modality_that_waits_is_told_on_the_association_on_which_it_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::start::<&str>(&store(&folder), &[]);
+    let never_sent = "1.2.840.10008.5.1.4.1.1.2/1.2.3.4.5";
+    let options = ["--commit", "same", "--linger", "30", "--commit-also", never_sent];
+    let modality = modality(folder.path(), &options, 3);
+    let gateway = Gateway::start(folder.path(), &config(archive.address, modality.address, ON_THE_SAME));
+    modality.send_to(gateway.endpoint("ct"));
+    let report = report(&modality);
+    assert_eq!(counts(&report), (3, 1), "{report}");
+    assert_eq!((report["kind"].as_u64(), report["association"].as_str()), (Some(2), Some("same")), "{report}");
+    assert_eq!(modality.done().status.code(), Some(0));
+    eventually_some("the request is done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+    assert!(gateway.dead().is_empty());
+}
+
+#[test]
+fn a_modality_that_has_left_is_told_on_a_new_association() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::start::<&str>(&store(&folder), &[]);
+    let modality = modality(folder.path(), &["--commit", "new"], 2);
+    let gateway = Gateway::start(folder.path(), &config(archive.address, modality.address, ON_THE_SAME));
+    modality.send_to(gateway.endpoint("ct"));
+    assert_eq!(counts(&report(&modality)), (2, 0));
+    assert_eq!(modality.done().status.code(), Some(0));
+}
+
+#[test]
+fn a_report_that_the_modality_waited_for_comes_on_a_new_association_after_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let modality = modality(folder.path(), &["--commit", "same", "--linger", "60"], 2);
+    let gateway = Gateway::start(folder.path(), &config(nobody, modality.address, ON_THE_SAME));
+    modality.send_to(gateway.endpoint("ct"));
+    eventually_some("the answer to the request", || modality.events("action").pop());
+    gateway.process.kill();
+    let gateway = Gateway::again(folder.path());
+    let _archive = Archive::start(&store(&folder), &["--port".to_owned(), nobody.port().to_string()]);
+    let report = report(&modality);
+    assert_eq!((counts(&report), report["association"].as_str()), ((2, 0), Some("new")), "{report}");
+    eventually_some("the request is done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+}

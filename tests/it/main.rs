@@ -6,6 +6,7 @@
 // Test helpers run outside #[test] functions too, and a test that unwraps has asserted.
 #![allow(clippy::unwrap_used)]
 
+mod astm_source;
 mod cli;
 mod collect;
 mod control;
@@ -15,17 +16,22 @@ mod dicom_chain;
 mod dicom_commitment;
 mod dicom_peers;
 mod dicom_source;
+mod folder;
 mod forms;
 mod full_disk;
 mod gateway;
 mod hl7_peers;
 mod house;
 mod kill9;
+mod medibus;
+mod modbus;
 mod mqtt;
+mod mqtt_source;
 mod peers;
 mod privacy;
 mod probe;
 mod probe_dicom;
+mod serial;
 mod spool_commands;
 mod support;
 mod sync_order;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use wardgate::wire::dimse::Status;
+use wardgate::wire::dicom::dimse::Status;
 
 use crate::dicom_source::ct_to_folder;
 use crate::dicom_source::device::{Device as Modality, INSTANCE_ROOT, instance};

@@ -3,6 +3,7 @@
 
 mod dicom;
 mod dicom_commitment;
+mod dicom_convert;
 mod directory;
 mod https;
 mod mllp;

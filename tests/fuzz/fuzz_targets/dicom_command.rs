@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wardgate_fuzz::wire::commitment::{REFERENCES_MAX, Report};
-use wardgate_fuzz::wire::dicom_element::Encoding;
-use wardgate_fuzz::wire::dicom_file::FileMeta;
-use wardgate_fuzz::wire::dimse::{Command, Status};
+use wardgate_fuzz::wire::dicom::commitment::{REFERENCES_MAX, Report};
+use wardgate_fuzz::wire::dicom::element::Encoding;
+use wardgate_fuzz::wire::dicom::file::FileMeta;
+use wardgate_fuzz::wire::dicom::dimse::{Command, Status};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&which, bytes)) = data.split_first() else { return };

@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wardgate_fuzz::wire::dicom_header::{Facts, Scanner, VALUE_BYTES_MAX};
-use wardgate_fuzz::wire::dicom_values::Uid;
+use wardgate_fuzz::wire::dicom::header::{Facts, Scanner, VALUE_BYTES_MAX};
+use wardgate_fuzz::wire::dicom::values::Uid;
 
 const SYNTAXES: [&str; 4] =
     ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"];

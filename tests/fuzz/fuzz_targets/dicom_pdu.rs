@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wardgate_fuzz::wire::dimse::{COMMAND_BYTES_MAX, CommandAssembler};
-use wardgate_fuzz::wire::pdu::{Abort, HEADER_BYTES, Header, Kind, Pdvs, Reject, fragment_bytes_max, write_message};
-use wardgate_fuzz::wire::pdu_associate::{AssociateAccept, AssociateRequest, CONTEXTS_MAX, ROLES_MAX};
+use wardgate_fuzz::wire::dicom::dimse::{COMMAND_BYTES_MAX, CommandAssembler};
+use wardgate_fuzz::wire::dicom::pdu::{Abort, HEADER_BYTES, Header, Kind, Pdvs, Reject, fragment_bytes_max, write_message};
+use wardgate_fuzz::wire::dicom::pdu_associate::{AssociateAccept, AssociateRequest, CONTEXTS_MAX, ROLES_MAX};
 
 const DATA_BYTES_MAX: u32 = 16384;
 
@@ -45,7 +45,7 @@ fn accept(body: &[u8]) {
         assert!(fragment >= 2 && fragment % 2 == 0);
         let limit = if accept.user.max_length == 0 { u32::MAX } else { accept.user.max_length };
         let message = [0; 1000];
-        let whole = wardgate_fuzz::wire::pdu::Pdv { context: 1, is_command: false, is_last: true, data: &message };
+        let whole = wardgate_fuzz::wire::dicom::pdu::Pdv { context: 1, is_command: false, is_last: true, data: &message };
         let mut out = Vec::new();
         write_message(&whole, fragment, &mut out);
         assert!(Header::read(*out.first_chunk().expect("a header"), limit).is_ok());

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use wardgate::wire::dicom_values::CT_IMAGE;
-use wardgate::wire::dimse::{Command, Status};
+use wardgate::wire::dicom::dimse::{Command, Status};
+use wardgate::wire::dicom::values::CT_IMAGE;
 
 use super::device::{CT, Device, INSTANCE_ROOT, instance, uid};
 use super::{arrived, ct, ct_to_folder, start};
@@ -117,9 +117,10 @@ fn an_association_that_breaks_leaves_nothing_behind() {
         let command = Command::store_request(1, CT_IMAGE, own);
         device.send(CT, &command, None).unwrap();
         let mut out = Vec::new();
-        let first = wardgate::wire::pdu::Pdv { context: CT, is_command: false, is_last: false, data: &data[..1 << 20] };
+        let first =
+            wardgate::wire::dicom::pdu::Pdv { context: CT, is_command: false, is_last: false, data: &data[..1 << 20] };
         for piece in first.data.chunks(16_000) {
-            wardgate::wire::pdu::write_data(&wardgate::wire::pdu::Pdv { data: piece, ..first }, &mut out);
+            wardgate::wire::dicom::pdu::write_data(&wardgate::wire::dicom::pdu::Pdv { data: piece, ..first }, &mut out);
         }
         device.write(&out).unwrap();
     }

@@ -1,11 +1,11 @@
 //! Who may associate, how many, and what is agreed.
 
-use wardgate::wire::dicom_values::{CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
-use wardgate::wire::dimse::{Command, Status};
-use wardgate::wire::pdu::Reject;
-use wardgate::wire::pdu_associate::{
+use wardgate::wire::dicom::dimse::{Command, Status};
+use wardgate::wire::dicom::pdu::Reject;
+use wardgate::wire::dicom::pdu_associate::{
     AssociateRequest, ContextResult, ProposedContext, Role, UserIdentity, UserInformation,
 };
+use wardgate::wire::dicom::values::{CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
 
 use super::device::{COMMITMENT, CT, Device, instance, request, uid};
 use super::{ct, start};

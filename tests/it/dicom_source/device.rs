@@ -4,12 +4,14 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use wardgate::wire::dicom_values::{
+use wardgate::wire::dicom::dimse::{Command, Status};
+use wardgate::wire::dicom::pdu::{
+    HEADER_BYTES, Header, Kind, Pdv, Pdvs, RELEASE_REQUEST, Reject, write_data, write_message,
+};
+use wardgate::wire::dicom::pdu_associate::{AssociateAccept, AssociateRequest, ProposedContext, UserInformation};
+use wardgate::wire::dicom::values::{
     APPLICATION_CONTEXT, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLEMENTATION_CLASS, STORAGE_COMMITMENT, Uid, VERIFICATION,
 };
-use wardgate::wire::dimse::{Command, Status};
-use wardgate::wire::pdu::{HEADER_BYTES, Header, Kind, Pdv, Pdvs, RELEASE_REQUEST, Reject, write_data, write_message};
-use wardgate::wire::pdu_associate::{AssociateAccept, AssociateRequest, ProposedContext, UserInformation};
 
 /// Nothing here takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wardgate::wire::dicom_values::CT_IMAGE;
-use wardgate::wire::dimse::{Command, Status};
-use wardgate::wire::pdu::{Kind, Pdv, RELEASE_REQUEST, RELEASE_RESPONSE, Reject, write_data};
+use wardgate::wire::dicom::dimse::{Command, Status};
+use wardgate::wire::dicom::pdu::{Kind, Pdv, RELEASE_REQUEST, RELEASE_RESPONSE, Reject, write_data};
+use wardgate::wire::dicom::values::CT_IMAGE;
 
 use super::device::{CT, Device, instance};
 use super::{ct, ct_to_folder, start};

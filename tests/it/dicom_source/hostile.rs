@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
-use wardgate::wire::dimse::Status;
+use wardgate::wire::dicom::dimse::Status;
 
 use super::device::{Device, instance, request};
 use super::{ct, start};

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 
-use wardgate::wire::dicom_values::CT_IMAGE;
-use wardgate::wire::dimse::{Command, Status};
-use wardgate::wire::pdu::{Kind, Pdv, write_data};
+use wardgate::wire::dicom::dimse::{Command, Status};
+use wardgate::wire::dicom::pdu::{Kind, Pdv, write_data};
+use wardgate::wire::dicom::values::CT_IMAGE;
 
 use super::device::{COMMITMENT, CT, Device, instance};
 use super::start;
@@ -89,4 +89,31 @@ fn requests_for_commitment_that_only_drip_are_aborted_and_meanwhile_others_are_r
     });
     assert_eq!(refused.error_comment.as_deref(), Some("too many requests arrive at once; try again later"));
     all_are_aborted(senders);
+}
+
+#[test]
+fn a_sender_that_hangs_up_while_it_waits_for_room_is_let_go_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "idle-timeout = \"2m\"");
+    let at = gateway.endpoint("ct");
+    let room = |device: &mut Device| {
+        let (own, data) = instance(1, 1, 1000);
+        device.send(CT, &Command::store_request(1, CT_IMAGE, own), None).unwrap();
+        // Not the end: the room is not given back.
+        let mut out = Vec::new();
+        write_data(&Pdv { context: CT, is_command: false, is_last: false, data: &data }, &mut out);
+        device.write(&out).unwrap();
+    };
+    let mut devices: Vec<Device> = (0..SENDERS).map(|_| Device::associate(at)).collect();
+    devices.iter_mut().for_each(room);
+    let open = || gateway.status()["sources"]["ct"]["imaging"]["associations"].as_u64().unwrap();
+    eventually_some("all are there", || (open() == SENDERS as u64).then_some(()));
+    let refused = || gateway.status()["sources"]["ct"]["refused"].as_u64().unwrap();
+    let before = refused();
+    // The last of them found no room: it waits for 20 seconds, and none of the others is done before two minutes.
+    let began = std::time::Instant::now();
+    drop(devices.pop());
+    eventually_some("it is gone", || (open() < SENDERS as u64).then_some(()));
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    assert_eq!(refused(), before, "nobody was there to be refused");
 }

@@ -156,6 +156,9 @@ fn a_lane_that_is_held_says_what_to_type_and_goes_on_when_a_person_has_decided()
         Gateway::start(folder.path(), &config.replace("plain = true", "plain = true\nwhen-refused = \"hold\""));
     let idle = gateway.asked(&["lane", "retry", "--upstream", "engine"]);
     assert!(!idle.status.success() && idle.said.contains("waits for a person"), "{}", idle.said);
+    let mistyped = gateway.asked(&["lane", "retry", "--upstream", "engin"]);
+    assert_eq!(mistyped.status.code(), Some(64), "{}", mistyped.said);
+    assert!(mistyped.said.contains("Did you mean \"engine\"?"), "{}", mistyped.said);
     let mut device = Device::connect(gateway.endpoint("monitors"));
     assert_eq!((device.send(&message("1")), device.send(&message("2"))), ("AA".into(), "AA".into()));
     let advice = || gateway.alarms().into_iter().find(|(code, _)| code == "lane-held").map(|(_, text)| text);

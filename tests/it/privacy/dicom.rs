@@ -5,11 +5,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use wardgate::wire::dicom_element::{self as element, Encoding, Tag};
-use wardgate::wire::dicom_file::FileMeta;
-use wardgate::wire::dicom_values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
-use wardgate::wire::dimse::Command;
-use wardgate::wire::pdu::{Pdv, write_data};
+use wardgate::wire::dicom::dimse::Command;
+use wardgate::wire::dicom::element::{self as element, Encoding, Tag};
+use wardgate::wire::dicom::file::FileMeta;
+use wardgate::wire::dicom::pdu::{Pdv, write_data};
+use wardgate::wire::dicom::values::{AeTitle, CT_IMAGE, EXPLICIT_LITTLE_ENDIAN};
 
 use super::{files, keeps_quiet_about, page, revealed, told};
 use crate::dicom_source::device::{CT, Device, uid};

@@ -12,6 +12,7 @@ pub mod dicom;
 pub mod dicom_files;
 pub mod gateway;
 pub mod mllp;
+pub mod mqtt;
 pub mod orthanc;
 pub mod ports;
 pub mod process;

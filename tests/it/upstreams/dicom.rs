@@ -8,9 +8,9 @@ use bytes::Bytes;
 use wardgate::envelope::{Body, BodyError, Envelope, Pieces};
 use wardgate::upstream::dicom::{Dicom, DicomConfig};
 use wardgate::upstream::{SendError, Upstream};
-use wardgate::wire::dicom_file::FileMeta;
-use wardgate::wire::dicom_sample::Sample;
-use wardgate::wire::dicom_values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE, Uid};
+use wardgate::wire::dicom::file::FileMeta;
+use wardgate::wire::dicom::sample::Sample;
+use wardgate::wire::dicom::values::{AeTitle, EXPLICIT_LITTLE_ENDIAN, SECONDARY_CAPTURE, Uid};
 
 use super::{envelope, identity, section};
 use crate::support::certs::Authority;
@@ -63,7 +63,7 @@ fn hash(envelope: &Envelope) -> String {
     data_set_hash_of(envelope.body.as_whole().unwrap())
 }
 
-fn read(path: &Path) -> Envelope {
+pub(super) fn read(path: &Path) -> Envelope {
     envelope("2.25.1", std::fs::read(path).unwrap())
 }
 
@@ -145,8 +145,9 @@ async fn every_object_of_the_wheels_and_every_odd_one_arrives_unchanged() {
 #[tokio::test]
 async fn the_status_decides_and_the_association_stays() {
     let store = tempfile::tempdir().unwrap();
-    let statuses =
-        ["0000", "B000", "B006", "B007", "B123", "0111", "A700", "0213", "0122", "0124", "A900", "C123", "0000"];
+    let statuses = [
+        "0000", "B000", "B006", "B007", "B123", "0111", "A700", "0213", "0122", "0124", "0110", "A900", "C123", "0000",
+    ];
     let archive = Archive::start(store.path(), &["--statuses", &statuses.join(",")]);
     let upstream = connect(archive.address, "plain = true").await.unwrap();
     let mut told = Vec::new();
@@ -155,11 +156,12 @@ async fn the_status_decides_and_the_association_stays() {
             Ok(code) => code,
             Err(SendError::Busy { cause, .. }) if cause.contains(status) => "busy".into(),
             Err(SendError::Refused { reason }) if reason.contains(status) => "refused".into(),
+            Err(SendError::Rejected { reason }) if reason.contains(status) => "rejected".into(),
             Err(other) => other.to_string(),
         });
     }
-    let (b, r) = ("busy", "refused");
-    assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, r, r, r, r, "0000"]);
+    let (b, r, n) = ("busy", "refused", "rejected");
+    assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, n, r, r, n, n, "0000"]);
     assert_eq!(archive.events("associated").len(), 2, "one to see whether it is there, one for all instances");
 }
 
@@ -191,12 +193,12 @@ async fn a_refused_class_or_encoding_is_rejected_with_its_name() {
 }
 
 #[tokio::test]
-async fn an_abort_is_the_connections_fault_and_the_next_try_succeeds() {
+async fn an_abort_at_an_instance_is_tried_again_as_a_refusal_is_and_not_for_ever() {
     let store = tempfile::tempdir().unwrap();
     let archive = Archive::start(store.path(), &["--statuses", "abort,0000"]);
     let upstream = connect(archive.address, "plain = true").await.unwrap();
     let error = send(&upstream, &instance(1)).await.unwrap_err();
-    assert!(matches!(&error, SendError::Disconnected { cause } if cause.contains("abort")), "{error}");
+    assert!(matches!(&error, SendError::Refused { reason } if reason.contains("at this instance: aborted")), "{error}");
     assert_eq!(send(&upstream, &instance(1)).await.unwrap(), "0000");
 }
 

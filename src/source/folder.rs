@@ -1,0 +1,451 @@
+//! A watched folder: `[source.<name>.folder]`. Result files of analysers that write to a share, a USB disk or a folder of this box.
+//!
+//! A file is taken when it has not changed for a while, stored in its own bytes, and only after the sync moved away or deleted. A crash in
+//! between makes a second copy, which the duplicate window knows by name and content. A folder that is not there is waited for. Files
+//! that are written for ever, are too large or can't be read are left where they are and stop no other.
+//!
+//! Names of files may hold a patient's name: they travel as the message's own id and are never logged.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use super::intake::Intake;
+use super::plug_journal::Journal;
+use super::seldom::Seldom;
+use super::{Source, SourceError, Stop};
+use crate::envelope::MessageId;
+use crate::values::{ByteSize, Problems, SecretRef, Section, Span};
+use scan::{Asides, Rules, Scan, Seen, Stamp, scan};
+use store::{Settings, Taken, blocking};
+use take::Afterwards;
+
+mod scan;
+mod store;
+mod take;
+
+/// What `settle` and `every` may be.
+const SPANS: (Span, Span) = (Span(Duration::from_millis(100)), Span(Duration::from_secs(3600)));
+/// What `max-size` may be: up to what the spool takes.
+const SIZES: (ByteSize, ByteSize) = (ByteSize(1 << 10), ByteSize(4 << 30));
+/// Patterns of each kind.
+const PATTERNS_MAX: usize = 64;
+/// Bytes of a pattern or a media type.
+const PATTERN_BYTES_MAX: usize = 128;
+/// Stored files that could not be put away; more are not taken until that works again.
+const STUCK_MAX: usize = 1024;
+/// A file system that does not answer for so long is told as missing.
+const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// How long a round may go on after the source was stopped.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// The pause after the log refused a file.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// The shortest pause between two looks.
+const PAUSE_LEAST: Duration = Duration::from_millis(100);
+
+/// `[source.<name>.folder]`.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct FolderConfig {
+    /// The folder, absolute.
+    pub path: PathBuf,
+    /// A file or folder in it that is there only when the disk or share is mounted.
+    pub marker: Option<String>,
+    /// What becomes of a file after it was stored.
+    #[serde(default)]
+    pub then: Then,
+    /// Where files are moved to; relative to `path`.
+    pub done: Option<PathBuf>,
+    /// A file that has not changed for so long is complete.
+    #[serde(default = "default_settle")]
+    pub settle: Span,
+    /// How often the folder is looked through.
+    #[serde(default = "default_every")]
+    pub every: Span,
+    /// Names of files that are not looked at, `*` and `?` as usual.
+    #[serde(default = "default_ignore")]
+    pub ignore: Vec<String>,
+    /// Look into its folders, too.
+    #[serde(default)]
+    pub sub_folders: bool,
+    /// A larger file is left where it is.
+    #[serde(default = "default_max_size")]
+    pub max_size: ByteSize,
+    /// What files are, by their names; the first that fits. Others are recognised by their content.
+    #[serde(default)]
+    pub file: Vec<FileRule>,
+    /// An alarm is raised when no file came for so long.
+    pub silent_after: Option<Span>,
+}
+
+/// `then`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// Moved into `done`.
+    #[default]
+    Move,
+    /// Deleted.
+    Delete,
+}
+
+/// `[[source.<name>.folder.file]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct FileRule {
+    /// The pattern that names fit.
+    pub pattern: String,
+    /// Their media type.
+    pub content_type: String,
+}
+
+fn default_settle() -> Span {
+    Span(Duration::from_secs(2))
+}
+
+fn default_every() -> Span {
+    Span(Duration::from_secs(1))
+}
+
+fn default_ignore() -> Vec<String> {
+    ["*.part", "*.tmp", "*.partial", "~*"].map(str::to_owned).to_vec()
+}
+
+fn default_max_size() -> ByteSize {
+    ByteSize(256 << 20)
+}
+
+impl Section for FolderConfig {
+    fn check(&self, problems: &mut Problems) {
+        let shown = self.path.display();
+        if !self.path.is_absolute() {
+            problems.error("path", "write the whole path, beginning with /");
+        } else if !self.path.is_dir() {
+            problems.warn("path", format!("{shown} is no folder on this machine: it will be waited for"));
+        }
+        if self.marker.as_ref().is_some_and(|name| name.is_empty() || name.contains('/') || name.starts_with("..")) {
+            problems.error("marker", "name a file in the folder itself, without /");
+        }
+        if self.then == Then::Delete && self.done.is_some() {
+            problems.error("done", "has no meaning with then = \"delete\": remove one");
+        }
+        let odd = |part: Component<'_>| !matches!(part, Component::Normal(_) | Component::RootDir);
+        if self.done.as_ref().is_some_and(|done| done.as_os_str().is_empty() || done.components().any(odd)) {
+            problems.error("done", "write a folder's name, or a whole path, without . and ..");
+        } else if self.then == Then::Move && self.path.starts_with(self.done_folder()) {
+            problems.error("done", "must not hold the watched folder: its files would be taken again");
+        }
+        let (shortest, longest) = SPANS;
+        for (key, span) in [("settle", self.settle), ("every", self.every)] {
+            if !(shortest..=longest).contains(&span) {
+                problems.error(key, format!("must be from {shortest} to {longest}"));
+            }
+        }
+        let (least, most) = SIZES;
+        if !(least..=most).contains(&self.max_size) {
+            problems.error("max-size", format!("must be from {least} to {most}"));
+        }
+        self.check_patterns(problems);
+    }
+
+    fn files(&mut self, _visit: &mut dyn FnMut(&mut SecretRef)) {}
+}
+
+impl FolderConfig {
+    fn check_patterns(&self, problems: &mut Problems) {
+        let legal =
+            |pattern: &String| !pattern.is_empty() && pattern.len() <= PATTERN_BYTES_MAX && !pattern.contains('/');
+        if self.ignore.len() > PATTERNS_MAX || !self.ignore.iter().all(legal) {
+            problems.error(
+                "ignore",
+                format!("must be at most {PATTERNS_MAX} patterns of names like \"*.part\", without /"),
+            );
+        }
+        if self.file.len() > PATTERNS_MAX {
+            problems.error("file", format!("must be at most {PATTERNS_MAX} tables [[source.<name>.folder.file]]"));
+        }
+        problems.under("file", |problems| {
+            for (index, rule) in self.file.iter().enumerate() {
+                problems.under(&index.to_string(), |problems| {
+                    if !legal(&rule.pattern) {
+                        problems.error("pattern", "must be a pattern of names like \"*.astm\", without /");
+                    }
+                    let media = &rule.content_type;
+                    let plain = media.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+                    if !plain
+                        || media.len() > PATTERN_BYTES_MAX
+                        || media.split(';').next().unwrap_or("").split('/').count() != 2
+                    {
+                        problems.error(
+                            "content-type",
+                            "is no media type: write for example \"application/vnd.wardgate.astm\" or \"text/csv\"",
+                        );
+                    }
+                });
+            }
+        });
+    }
+
+    fn done_folder(&self) -> PathBuf {
+        self.path.join(self.done.as_deref().unwrap_or_else(|| Path::new("done")))
+    }
+
+    fn afterwards(&self) -> Afterwards {
+        match self.then {
+            Then::Delete => Afterwards::Delete,
+            Then::Move => Afterwards::Move(self.done_folder()),
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        let done = self.done_folder().strip_prefix(&self.path).ok().map(Path::to_owned);
+        Rules {
+            root: self.path.clone(),
+            done: done.filter(|_| self.then == Then::Move),
+            ignore: self.ignore.clone(),
+            sub_folders: self.sub_folders,
+            size_max: self.max_size.0,
+        }
+    }
+}
+
+/// A folder that is looked through.
+pub struct Folder {
+    config: FolderConfig,
+    settings: Arc<Settings>,
+    rules: Arc<Rules>,
+    asides: Arc<Mutex<Asides>>,
+    watch: Watch,
+    /// Stored files that are still there since they could not be put away.
+    stuck: HashMap<PathBuf, (Stamp, MessageId)>,
+    /// Files can be put away, as far as is known.
+    tried: bool,
+    left_alone: Seldom,
+}
+
+/// Since when each file has been as it is.
+#[derive(Default)]
+struct Watch {
+    known: HashMap<PathBuf, (Stamp, Instant)>,
+}
+
+impl Watch {
+    /// Those that have not changed for `settle`, in their order.
+    fn settled(&mut self, files: Vec<Seen>, now: Instant, settle: Duration) -> Vec<Seen> {
+        let mut known = HashMap::with_capacity(files.len());
+        let mut settled = Vec::new();
+        for seen in files {
+            let before = self.known.get(&seen.path).filter(|(stamp, _)| *stamp == seen.stamp);
+            let since = before.map_or(now, |(_, since)| *since);
+            known.insert(seen.path.clone(), (seen.stamp, since));
+            if now - since >= settle {
+                settled.push(seen);
+            }
+        }
+        self.known = known;
+        settled
+    }
+}
+
+impl Source for Folder {
+    type Config = FolderConfig;
+
+    const PROTOCOL: &'static str = "folder";
+
+    /// A folder that is not there yet is waited for, and no reason to refuse a configuration.
+    async fn open(config: &FolderConfig) -> Result<Self, SourceError> {
+        let rules = config.file.iter().map(|rule| (rule.pattern.clone(), rule.content_type.clone())).collect();
+        let settings = Settings { root: config.path.clone(), afterwards: config.afterwards(), rules };
+        Ok(Self {
+            config: config.clone(),
+            settings: Arc::new(settings),
+            rules: Arc::new(config.rules()),
+            asides: Arc::default(),
+            watch: Watch::default(),
+            stuck: HashMap::new(),
+            tried: false,
+            left_alone: Seldom::default(),
+        })
+    }
+
+    fn endpoint(&self) -> String {
+        self.config.path.display().to_string()
+    }
+
+    async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
+        let mut journal = Journal::of_port(intake);
+        intake.counters().plug.at(&self.endpoint(), "");
+        // A round that is under way is ended well, unless the file system hangs.
+        let stopped = async {
+            stop.cancelled().await;
+            sleep(DRAIN_TIME_MAX).await;
+        };
+        let mut stopped = pin!(stopped);
+        while !stop.is_cancelled() {
+            let pause = tokio::select! {
+                pause = self.round(&mut journal, intake, stop) => pause,
+                () = &mut stopped => return Ok(()),
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep(pause) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Folder {
+    /// Looks through the folder once and takes what has settled. Returns how long to pause.
+    async fn round(&mut self, journal: &mut Journal, intake: &Intake, stop: &Stop) -> Duration {
+        let began = Instant::now();
+        let every = self.config.every.0;
+        let scan = match answered(journal, self.look()).await {
+            Ok(scan) => scan,
+            Err(cause) => {
+                self.tried = false;
+                journal.missing(&cause).await;
+                return every;
+            }
+        };
+        journal.there().await;
+        self.tell(&scan, intake);
+        let full = scan.files.len() >= scan::WATCHED_MAX;
+        let pause = began.elapsed().max(every);
+        let settled = self.watch.settled(scan.files, Instant::now(), self.config.settle.0);
+        match answered(journal, self.take(settled, intake, stop)).await {
+            Ok(0) => pause,
+            // There may be more than one look remembers.
+            Ok(_) if full => PAUSE_LEAST,
+            Ok(_) => pause,
+            Err(cause) => {
+                tracing::warn!(source = %intake.source(), cause, "files are left where they are");
+                REFUSED_PAUSE
+            }
+        }
+    }
+
+    /// One look, when the folder is there and files can be put away.
+    async fn look(&mut self) -> Result<Scan, String> {
+        let (rules, asides, marker) = (Arc::clone(&self.rules), Arc::clone(&self.asides), self.config.marker.clone());
+        let (tried, afterwards) = (self.tried, self.settings.afterwards.clone());
+        let looked = blocking(move || {
+            let shown = rules.root.display();
+            let missing = |error: io::Error| format!("{shown} can't be looked into: {error}");
+            if let Some(marker) = marker
+                && rules.root.join(&marker).symlink_metadata().is_err()
+            {
+                return Err(format!("{shown} has no \"{marker}\" in it: mount the disk or share"));
+            }
+            let mut asides = asides.lock().unwrap_or_else(PoisonError::into_inner);
+            let scan = scan(&rules, &mut asides).map_err(missing)?;
+            if !tried {
+                take::can_put_away(&rules.root, &afterwards)?;
+            }
+            Ok(scan)
+        });
+        let scan = looked.await.unwrap_or_else(|error| Err(error.to_string()))?;
+        self.tried = true;
+        Ok(scan)
+    }
+
+    fn tell(&self, scan: &Scan, intake: &Intake) {
+        intake.counters().rejected.add(scan.too_large);
+        if scan.too_large > 0
+            && let Some(unsaid) = self.left_alone.speak()
+        {
+            let (count, limit) = (scan.too_large, self.config.max_size);
+            tracing::warn!(source = %intake.source(), count, %limit, unsaid, "files are larger than max-size and left where they are");
+        }
+    }
+
+    /// Stores what has settled and puts it away; how many files that were.
+    async fn take(&mut self, settled: Vec<Seen>, intake: &Intake, stop: &Stop) -> Result<usize, String> {
+        let mut done = 0;
+        let (mut again, mut new) = (Vec::new(), Vec::new());
+        for seen in settled {
+            match self.stuck.remove(&seen.path) {
+                Some((stamp, id)) if stamp == seen.stamp => again.push((seen, id)),
+                _ => new.push(seen),
+            }
+        }
+        // What is not there any more, or has changed, is no concern of ours.
+        self.stuck.clear();
+        self.put_away(again).await?;
+        for batch in store::batches(new) {
+            if stop.is_cancelled() {
+                break;
+            }
+            let Taken { stored, unreadable, refused } = store::take(&self.settings, batch, intake).await;
+            done += stored.len();
+            self.leave_alone(unreadable, intake);
+            self.put_away(stored).await?;
+            if let Some(error) = refused {
+                return Err(error.to_string());
+            }
+        }
+        Ok(done)
+    }
+
+    /// Files that can't be read stop no other: they are tried again later.
+    fn leave_alone(&self, unreadable: Vec<(Seen, io::Error)>, intake: &Intake) {
+        let Some((_, error)) = unreadable.first() else { return };
+        let count = unreadable.len();
+        intake.counters().rejected.add(count as u64);
+        if let Some(unsaid) = self.left_alone.speak() {
+            tracing::warn!(source = %intake.source(), count, %error, unsaid, "files can't be read: look at their permissions");
+        }
+        let mut asides = self.asides.lock().unwrap_or_else(PoisonError::into_inner);
+        for (seen, _) in &unreadable {
+            asides.put(seen, false);
+        }
+    }
+
+    async fn put_away(&mut self, stored: Vec<(Seen, MessageId)>) -> Result<(), String> {
+        if stored.is_empty() {
+            return Ok(());
+        }
+        let settings = Arc::clone(&self.settings);
+        let outcome = blocking(move || {
+            let put = |(seen, id): &(Seen, MessageId)| take::put_away(&settings.root, seen, *id, &settings.afterwards);
+            stored.into_iter().map(|stored| (put(&stored), stored)).collect::<Vec<_>>()
+        });
+        let outcome = outcome.await.map_err(|error| error.to_string())?;
+        let mut failed = None;
+        for (put, (seen, id)) in outcome {
+            match put {
+                Ok(()) => {}
+                Err(error) => {
+                    self.stuck.insert(seen.path, (seen.stamp, id));
+                    failed = Some(error);
+                }
+            }
+        }
+        let Some(error) = failed else { return Ok(()) };
+        self.tried = false;
+        if self.stuck.len() >= STUCK_MAX {
+            return Err(format!("{} stored files can't be put away ({error}): no more are taken", self.stuck.len()));
+        }
+        tracing::warn!(path = %self.config.path.display(), %error, "a stored file can't be put away: it is tried again");
+        Ok(())
+    }
+}
+
+/// Waits for the file system, and says so when it does not answer.
+async fn answered<T>(journal: &mut Journal, act: impl Future<Output = T>) -> T {
+    let mut act = pin!(act);
+    loop {
+        tokio::select! {
+            outcome = &mut act => return outcome,
+            () = sleep(HUNG_AFTER) => {}
+        }
+        journal.missing("the file system does not answer: look at the share, or at the disk").await;
+    }
+}

@@ -1,0 +1,171 @@
+//! Who an MQTT client is: the rule of the configuration that fits it, its password, and the connection that has its client id now.
+//!
+//! A rule fits when all that it gives fits: certificate, user, client id. Passwords are checked off the runtime's threads and few at once; one
+//! that was right is known again without the work, by a keyed digest that lives as long as the source. A client id is the rule's own: a client
+//! can never take over the connection of another rule's, whatever id it gives.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aws_lc_rs::hmac;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::intake::Intake;
+use super::mqtt::ClientConfig;
+use super::readings::Readings;
+use crate::system::password::{Hashed, PASSWORD_BYTES_MAX};
+use crate::wire::mqtt_answer::Reason;
+use crate::wire::mqtt_packet::Connect;
+
+/// Passwords that are checked at once: each takes a core and some MiB. Who comes meanwhile waits, within its connect-timeout.
+const CHECKS_AT_ONCE: usize = 2;
+
+/// All clients of a source.
+pub(super) struct Clients {
+    all: Vec<Arc<Client>>,
+    checks: Semaphore,
+    /// Of this run: the key of the digests of passwords that were right.
+    key: Option<hmac::Key>,
+}
+
+/// A client of the configuration: it may have several connections, each with a client id of its own.
+pub(super) struct Client {
+    config: ClientConfig,
+    /// Its readings, numbered over all its connections.
+    readings: Mutex<Readings>,
+    connected: Mutex<Connected>,
+    /// The keyed digest of the password that was right last.
+    known: Mutex<Option<hmac::Tag>>,
+}
+
+#[derive(Default)]
+struct Connected {
+    by_id: HashMap<String, (u64, CancellationToken)>,
+    next: u64,
+}
+
+/// A client id in use; given back when it is dropped.
+pub(super) struct Place {
+    client: Arc<Client>,
+    id: String,
+    number: u64,
+    /// Cancelled when another connection takes the client id over.
+    pub taken_over: CancellationToken,
+}
+
+impl Clients {
+    /// The clients of a configuration, with a stream of readings each.
+    pub(super) fn new(configs: &[ClientConfig], intake: &Intake) -> Self {
+        let client = |config: &ClientConfig| {
+            let readings = Mutex::new(Readings::new(intake, config.to_string()));
+            let (connected, known) = (Mutex::default(), Mutex::default());
+            Arc::new(Client { config: config.clone(), readings, connected, known })
+        };
+        let mut seed = [0; 32];
+        let key = aws_lc_rs::rand::fill(&mut seed).ok().map(|()| hmac::Key::new(hmac::HMAC_SHA256, &seed));
+        Self { all: configs.iter().map(client).collect(), checks: Semaphore::new(CHECKS_AT_ONCE), key }
+    }
+
+    /// The client that says this CONNECT and showed a certificate with this common name.
+    ///
+    /// # Errors
+    /// What to answer.
+    pub(super) async fn admit(&self, connect: &Connect<'_>, certificate: Option<&str>) -> Result<Arc<Client>, Reason> {
+        let fits = |client: &&Arc<Client>| client.config.fits(connect, certificate);
+        let client = self.all.iter().find(fits).ok_or(Reason::NotAuthorised)?;
+        if let Some(hashed) = &client.config.password {
+            let given = connect.password.unwrap_or_default();
+            if given.len() > PASSWORD_BYTES_MAX || !self.is_right(client, hashed, given).await {
+                return Err(Reason::BadPassword);
+            }
+        }
+        Ok(Arc::clone(client))
+    }
+
+    async fn is_right(&self, client: &Client, hashed: &Hashed, given: &[u8]) -> bool {
+        let known = || whole(&client.known).as_ref().map(|tag| tag.as_ref().to_vec());
+        if let (Some(key), Some(tag)) = (&self.key, known())
+            && hmac::verify(key, given, &tag).is_ok()
+        {
+            return true;
+        }
+        let Ok(_turn) = self.checks.acquire().await else { return false };
+        let (hash, password) = (hashed.clone(), zeroize::Zeroizing::new(given.to_vec()));
+        let right = tokio::task::spawn_blocking(move || hash.is_of(&password)).await.unwrap_or(false);
+        if let (true, Some(key)) = (right, &self.key) {
+            *whole(&client.known) = Some(hmac::sign(key, given));
+        }
+        right
+    }
+}
+
+impl ClientConfig {
+    fn fits(&self, connect: &Connect<'_>, certificate: Option<&str>) -> bool {
+        let fits =
+            |wanted: &Option<String>, given: Option<&str>| wanted.as_deref().is_none_or(|name| given == Some(name));
+        fits(&self.certificate, certificate)
+            && fits(&self.user, connect.user)
+            && fits(&self.id, Some(connect.client_id))
+    }
+}
+
+impl Client {
+    /// Its name in the configuration, for logs.
+    pub(super) fn name(&self) -> String {
+        self.config.to_string()
+    }
+
+    /// Whether it may publish there.
+    pub(super) fn may_publish(&self, topic: &str) -> bool {
+        self.config.publish.iter().any(|filter| filter.covers(topic))
+    }
+
+    /// Its readings, for as long as it takes to put one.
+    pub(super) fn readings(&self) -> MutexGuard<'_, Readings> {
+        whole(&self.readings)
+    }
+
+    /// Takes a client id, from its connection if it has one; `None` when it has as many connections as it may.
+    pub(super) fn connect(self: &Arc<Self>, id: &str) -> Option<Place> {
+        let mut connected = whole(&self.connected);
+        if !connected.by_id.contains_key(id) && connected.by_id.len() >= self.config.max_connections {
+            return None;
+        }
+        let (number, taken_over) = (connected.next, CancellationToken::new());
+        connected.next += 1;
+        if let Some((_, before)) = connected.by_id.insert(id.to_owned(), (number, taken_over.clone())) {
+            before.cancel();
+        }
+        Some(Place { client: Arc::clone(self), id: id.to_owned(), number, taken_over })
+    }
+}
+
+impl Place {
+    /// Whose it is.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The client id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut connected = whole(&self.client.connected);
+        if connected.by_id.get(&self.id).is_some_and(|(number, _)| *number == self.number) {
+            connected.by_id.remove(&self.id);
+        }
+        if connected.by_id.is_empty() {
+            connected.by_id.shrink_to_fit();
+        }
+    }
+}
+
+/// A value that is whole even when a thread died while it held the lock.
+fn whole<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

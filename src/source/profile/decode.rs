@@ -1,0 +1,271 @@
+//! From a frame to observations, by a profile.
+//!
+//! A sentinel is never a value; what has no entry in the profile goes on under the device's own name; what is no number where one should be
+//! is told as unreadable and goes on as it came.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime, Time};
+use jiff::fmt::strtime::BrokenDownTime;
+use regex::bytes::{Captures, Regex};
+
+use super::number::Decimal;
+use super::{Decoding, Field, Kind, Place, Profile, TimeField};
+use crate::envelope::Stamp;
+use crate::telemetry::record::{ClockQuality, DeviceTime, Event, Mode, Named, Observation, Validity, Value};
+
+/// Longest text of a field that goes on as a text, in bytes; the frame has all of it.
+const TEXT_BYTES_MAX: usize = 500;
+/// Columns of one frame that are looked at.
+const COLUMNS_MAX: usize = 200;
+/// A clock that is so far off was never set, milliseconds.
+const NEVER_SET_MS: i64 = 365 * 86_400_000;
+/// Devices write whole seconds: half of one is not known.
+const RESOLUTION_ERROR_MS: u64 = 500;
+
+/// What a frame holds.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Decoded {
+    /// Whether the profile knows this frame and every number in it was one.
+    pub is_readable: bool,
+    /// What was observed.
+    pub observations: Vec<Observation>,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// What the device says of itself.
+    pub device: Vec<Named>,
+    /// The device's clock.
+    pub device_time: Option<DeviceTime>,
+}
+
+/// The fields of one frame.
+enum Fields<'f> {
+    Groups(&'f Regex, Captures<'f>),
+    Columns(Vec<&'f [u8]>),
+    Bytes(&'f [u8]),
+}
+
+impl Profile {
+    /// Decodes a frame. `received` is when its first byte came.
+    pub fn decode(&self, raw: &[u8], payload: &[u8], received: Stamp) -> Decoded {
+        let payload = payload.trim_ascii();
+        let Some(fields) = self.fields(raw, payload) else {
+            let is_readable = payload.is_empty() || self.also.iter().any(|pattern| pattern.is_match(payload));
+            return Decoded { is_readable, ..Decoded::default() };
+        };
+        let mut decoded = Decoded { is_readable: true, ..Decoded::default() };
+        for field in &self.values {
+            if let Some(text) = fields.at(&field.place) {
+                decoded.take(field, &text);
+            }
+        }
+        self.take_unnamed(&fields, &mut decoded);
+        let said = self.time.as_ref().and_then(|time| Some((time, fields.at(&time.from)?)));
+        decoded.device_time = said.map(|(time, said)| time.read(&said, received));
+        decoded
+    }
+
+    fn fields<'f>(&'f self, raw: &'f [u8], payload: &'f [u8]) -> Option<Fields<'f>> {
+        match &self.decoding {
+            Decoding::Pattern(pattern) => pattern.captures(payload).map(|captures| Fields::Groups(pattern, captures)),
+            Decoding::Split(Some(guard), _) if !guard.is_match(payload) => None,
+            Decoding::Split(_, _) if payload.is_empty() => None,
+            Decoding::Split(_, separator) => Some(Fields::Columns(split(payload, separator))),
+            Decoding::Binary => Some(Fields::Bytes(raw)),
+        }
+    }
+
+    /// Groups and columns that the profile has no entry for.
+    fn take_unnamed(&self, fields: &Fields<'_>, decoded: &mut Decoded) {
+        let time = self.time.as_ref().map(|time| &time.from);
+        let is_named = |place: &Place| time == Some(place) || self.values.iter().any(|field| field.place == *place);
+        let places: Vec<(Place, String)> = match fields {
+            Fields::Groups(pattern, _) => {
+                pattern.capture_names().flatten().map(|name| (Place::Group(name.into()), name.into())).collect()
+            }
+            Fields::Columns(columns) => {
+                (0..columns.len()).map(|at| (Place::Column(at), format!("column {}", at + 1))).collect()
+            }
+            Fields::Bytes(_) => Vec::new(),
+        };
+        for (place, label) in places.into_iter().filter(|(place, _)| !is_named(place)) {
+            let Some(text) = fields.at(&place).filter(|text| !text.is_empty()) else { continue };
+            let value =
+                if Decimal::read(&text).is_some() { Value::Number(text) } else { Value::Text(shortened(&text)) };
+            decoded.observations.push(Observation { value: Some(value), ..blank(label) });
+        }
+    }
+}
+
+/// The columns of a line; the last one has the rest when there are too many.
+fn split<'f>(payload: &'f [u8], separator: &[u8]) -> Vec<&'f [u8]> {
+    let (mut columns, mut rest) = (Vec::new(), payload);
+    while columns.len() + 1 < COLUMNS_MAX {
+        let Some(at) = memchr::memmem::find(rest, separator) else { break };
+        columns.push(&rest[..at]);
+        rest = &rest[at + separator.len()..];
+    }
+    columns.push(rest);
+    columns
+}
+
+impl Fields<'_> {
+    /// The text of a field, without blanks around it; `None` when the frame does not have it.
+    fn at(&self, place: &Place) -> Option<String> {
+        let bytes: Cow<'_, [u8]> = match (self, place) {
+            (Self::Groups(_, captures), Place::Group(name)) => captures.name(name)?.as_bytes().into(),
+            (Self::Columns(columns), Place::Column(at)) => (*columns.get(*at)?).into(),
+            (Self::Bytes(raw), Place::Bytes { at, bits, mask, signed }) => {
+                number(raw, at, *bits, *mask, *signed)?.into_bytes().into()
+            }
+            _ => return None,
+        };
+        let bytes = bytes.trim_ascii();
+        // Devices that are older than UTF-8 write Latin-1.
+        Some(std::str::from_utf8(bytes).map_or_else(|_| bytes.iter().copied().map(char::from).collect(), str::to_owned))
+    }
+}
+
+/// The bytes at these places, the most significant first, each with its lower `bits`.
+fn number(raw: &[u8], at: &[usize], bits: u32, mask: u64, signed: bool) -> Option<String> {
+    let part = (1u64 << bits) - 1;
+    let value = at.iter().try_fold(0u64, |sum, at| Some(sum << bits | (u64::from(*raw.get(*at)?) & part)))? & mask;
+    let width = u64::BITS - mask.leading_zeros();
+    if signed && width > 0 && value >> (width - 1) & 1 == 1 {
+        return Some((i128::from(value) - (1i128 << width)).to_string());
+    }
+    Some(value.to_string())
+}
+
+impl Decoded {
+    fn take(&mut self, field: &Field, text: &str) {
+        match field.kind {
+            Kind::Ignored => {}
+            Kind::Number => self.take_number(field, text),
+            Kind::Text | Kind::Event | Kind::Device if text.is_empty() => {}
+            Kind::Text => {
+                let value = (!field.none.iter().any(|none| none == text)).then(|| Value::Text(shortened(text)));
+                let validity = if value.is_some() { Validity::Valid } else { Validity::NotAvailable };
+                self.observations.push(Observation { value, validity, ..field.observation() });
+            }
+            Kind::Event => self.events.push(Event {
+                kind: "text".into(),
+                vendor_code: Some(field.label.clone()),
+                code: field.code.clone(),
+                text: Some(shortened(text)),
+                priority: None,
+                phase: None,
+                details: vec![],
+            }),
+            Kind::Device => {
+                self.device.push(Named { name: field.label.clone().into(), value: shortened(text) });
+            }
+        }
+    }
+
+    fn take_number(&mut self, field: &Field, text: &str) {
+        let said = |words: &[String]| words.iter().any(|word| word == text);
+        let number = || field.scaled(text);
+        let (value, validity) = match () {
+            () if text.is_empty() || said(&field.none) => (None, Validity::NotAvailable),
+            () if said(&field.over) => (None, Validity::OverRange),
+            () if said(&field.under) => (None, Validity::UnderRange),
+            () => match number() {
+                Some(number) => (Some(Value::Number(number)), Validity::Valid),
+                None => {
+                    self.is_readable = false;
+                    (None, Validity::Invalid)
+                }
+            },
+        };
+        self.observations.push(Observation { value, validity, ..field.observation() });
+    }
+}
+
+impl Field {
+    fn observation(&self) -> Observation {
+        Observation {
+            code: self.code.clone(),
+            unit: self.unit.clone(),
+            vendor_unit: self.vendor_unit.clone(),
+            mode: self.mode,
+            ..blank(self.label.clone())
+        }
+    }
+
+    /// The number in the device's own digits, or scaled where the profile says so; `None`: it is none.
+    fn scaled(&self, text: &str) -> Option<String> {
+        let number = Decimal::read(text)?;
+        if self.scale.is_none() && self.offset.is_none() {
+            return Some(text.strip_prefix('+').unwrap_or(text).to_owned());
+        }
+        let scaled = self.scale.map_or(Some(number), |scale| number.times(scale))?;
+        self.offset.map_or(Some(scaled), |offset| scaled.plus(offset)).map(|number| number.to_string())
+    }
+}
+
+fn blank(vendor_code: String) -> Observation {
+    Observation {
+        vendor_code,
+        code: None,
+        value: None,
+        unit: None,
+        vendor_unit: None,
+        validity: Validity::Valid,
+        mode: Mode::Periodic,
+        at: None,
+        notes: vec![],
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let end = (0..=text.len().min(TEXT_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+impl TimeField {
+    fn read(&self, said: &str, received: Stamp) -> DeviceTime {
+        let unreadable = || DeviceTime {
+            said: said.to_owned(),
+            read: None,
+            offset_ms: None,
+            error_ms: None,
+            quality: ClockQuality::Unreadable,
+        };
+        let Ok(ours) = Timestamp::from_microsecond(received.wall_us) else { return unreadable() };
+        let offset = jiff::tz::Offset::from_seconds(self.utc_offset_min * 60).unwrap_or(jiff::tz::Offset::UTC);
+        let ours_local = offset.to_datetime(ours);
+        let Some(read) = self.civil(said, ours_local) else { return unreadable() };
+        let Ok(theirs) = offset.to_timestamp(read) else { return unreadable() };
+        let offset_ms = theirs.as_millisecond() - ours.as_millisecond();
+        let quality = match () {
+            () if offset_ms.abs() > NEVER_SET_MS => ClockQuality::NeverSet,
+            () if received.synchronised => ClockQuality::Measured,
+            () => ClockQuality::BoxUnsynchronised,
+        };
+        DeviceTime {
+            said: said.to_owned(),
+            read: Some(read.to_string()),
+            offset_ms: Some(offset_ms),
+            error_ms: Some(RESOLUTION_ERROR_MS),
+            quality,
+        }
+    }
+
+    /// The device's local time. A clock without a date means the day on which it is nearest to ours.
+    fn civil(&self, said: &str, ours: DateTime) -> Option<DateTime> {
+        let parsed = BrokenDownTime::parse(&self.format, said).ok()?;
+        if let Ok(whole) = parsed.to_datetime() {
+            return Some(whole);
+        }
+        let time: Time = parsed.to_time().ok()?;
+        let today: Date = ours.date();
+        let days = [today.yesterday().ok(), Some(today), today.tomorrow().ok()];
+        let near = |date: Date| {
+            let at = date.to_datetime(time);
+            (at.duration_since(ours).as_secs().abs(), at)
+        };
+        days.into_iter().flatten().map(near).min().map(|(_, at)| at)
+    }
+}

@@ -1,0 +1,293 @@
+//! One line of a device with a profile: asks what the profile asks, cuts frames, and stores each as a reading.
+//!
+//! Reading and storing go on side by side with a short queue between them, so that a slow disk does not lose bytes at once; when it fills,
+//! what is lost is counted and told as a gap. Frames that can't be read are stored as they came, a bounded number a minute.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Stop;
+use super::intake::Intake;
+use super::profile::{Asking, Profile};
+use super::readings::{Reading, Readings};
+use crate::envelope::{Flags, Stamp};
+use crate::telemetry::record::{Gap, GapReason, Named, Raw};
+use crate::wire::serial_frame::{Found, Framer};
+
+/// Bytes of one read.
+const READ_BYTES: usize = 2048;
+/// Frames between reading and storing.
+const QUEUE_FRAMES: usize = 128;
+/// Frames that can't be read and are stored all the same, each minute: noise must not fill the log.
+const UNREADABLE_A_MINUTE: u32 = 60;
+/// A device that does not take what is said to it for so long is not there.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Longer than any source runs.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// A frame on its way to the spool.
+pub struct Caught {
+    /// All its bytes.
+    pub raw: Vec<u8>,
+    /// What is between start and end; `None`: it is damaged or too long.
+    pub payload: Option<std::ops::Range<usize>>,
+    /// When its first byte came.
+    pub received: Stamp,
+    /// Frames before this one that found no room.
+    pub lost: u64,
+    /// What the transport says about it.
+    pub about: Vec<Named>,
+}
+
+/// The reading side of a queue, and what is counted there.
+pub struct Catcher {
+    intake: Intake,
+    framer: Framer,
+    queue: mpsc::Sender<Caught>,
+    /// When the first byte of what the framer keeps came.
+    begun: Option<Stamp>,
+    lost: u64,
+}
+
+/// Serves one line until it ends or `stop`.
+pub async fn serve<L: AsyncRead + AsyncWrite + Send>(
+    line: L,
+    profile: Arc<Profile>,
+    intake: Intake,
+    readings: Arc<Mutex<Readings>>,
+    stop: Stop,
+) {
+    let (queue, caught) = mpsc::channel(QUEUE_FRAMES);
+    let catcher = Catcher::new(&intake, profile.framer(), queue);
+    let (reader, writer) = tokio::io::split(line);
+    let talking = talk(reader, writer, catcher, &profile, &stop);
+    tokio::join!(talking, store_all(caught, &profile, &intake, &readings));
+}
+
+/// Ends with the line; the catcher is dropped with it, which ends the storing once the queue is empty.
+async fn talk<L: AsyncRead + AsyncWrite + Send>(
+    mut reader: ReadHalf<L>,
+    mut writer: WriteHalf<L>,
+    mut catcher: Catcher,
+    profile: &Profile,
+    stop: &Stop,
+) {
+    let mut schedule = Schedule::new(&profile.asking);
+    let mut bytes = vec![0; READ_BYTES];
+    loop {
+        let (due, silent) = (schedule.due(), profile.idle.filter(|_| !catcher.is_empty()));
+        let read = tokio::select! {
+            () = stop.cancelled() => break,
+            read = reader.read(&mut bytes) => read,
+            () = tokio::time::sleep(silent.unwrap_or(NEVER)) => {
+                catcher.idle();
+                continue;
+            }
+            () = sleep_until(due) => {
+                let said = schedule.take(Instant::now());
+                let written = timeout(WRITE_TIME_MAX, async {
+                    for words in said {
+                        writer.write_all(&words).await?;
+                    }
+                    writer.flush().await
+                });
+                match written.await {
+                    Ok(Ok(())) => continue,
+                    _ => break,
+                }
+            }
+        };
+        match read {
+            Ok(0) | Err(_) => break,
+            Ok(count) => {
+                schedule.heard(Instant::now());
+                catcher.push(bytes.get(..count).unwrap_or_default(), &[]);
+            }
+        }
+    }
+    catcher.abandon();
+}
+
+impl Catcher {
+    /// Nothing is kept yet.
+    pub fn new(intake: &Intake, framer: Framer, queue: mpsc::Sender<Caught>) -> Self {
+        Self { intake: intake.clone(), framer, queue, begun: None, lost: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.framer.is_empty()
+    }
+
+    /// Takes what came just now.
+    pub fn push(&mut self, bytes: &[u8], about: &[Named]) {
+        self.look(about, |framer, found| framer.push(bytes, &mut |what| found(what)));
+    }
+
+    /// What came belongs together (a datagram).
+    pub fn settle(&mut self, about: &[Named]) {
+        self.look(about, |framer, found| framer.settle(&mut |what| found(what)));
+    }
+
+    fn idle(&mut self) {
+        self.look(&[], |framer, found| framer.idle(&mut |what| found(what)));
+    }
+
+    fn abandon(&mut self) {
+        self.look(&[], |framer, found| framer.abandon(&mut |what| found(what)));
+    }
+
+    fn look(&mut self, about: &[Named], step: impl FnOnce(&mut Framer, &mut dyn FnMut(Found<'_>))) {
+        let now = self.intake.now();
+        let mut received = self.begun.take().unwrap_or(now);
+        let (counters, queue, lost) = (self.intake.counters(), &self.queue, &mut self.lost);
+        step(&mut self.framer, &mut |found| {
+            let (raw, payload) = match found {
+                Found::Frame { raw, payload } => (raw, Some(payload)),
+                Found::Damaged(raw) => (raw, None),
+                Found::Oversize(raw) => {
+                    counters.rejected.one();
+                    (raw, None)
+                }
+                Found::Junk(count) => return counters.discarded_bytes.add(u64::try_from(count).unwrap_or(0)),
+            };
+            let caught = Caught { raw: raw.to_vec(), payload, received, lost: *lost, about: about.to_vec() };
+            // What follows in the same read has just begun.
+            received = now;
+            match queue.try_send(caught) {
+                Ok(()) => *lost = 0,
+                Err(_) => {
+                    *lost += 1;
+                    counters.refused.one();
+                }
+            }
+        });
+        self.begun = (!self.framer.is_empty()).then_some(received);
+    }
+}
+
+/// Stores what was caught, until the catcher is gone.
+pub async fn store_all(
+    mut caught: mpsc::Receiver<Caught>,
+    profile: &Profile,
+    intake: &Intake,
+    readings: &Mutex<Readings>,
+) {
+    let mut noise = Noise::default();
+    while let Some(frame) = caught.recv().await {
+        let Some(reading) = reading(frame, profile, intake, &mut noise) else { continue };
+        // One that can't be stored is counted by the intake, and told by the next one that can.
+        if let Err(error) = readings.lock().await.store(reading).await {
+            tracing::debug!(source = %intake.source(), %error, "a reading could not be stored");
+        }
+    }
+}
+
+/// The reading of a frame; `None` when it can't be read and too many such were stored in this minute.
+fn reading(frame: Caught, profile: &Profile, intake: &Intake, noise: &mut Noise) -> Option<Reading> {
+    let payload = frame.payload.and_then(|range| frame.raw.get(range));
+    let decoded = payload.map(|payload| profile.decode(&frame.raw, payload, frame.received)).unwrap_or_default();
+    let mut flags = Flags::default();
+    if !decoded.is_readable {
+        intake.counters().plug.unreadable(&frame.raw);
+        flags = Flags::UNREADABLE;
+        if !noise.admits(Instant::now()) {
+            intake.counters().discarded_bytes.add(u64::try_from(frame.raw.len()).unwrap_or(0));
+            return None;
+        }
+    }
+    let gap = |reason, count| Gap { reason, from: None, to: None, count: Some(count), lasted_ms: None };
+    let gap = match (frame.lost, noise.take_left_out()) {
+        (0, 0) => None,
+        (0, left_out) => Some(gap(GapReason::Parse, left_out)),
+        (lost, left_out) => Some(gap(GapReason::Overflow, lost + left_out)),
+    };
+    Some(Reading {
+        received: Some(frame.received),
+        device_time: decoded.device_time,
+        observations: decoded.observations,
+        events: decoded.events,
+        gap,
+        device: decoded.device,
+        about: frame.about,
+        raw: Some(Raw::of(&frame.raw)),
+        flags,
+    })
+}
+
+/// How many frames that can't be read were stored in this minute.
+#[derive(Default)]
+struct Noise {
+    since: Option<Instant>,
+    stored: u32,
+    left_out: u64,
+}
+
+impl Noise {
+    fn admits(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now - since >= Duration::from_secs(60)) {
+            (self.since, self.stored) = (Some(now), 0);
+        }
+        self.stored += 1;
+        let admitted = self.stored <= UNREADABLE_A_MINUTE;
+        self.left_out += u64::from(!admitted);
+        admitted
+    }
+
+    fn take_left_out(&mut self) -> u64 {
+        std::mem::take(&mut self.left_out)
+    }
+}
+
+/// When what is said to the device.
+struct Schedule<'a> {
+    asking: &'a Asking,
+    start_up: Option<Instant>,
+    polls: Vec<Instant>,
+    heard: Instant,
+}
+
+impl<'a> Schedule<'a> {
+    fn new(asking: &'a Asking) -> Self {
+        let now = Instant::now();
+        let start_up = (!asking.start_up.is_empty()).then_some(now);
+        Self { asking, start_up, polls: asking.polls.iter().map(|_| now).collect(), heard: now }
+    }
+
+    /// The next moment at which something is to be said.
+    fn due(&self) -> Instant {
+        let next = self.polls.iter().copied().chain(self.start_up).chain(self.revival()).min();
+        next.unwrap_or_else(|| Instant::now() + NEVER)
+    }
+
+    /// A device that was switched off and on must be asked anew.
+    fn revival(&self) -> Option<Instant> {
+        let quiet = self.asking.quiet_after.filter(|_| !self.asking.start_up.is_empty())?;
+        Some(self.heard + quiet)
+    }
+
+    fn heard(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// What is to be said now.
+    fn take(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let mut said = Vec::new();
+        let revived = self.revival().is_some_and(|at| at <= now);
+        if revived || self.start_up.is_some_and(|at| at <= now) {
+            self.start_up = None;
+            self.heard = now;
+            said.extend(self.asking.start_up.iter().cloned());
+        }
+        for ((words, every), next) in self.asking.polls.iter().zip(&mut self.polls) {
+            if *next <= now {
+                *next = now + *every;
+                said.push(words.clone());
+            }
+        }
+        said
+    }
+}
