@@ -225,7 +225,7 @@ async fn private_and_foreign_codes_are_kept_and_the_vendors_own_beside_them() {
     let record = observations(lines).await;
     let codes: Vec<(&str, &str)> =
         record.observations.iter().map(|observation| (code(observation), observation.vendor_code.as_str())).collect();
-    assert_eq!(codes, [("123455", "123455"), ("0", "MDCX_LEAK"), ("", "Heart rate"), ("147842", "Herz")]);
+    assert_eq!(codes, [("123455", "123455"), ("0", "MDCX_LEAK"), ("", "HR"), ("147842", "HF")]);
     assert_eq!(record.observations[2].vendor_unit.as_deref(), Some("bpm"));
     assert_eq!(record.observations[3].unit.as_deref(), Some("/min"));
 }

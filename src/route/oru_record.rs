@@ -134,6 +134,10 @@ impl Reader {
                 notes.push(Named::new(name, text));
             }
         };
+        let label = self.part(segment.field(3).component(2));
+        if code.is_none() && label != vendor_code {
+            note("label", label);
+        }
         note("containment", self.part(segment.field(4)));
         note("limits", self.part(segment.field(7)));
         note("flags", self.whole(segment.field(8)));
@@ -192,9 +196,13 @@ impl Reader {
         let first = coded(&id, &text, &system);
         let second = coded(&other_id, &other_text, &other_system);
         let is_mdc = |code: &Option<Code>| code.as_ref().is_some_and(|code| code.system == MDC);
-        let vendor = if is_mdc(&second) && !is_mdc(&first) { [&text, &id] } else { [&other_id, &other_text] };
+        // The sender's own code is the triple that means something to nobody else; where both do, the name is told apart best.
+        let own = match (&first, is_mdc(&second) && !is_mdc(&first)) {
+            (None, _) | (_, true) => [&id, &text],
+            _ => [&other_id, &other_text],
+        };
+        let vendor = own.into_iter().chain([&text, &id]).find(|text| !text.is_empty());
         let code = if is_mdc(&second) { first.filter(|code| code.system == MDC).or(second) } else { first.or(second) };
-        let vendor = vendor.into_iter().chain([&text, &id]).find(|text| !text.is_empty());
         (code, vendor.cloned().unwrap_or_default())
     }
 

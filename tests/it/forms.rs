@@ -13,9 +13,12 @@ use wardgate::telemetry::record::{
 };
 
 use crate::gateway::{engine, source};
+use crate::mqtt::{hex, sha256};
+use crate::support::broker::Broker;
 use crate::support::gateway::{Gateway, head};
 use crate::support::mllp::{Device, Engine, field};
 use crate::support::process::{Process, run, succeeds, wardgate};
+use crate::support::subscriber::Subscriber;
 use crate::support::tools::{python_peer, repository};
 use crate::support::wait::eventually;
 
@@ -153,8 +156,23 @@ fn an_observation_of_nobody_known_lacks_the_patients_id_and_nothing_else() {
     let told =
         |index: usize| ["type", "code", "value", "unit", "status"].map(|key| read["observations"][index][key].clone());
     assert_eq!(told(0), ["", "150456", "", "", "X"]);
-    assert_eq!(told(1), ["NM", "Leck", "5", "furz", "R"]);
+    assert_eq!(told(1), ["NM", "LK", "5", "furz", "R"]);
     assert_eq!((told(2)[0].clone(), read["observations"].as_array().unwrap().len()), ("ST".into(), 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_beside_a_message_is_said_of_the_bytes_that_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Broker::start(folder.path(), "");
+    let subscriber = Subscriber::start(broker.port, "wardgate/test-site/test-box/monitors/clinical", None).await;
+    let cloud = format!("[upstream.cloud.mqtt]\naddress = \"127.0.0.1:{}\"\nplain = true\n", broker.port);
+    let gateway = Gateway::start(folder.path(), &(source("monitors") + &cloud + &route("cloud", "with-raw = false")));
+    Device::connect(gateway.endpoint("monitors")).send(&corpus(ORU[0]));
+    let came = subscriber.wait_for(1).await.remove(0);
+    assert_eq!(came.properties["sha256"], hex(&sha256(&came.bytes)));
+    assert_eq!(came.content_type.as_deref(), Some("application/vnd.wardgate.record+json"));
+    let record: Record = serde_json::from_slice(&came.bytes).unwrap();
+    assert_eq!((record.boot.as_str(), record.raw), (came.properties["id"].as_str(), None));
 }
 
 #[test]
@@ -241,7 +259,7 @@ fn a_row_that_is_added_to_the_sites_table_codes_what_is_sent_from_the_next_reloa
         |id: &str| format!("MSH|^~\\&|M||||||ORU^R01|{id}|P|2.6\rOBX|1|NM|LK^Leck^L|1|5|||||R\r").into_bytes();
     device.send(&message("1"));
     eventually("the first one is there", || files(&out).len() == 1);
-    fs::write(&table, format!("{columns}LK-7,urn:oid:2.999.1,LEAK,Leck,,L/min,\n")).unwrap();
+    fs::write(&table, format!("{columns}LK-7,urn:oid:2.999.1,LEAK,LK,,L/min,\n")).unwrap();
     assert_eq!(gateway.reload(&config("with a row")), None);
     device.send(&message("2"));
     eventually("the second one is there", || files(&out).len() == 2);
