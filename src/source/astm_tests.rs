@@ -9,7 +9,6 @@ use tokio::time::{Duration, advance, pause, resume, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Stop;
-use super::astm_assembly::{Assembly, CONTENT_TYPE, OTHER_CONTENT_TYPE};
 use super::astm_assembly::{Assembly, OTHER_CONTENT_TYPE};
 use super::astm_session::{Settings, serve};
 use super::astm_transfers::REJOIN_TIME;
