@@ -320,7 +320,8 @@ impl Folder {
         let full = scan.files.len() >= scan::WATCHED_MAX;
         let pause = began.elapsed().max(every);
         let settled = self.watch.settled(scan.files, Instant::now(), self.config.settle.0);
-        match answered(journal, self.take(settled, intake, stop)).await {
+        // A long file takes its time, and each piece of it has a limit of its own: that is no sign of a file system that hangs.
+        match self.take(settled, intake, stop).await {
             Ok(0) => pause,
             // There may be more than one look remembers.
             Ok(_) if full => PAUSE_LEAST,

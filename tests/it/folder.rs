@@ -323,9 +323,15 @@ fn a_very_large_file_is_streamed_in_bounded_memory() {
     assert!(delivered, "{}", gateway.status());
     assert!(most < 96 << 10, "{most} KiB");
     gateway.stop();
+    assert!(desk_records_nothing(&desk), "a long file was taken for a folder that is missing");
     let arrived = files(&desk.out()).remove(0);
     assert_eq!(sha256_of(&arrived), sha256_of_zeros(mib << 20));
     eprintln!("{mib} MiB taken, {most} KiB of memory at most");
+}
+
+/// Whether the file alone was delivered, and no record about the folder.
+fn desk_records_nothing(desk: &Desk) -> bool {
+    files(&desk.out()).len() == 1
 }
 
 fn sha256_of(path: &Path) -> Vec<u8> {
