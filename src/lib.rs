@@ -13,7 +13,7 @@
 //! The rooms, in the order of that way:
 //!
 //! * [`values`], [`envelope`], [`status`]: what the rooms hand each other. Checked values, the message, the counters.
-//! * [`source`]: the device side, `mllp` and `dicom`. `accept` is the listener that they share, `plug` how local devices plug in,
+//! * [`source`]: the device side, `mllp`, `dicom` and `astm`. `accept` is the listener that they share, `plug` how local devices plug in,
 //!   `intake` their way into the spool.
 //! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
 //!   and fuzzed.
