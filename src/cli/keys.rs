@@ -42,7 +42,7 @@ enum KeysCommand {
 #[command(after_help = "\
 Examples:
   wardgate keys password                          asks for it, without showing it
-  wardgate keys password < password.txt           the first line of the file, without its end
+  cat password.txt | wardgate keys password       the first line of the file, without its end
 
 Safe: it needs no running service and changes nothing. The same password gives another hash each time.")]
 struct PasswordArgs {}

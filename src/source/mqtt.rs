@@ -304,7 +304,7 @@ mod tests {
         assert!(with("user = \"u\"\npublish = [\"#\"]").contains("user and password belong together"));
         assert!(with("id = \"a\"\npublish = []").contains("must name 1 to 64 topic filters"));
         assert!(with("certificate = \"a\"\npublish = [\"#\"]").contains("add tls with a client-ca"));
-        assert!(with("id = \"a\"\npublish = [\"#\"]").contains("whoever can connect may use its name"));
+        assert!(with("id = \"a\"\npublish = [\"#\"]").contains("whoever can connect may use this name"));
         assert!(problems("listen = \"127.0.0.1:1\"").join("").contains("nobody may connect"));
     }
 

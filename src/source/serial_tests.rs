@@ -24,7 +24,10 @@ async fn start(room: &Room, config: SourceConfig) -> Started {
 async fn serial(room: &Room, profile: &str) -> Started {
     let text = format!("serial = {{ port = {:?} }}\nprofile = {profile:?}", room.port());
     let config: SerialSourceConfig = toml::from_str(&text).unwrap();
-    start(room, SourceConfig::Serial(config)).await
+    let started = start(room, SourceConfig::Serial(config)).await;
+    // What a device says before its port is opened is nobody's: a port is opened with nothing in it.
+    room.until_plugged(true).await;
+    started
 }
 
 async fn end(room: Room, started: Started) {

@@ -177,5 +177,5 @@ fn a_lane_that_is_held_says_what_to_type_and_goes_on_when_a_person_has_decided()
     let log = gateway.stop();
     let decisions = log.lines().filter(|line| line.contains("a change was asked for") && line.contains("uid"));
     let decided: Vec<&str> = decisions.filter(|line| line.contains("lane-")).collect();
-    assert!(decided.len() == 3 && decided[2].contains("lane-set-aside"), "{log}");
+    assert!(decided.len() == 4 && decided[3].contains("lane-set-aside"), "{log}");
 }
