@@ -57,7 +57,7 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
             format!("[upstream.up.dicom]\naddress = \"{to}\"\ncalled = \"ARCHIVE\"\nplain = true\n")
         }
         Upstream::Away => {
-            format!("{}[upstream.up.mllp]\naddress = \"{}\"\nplain = true\n", mqtt_clients(), free_address())
+            format!("{}[upstream.up.mqtt]\naddress = \"{}\"\nplain = true\n", mqtt_clients(), free_address())
         }
         Upstream::Folder => {
             format!("[upstream.up.directory]\npath = \"{}/results\"\nunsealed = true\n", folder.display())
