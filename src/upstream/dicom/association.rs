@@ -5,7 +5,10 @@
 //! Commands and data go in PDUs of their own, since some archives choke on both in one. Nothing here tries again, and after an
 //! error the association must not be used any more: a late answer could be taken for another message's.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -305,10 +308,14 @@ impl Association {
         if self.early {
             return Ok(());
         }
-        // Without time to wait in: only what has come already.
-        match timeout(Duration::ZERO, self.fill(HEADER_BYTES)).await {
-            Ok(filled) => filled?,
-            Err(_) => return Ok(()),
+        // Asked once, and without a timer: the shortest one takes a millisecond, and this is asked with every few PDUs.
+        let polled = {
+            let mut filled = pin!(self.fill(HEADER_BYTES));
+            poll_fn(|context| Poll::Ready(filled.as_mut().poll(context))).await
+        };
+        match polled {
+            Poll::Ready(filled) => filled?,
+            Poll::Pending => return Ok(()),
         }
         match self.header()?.kind {
             Kind::Data => self.early = true,
