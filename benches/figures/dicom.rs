@@ -76,11 +76,12 @@ pub fn rows(plan: &Plan) -> Vec<Row> {
         rows.push(over_storescp(plan, &rooms, (figure, target), Sending { stock: false, forwarded, folders }));
     }
     rows.push(over_orthanc(plan, &rooms));
-    for (figure, target, folders) in [
-        ("large instances: MB/s over the floor (receive, encrypt, write, sync)", ">= 0.8", &rooms.large),
-        ("the same, four associations", "", &rooms.large_of_four),
+    for (figure, target, forwarded, folders) in [
+        ("storing only: MB/s over the floor (receive, encrypt, write, sync)", ">= 0.8", false, &rooms.large),
+        ("forwarding as well, over the same floor", "", true, &rooms.large),
+        ("four associations, storing only, over the floor", "", false, &rooms.large_of_four),
     ] {
-        rows.push(over_floor(plan, &rooms, figure, target, folders));
+        rows.push(over_floor(plan, &rooms, (figure, target), Sending { stock: false, forwarded, folders }));
     }
     rows.extend(memory(plan, &rooms));
     rows
@@ -140,19 +141,24 @@ fn end_to_end(plan: &Plan, rooms: &Rooms, to: std::net::SocketAddr, up: &Peer) -
     plan.images as f64 / began.elapsed().as_secs_f64()
 }
 
-fn over_floor(plan: &Plan, rooms: &Rooms, figure: &str, target: &'static str, folders: &[PathBuf]) -> Row {
+fn over_floor(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), sending: Sending<'_>) -> Row {
+    let Sending { forwarded, folders, .. } = sending;
     let (mut floor, mut ours) = (Vec::new(), Vec::new());
     let megabytes = (plan.large * LARGE as u64) as f64 / 1e6;
     for _ in 0..plan.runs {
         let subject = Subject::dicom_floor(&rooms.subject);
         floor.push(megabytes / send(folders, subject.address, false));
         drop(subject);
-        let (subject, up) = rooms.wardgate();
-        ours.push(megabytes / send(folders, subject.address, false));
-        up.wait_for(LARGE, ARRIVES_WITHIN);
+        if forwarded {
+            let (subject, up) = rooms.wardgate();
+            ours.push(megabytes / send(folders, subject.address, false));
+            up.wait_for(LARGE, ARRIVES_WITHIN);
+        } else {
+            ours.push(megabytes / send(folders, rooms.storing_only().address, false));
+        }
     }
-    let figure = format!("{LARGE} instances of {} MB, {figure}", plan.large / 1_000_000);
-    compared(&figure, target, &ours, "floor", &floor)
+    let figure = format!("{LARGE} instances of {} MB, {}", plan.large / 1_000_000, what.0);
+    compared(&figure, what.1, &ours, "floor", &floor)
 }
 
 fn compared(figure: &str, target: &'static str, ours: &[f64], other: &str, theirs: &[f64]) -> Row {
