@@ -16,7 +16,7 @@
 //!   the devices that wait on the line for an answer.
 //! * [`source`]: the device side, a file or a folder for each protocol. `accept` is the listener that they share, `plug` how local
 //!   devices plug in, `readings` and `intake` their way into the spool.
-//! * [`wire`]: what the bytes mean. MLLP, HL7 headers, acknowledgements, DICOM's PDUs, commands and headers, MQTT packets; pure
+//! * [`wire`]: what the bytes mean. MLLP and HL7, DICOM, ASTM, MEDIBUS, Modbus, frames of serial lines, MQTT packets; pure
 //!   and fuzzed.
 //! * [`spool`]: the durable queue. Its head is the document of the format on disk.
 //! * [`telemetry`]: what devices observe, in one device-neutral form; the codes of it, and the forms in which it is sent.
