@@ -312,7 +312,11 @@ fn coded(id: &str, text: &str, system: &str) -> Option<Code> {
 }
 
 /// A number as it was written; `None` when it is none. The point may be a comma, as some devices of Europe write it.
+/// A number; with a decimal comma, as some devices write it, unless that could stand between thousands.
 fn number(text: &str) -> Option<String> {
+    if text.split_once(',').is_some_and(|(_, after)| after.len() == 3) {
+        return None;
+    }
     let text = text.replace(',', ".");
     let plain = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.'));
     (plain && text.parse::<f64>().is_ok()).then_some(text)

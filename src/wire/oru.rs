@@ -18,6 +18,9 @@ pub enum OruError {
     /// A batch, or several messages in one body.
     #[error("it is a batch of messages")]
     Batch,
+    /// Results of several patients or visits in one message: whose an observation is could be mistaken.
+    #[error("it has more than one PID or PV1 segment")]
+    Patients,
     /// MSH-9 says something else.
     #[error("it is no ORU message")]
     NotOru,
@@ -82,8 +85,9 @@ impl<'a> Oru<'a> {
         for bytes in segments(body) {
             match bytes.get(..3) {
                 Some(b"MSH") => messages += 1,
-                Some(b"PID") => oru.patient = segment(bytes),
-                Some(b"PV1") => oru.visit = segment(bytes),
+                Some(b"PID") if oru.patient.bytes.is_empty() => oru.patient = segment(bytes),
+                Some(b"PV1") if oru.visit.bytes.is_empty() => oru.visit = segment(bytes),
+                Some(b"PID" | b"PV1") => return Err(OruError::Patients),
                 Some(b"OBR") => oru.groups.push(Group { request: segment(bytes), observations: Vec::new() }),
                 Some(b"OBX") => oru.push(segment(bytes)),
                 _ => continue,
@@ -244,6 +248,12 @@ OBR|1|1^MON|1^MON|182777000^monitoring of patient^SCT|||20190929092150\r\
 OBX|1||69965^MDC_DEV_MON_PHYSIO_MULTI_PARAM_MDS^MDC|1.0.0.0|||||||X\r\
 OBX|2|NM|150456^MDC_PULS_OXIM_SAT_O2^MDC|1.1.1.1|98|262688^MDC_DIM_PERCENT^MDC|||||R\r\
 OBX|3|ST|0^MDCX_NOTE^MDC|1.1.1.2|a\\F\\b\\T\\c\\X0D\\d\\H\\e~second||||||R\r";
+
+    #[test]
+    fn results_of_two_patients_in_one_message_are_nobodys() {
+        let other = b"PID|||AB60002^^^A^PI||Invented^Otto\rOBR|2\rOBX|1|NM|1^A^MDC|1.1.1.1|97||||||R\r";
+        assert_eq!(Oru::read(&[MESSAGE, other].concat()).unwrap_err(), OruError::Patients);
+    }
 
     #[test]
     fn a_monitors_message_is_read_group_by_group() {

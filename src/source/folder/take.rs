@@ -160,7 +160,9 @@ fn renamed(path: &Path, id: MessageId) -> PathBuf {
 pub fn can_put_away(root: &Path, afterwards: &Afterwards) -> Result<(), String> {
     let shown = root.display();
     let trial = root.join(".wardgate-trial");
-    let made = fs::write(&trial, b"");
+    // Never through a link that somebody left there: what lies there goes, and only a new file is made.
+    let _left = fs::remove_file(&trial);
+    let made = OpenOptions::new().write(true).create_new(true).open(&trial).map(drop);
     made.map_err(|error| {
         format!("files in {shown} could not be taken away ({error}): give this service the right to write there, or mount it so")
     })?;
@@ -228,7 +230,12 @@ mod tests {
     fn files_of_one_name_are_all_kept_in_the_folder_for_those_that_are_done() {
         let root = tempfile::tempdir().unwrap();
         let done = Afterwards::Move(root.path().join("done"));
+        // A link that somebody left where the trial is made leads to a file of theirs: it is not touched.
+        let others = root.path().join("others");
+        fs::write(&others, "theirs").unwrap();
+        std::os::unix::fs::symlink(&others, root.path().join(".wardgate-trial")).unwrap();
         can_put_away(root.path(), &done).unwrap();
+        assert_eq!(fs::read(&others).unwrap(), b"theirs");
         for number in 0..3 {
             fs::write(root.path().join("a"), number.to_string()).unwrap();
             put_away(root.path(), &seen(root.path(), "a"), id(number), &done).unwrap();

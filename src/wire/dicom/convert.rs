@@ -209,12 +209,13 @@ impl Converter {
         let Header { tag, length, .. } = *header;
         let vr = match header.vr {
             Some(written) => written,
-            None => match representation(tag, self.is_signed) {
-                Some(known) => known,
-                None if is_creator(tag) => *b"LO",
-                None => *b"UN",
-            },
+            None => self.implied(tag).unwrap_or(*b"UN"),
         };
+        // Without its representation an element is read as the list has it: a sequence there must be one here.
+        let is_known_otherwise = |known: [u8; 2]| (known == *b"SQ") != (vr == *b"SQ");
+        if self.to == Encoding::Implicit && self.implied(tag).is_some_and(is_known_otherwise) {
+            return Err(ConvertError::Nonsense);
+        }
         match &vr {
             b"SQ" => self.open(header, &vr, false, out),
             b"UN" if length == UNDEFINED => {
@@ -233,6 +234,11 @@ impl Converter {
                 self.value(if sign { State::Sign } else { State::Copy(length) }, header, out)
             }
         }
+    }
+
+    /// What an element is taken for that does not say its representation.
+    fn implied(&self, tag: Tag) -> Option<[u8; 2]> {
+        representation(tag, self.is_signed).or_else(|| is_creator(tag).then_some(*b"LO"))
     }
 
     fn value(&mut self, state: State, header: &Header, out: &mut Vec<u8>) -> Result<(), ConvertError> {

@@ -139,6 +139,9 @@ fn what_is_no_such_data_set_is_refused() {
         element::write_header(Explicit, (tag, b"UL"), length, &mut stray);
         assert!(to_implicit(&stray).is_err(), "{tag}");
     }
+    // Read back without representations, these would be taken for what they are not.
+    assert_eq!(to_implicit(&set(Explicit, &[(0x0008_0051, b"SH", b"1.2 ")])), Err(ConvertError::Nonsense));
+    assert_eq!(to_implicit(&measured(Explicit, 0x0008_0060, &[&item])), Err(ConvertError::Nonsense));
     let nested = |levels: usize| {
         let mut bytes = Vec::new();
         for _ in 0..levels {
