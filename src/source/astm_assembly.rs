@@ -91,22 +91,34 @@ impl Assembly {
         if found > 0 {
             tracing::info!(source = %intake.source(), frames = found, "what was acknowledged before the start and is no message yet");
         }
-        assembly.again = assembly.look(true).await.is_err();
+        assembly.again = !matches!(assembly.look(true).await, Ok(true));
         assembly
     }
 
     /// Works until `done`; then what is unfinished becomes incomplete messages. `done` comes after the last line has ended.
     pub async fn run(mut self, done: CancellationToken) {
+        let mut all_read = false;
         while !done.is_cancelled() {
             tokio::select! {
                 () = done.cancelled() => {}
                 () = self.transfers.nudged() => {}
                 () = sleep(LOOK_INTERVAL), if !self.open.is_empty() || self.lane.waiting() > 0 => {}
             }
-            if self.look(false).await.is_err() {
-                self.again = true;
-                sleep(RETRY_PAUSE).await;
-            }
+            all_read = match self.look(false).await {
+                Ok(all_read) => all_read,
+                Err(_) => {
+                    self.again = true;
+                    sleep(RETRY_PAUSE).await;
+                    false
+                }
+            };
+        }
+        let frames = self.lane.waiting() + self.in_hand.len() as u64;
+        if !all_read && frames > 0 {
+            // What is not read can't be part of a message: given up now, the rest of it would be taken for one that is committed.
+            let source = self.intake.source();
+            tracing::warn!(%source, frames, "not all frames could be read in time: they wait in the spool for the next start");
+            return;
         }
         let transfers: Vec<u64> = self.open.keys().copied().collect();
         if let Err(error) = self.abandon(&transfers).await {
@@ -115,14 +127,15 @@ impl Assembly {
         }
     }
 
-    /// Takes all parts that are there, and gives up transfers that nobody goes on with. After an error all begins anew at the cursor.
-    async fn look(&mut self, starting: bool) -> Result<(), CommitError> {
+    /// Takes all parts that are there, and gives up transfers that nobody goes on with; false when not all could be read. After an error
+    /// all begins anew at the cursor.
+    async fn look(&mut self, starting: bool) -> Result<bool, CommitError> {
         // Before the parts are read: all parts of a transfer that is over now are there.
         let over = self.transfers.abandoned(self.open.keys().copied());
         let outcome = match self.drain(starting).await {
-            Ok(true) => self.abandon(&over).await,
+            Ok(true) => self.abandon(&over).await.map(|()| true),
             // The disk is slow: perhaps not all of them were read.
-            Ok(false) => Ok(()),
+            Ok(false) => Ok(false),
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
