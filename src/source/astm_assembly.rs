@@ -97,14 +97,10 @@ impl Assembly {
 
     /// Works until `done`; then what is unfinished becomes incomplete messages. `done` comes after the last line has ended.
     pub async fn run(mut self, done: CancellationToken) {
-        let mut all_read = false;
-        while !done.is_cancelled() {
-            tokio::select! {
-                () = done.cancelled() => {}
-                () = self.transfers.nudged() => {}
-                () = sleep(LOOK_INTERVAL), if !self.open.is_empty() || self.lane.waiting() > 0 => {}
-            }
-            all_read = match self.look(false).await {
+        let all_read = loop {
+            // Asked before the look: what the last line stored before it ended is seen by the last look.
+            let is_last = done.is_cancelled();
+            let all_read = match self.look(false).await {
                 Ok(all_read) => all_read,
                 Err(_) => {
                     self.again = true;
@@ -112,7 +108,15 @@ impl Assembly {
                     false
                 }
             };
-        }
+            if is_last {
+                break all_read;
+            }
+            tokio::select! {
+                () = done.cancelled() => {}
+                () = self.transfers.nudged() => {}
+                () = sleep(LOOK_INTERVAL), if !self.open.is_empty() || self.lane.waiting() > 0 => {}
+            }
+        };
         let frames = self.lane.waiting() + self.in_hand.len() as u64;
         if !all_read && frames > 0 {
             // What is not read can't be part of a message: given up now, the rest of it would be taken for one that is committed.
@@ -187,7 +191,11 @@ impl Assembly {
         received: Stamp,
         starting: bool,
     ) -> Result<(), CommitError> {
+        let identity = Some((part.ordinal, fingerprint(part.text)));
         if part.kind == Kind::Other {
+            if let Some(open) = self.open.get_mut(&part.transfer) {
+                open.last = identity;
+            }
             self.in_hand.push_back(InHand { place, waits: None });
             return self.other(part, received).await;
         }
@@ -198,11 +206,11 @@ impl Assembly {
             last: None,
             skipping: self.again && !self.damaged && part.ordinal != part.start,
         });
-        // One that was stored and not acknowledged after all came again: it has the same place in its transfer.
-        let identity = Some((part.ordinal, fingerprint(part.text)));
-        let outcome = match open.last == identity {
-            true => Ok(()),
-            false => self.text(&mut open, part, received).await,
+        let outcome = match open.last {
+            // One that was stored and not acknowledged after all came again: it has the same place in its transfer.
+            last if last == identity => Ok(()),
+            Some((last, _)) if part.ordinal > last + 1 => self.text_after_loss(&mut open, part, received).await,
+            _ => self.text(&mut open, part, received).await,
         };
         open.last = identity;
         if starting {
@@ -214,6 +222,13 @@ impl Assembly {
         }
         self.open.insert(part.transfer, open);
         outcome
+    }
+
+    /// Parts before this one are lost: what came before them and what comes now are not one message.
+    async fn text_after_loss(&mut self, open: &mut Open, part: &Part<'_>, received: Stamp) -> Result<(), CommitError> {
+        self.finish(open, part, Flags::INCOMPLETE).await?;
+        open.splitter = Splitter::within(part.record);
+        self.text(open, part, received).await
     }
 
     async fn text(&mut self, open: &mut Open, part: &Part<'_>, received: Stamp) -> Result<(), CommitError> {

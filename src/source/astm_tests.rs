@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::astm_assembly::{Assembly, OTHER_CONTENT_TYPE};
+use super::astm_part::{Kind, Part};
 use super::astm_session::{Settings, serve};
 use super::astm_transfers::REJOIN_TIME;
-use super::intake::Intake;
+use super::intake::{About, Intake};
 use crate::envelope::{Class, Envelope, Flags};
 use crate::spool::{Disk, Secret, Spool, SpoolConfig};
 use crate::values::Name;
@@ -204,6 +205,28 @@ async fn a_second_copy_is_acknowledged_and_stored_once() {
     assert_eq!(the_box.texts(2).await[1].0, "H|\\^&|2\rL|1|N\r");
     assert_eq!(running.intake.counters().repeats.value(), 1);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn frames_on_both_sides_of_one_that_the_disk_lost_are_not_taken_for_one_message() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    // The third frame is lost: the second breaks off in the middle of a result, the fourth goes on in another.
+    for (ordinal, text, record) in
+        [(0, "H|\\^&\r", None), (1, "R|1|^^^WBC|5", None), (3, "3.1|g/L\rL|1|N\r", Some(b'R'))]
+    {
+        let kind = Kind::Frame { number: 1, last: ordinal != 1 };
+        let part = Part { transfer: 7, ordinal, start: 0, record, kind, line: String::new(), text: text.as_bytes() };
+        let mut incoming = running.intake.begin();
+        incoming.write(&part.encode()).await.unwrap();
+        let about = About { content_type: "test".into(), control_id: Vec::new(), flags: Flags::default() };
+        incoming.commit_part(about).await.unwrap();
+    }
+    running.stop().await;
+    let texts = the_box.texts(2).await;
+    let expected = ["H|\\^&\rR|1|^^^WBC|5", "3.1|g/L\rL|1|N\r"].map(|text| (text.to_owned(), Flags::INCOMPLETE));
+    assert_eq!(texts, expected);
+    assert_eq!(the_box.unfinished(), 0);
 }
 
 #[tokio::test]
