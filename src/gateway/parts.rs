@@ -238,14 +238,16 @@ impl Parts {
         alarms
     }
 
-    /// Parts of messages that their source kept for itself, when it is not there any more.
+    /// Parts of messages that their source kept for itself, when it is not there any more, or its name is another protocol's now.
     fn unfinished(&self, lane: &LaneStatus) -> Option<Alarm> {
         let source = &lane.source;
-        (!self.sources.contains_key(source)).then(|| Alarm {
+        let kept = self.config.sources.get(source).is_some_and(|part| matches!(part.config, SourceConfig::Astm(_)));
+        (!kept).then(|| Alarm {
             code: "orphaned-lane".into(),
             about: source.to_string(),
             text: format!(
-                "{} of an unfinished message of a source that is not configured any more: add [source.{source}] again for a moment, and what came is sent as an incomplete message",
+                "{} of an unfinished message of an analyser that is not configured any more: add [source.{source}.astm] again for a moment, and what came \
+                 is sent as an incomplete message",
                 counted(lane.backlog, "frame")
             ),
         })

@@ -91,6 +91,10 @@ impl Profile {
         };
         for (place, label) in places.into_iter().filter(|(place, _)| !is_named(place)) {
             let Some(text) = fields.at(&place).filter(|text| !text.is_empty()) else { continue };
+            if is_placeholder(&text) {
+                decoded.observations.push(Observation { validity: Validity::NotAvailable, ..blank(label) });
+                continue;
+            }
             let value =
                 if Decimal::read(&text).is_some() { Value::Number(text) } else { Value::Text(shortened(&text)) };
             decoded.observations.push(Observation { value: Some(value), ..blank(label) });
@@ -203,6 +207,11 @@ impl Field {
         let scaled = self.scale.map_or(Some(number), |scale| number.times(scale))?;
         self.offset.map_or(Some(scaled), |offset| scaled.plus(offset)).map(|number| number.to_string())
     }
+}
+
+/// What devices write where a value is missing, also in a field that no profile describes: `---`, `--.-`, `***`, `???`.
+fn is_placeholder(text: &str) -> bool {
+    text.bytes().all(|byte| b"-.*? ".contains(&byte))
 }
 
 fn blank(vendor_code: String) -> Observation {

@@ -156,6 +156,10 @@ fn ge_giraffe() {
 fn any_line_between_commas() {
     let all = decoded(&profile("csv"), b"21.5, -3,closed,\"x\",\r\n");
     assert_eq!(values(all[0].as_ref().unwrap()), "column 1=21.5 column 2=-3 column 3=closed column 4=\"x\"");
+    let all = decoded(&profile("csv"), b"21.5,---,--.-\r\n");
+    let missing = &all[0].as_ref().unwrap().observations[1..];
+    assert_eq!(missing.len(), 2);
+    assert!(missing.iter().all(|one| one.value.is_none() && one.validity == Validity::NotAvailable), "{missing:?}");
 }
 
 #[test]
