@@ -1,14 +1,11 @@
 //! The stage of the demo: a temporary folder, a broker, a collector and a gateway, set up in this order and struck in reverse.
 //!
-//! The gateway is started from a configuration file, as on a box, and asked over its control socket, as `wardgate status` does:
-//! the demo sees what a person would see.
-
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::demo_broker::DemoBroker;
@@ -16,11 +13,9 @@ use super::demo_view::Moment;
 use super::exit::{Exit, Failure, OrExit};
 use super::inbox::Inbox;
 use super::ledger::Books;
-use super::run;
+use super::own_gateway::{Folder, OwnGateway, SOCKET, STOP_MAX};
 use super::scanner::GATEWAY_TITLE;
 use super::sensors::{self, TOPICS};
-use crate::admin::client::ControlClient;
-use crate::admin::verbs::Request;
 use crate::collector::{self, Collection};
 use crate::status::Status;
 use crate::system::pty::Pty;
@@ -28,9 +23,6 @@ use crate::values::{HostPort, Listen, Name};
 
 /// Between two looks at the stage.
 pub const TICK: Duration = Duration::from_millis(250);
-/// How long the gateway may take to start, and to stop.
-const START_MAX: Duration = Duration::from_secs(20);
-const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// Where real devices may come in, beside the simulated ones on loopback.
 #[derive(Clone, Copy, Default, Debug)]
@@ -46,11 +38,9 @@ pub struct Stage {
     /// The broker, which can be cut off.
     pub broker: DemoBroker,
     folder: Folder,
-    gateway: JoinHandle<Result<(), Failure>>,
-    gateway_stop: CancellationToken,
+    gateway: OwnGateway,
     collector: JoinHandle<Result<(), Failure>>,
     collector_stop: CancellationToken,
-    client: ControlClient,
     inbox: Option<Inbox>,
     line: Option<Pty>,
     cut: bool,
@@ -63,24 +53,19 @@ impl Stage {
     /// # Errors
     /// [`Failure`] when a part can't start.
     pub async fn set(doors: Doors, sensors: usize, into: Option<&Path>) -> Result<Self, Failure> {
-        let folder = Folder::make()?;
-        let collected = into.map_or_else(|| folder.0.join("collected"), Path::to_owned);
+        let folder = Folder::make(&std::env::temp_dir(), "wardgate-demo")?;
+        let collected = into.map_or_else(|| folder.path().join("collected"), Path::to_owned);
         let broker = DemoBroker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await;
         let broker = broker.or_exit(Exit::Unavailable, "can't start the demo's broker")?;
         let collector_stop = CancellationToken::new();
         let collector = tokio::spawn(collect(broker.address(), collected.clone(), collector_stop.clone()));
         // Before the gateway, so that it finds the analyser plugged in.
-        let line = Pty::open(&folder.0.join("analyser")).or_exit(Exit::CannotCreate, "can't open a pseudo-terminal")?;
-        let config = folder.0.join("gateway.toml");
-        std::fs::write(&config, configuration(&folder.0, broker.address(), doors, sensors))
-            .or_exit(Exit::CannotCreate, format!("can't write {}", config.display()))?;
-        let gateway_stop = CancellationToken::new();
-        let stop = gateway_stop.clone();
-        let mut gateway = tokio::spawn(async move { run::serve(&config, stop).await });
-        let (client, status) = answering(&folder.0.join("control.sock"), &mut gateway).await?;
+        let line = Pty::open(&folder.path().join("analyser")).or_exit(Exit::CannotCreate, "can't open a pseudo-terminal")?;
+        let configuration = configuration(folder.path(), broker.address(), doors, sensors);
+        let (gateway, status) = OwnGateway::start(&folder, &configuration).await?;
         let inbox = Some(Inbox::new(&collected));
         let (line, cut) = (Some(line), false);
-        Ok(Self { broker, folder, gateway, gateway_stop, collector, collector_stop, client, inbox, line, cut, status })
+        Ok(Self { broker, folder, gateway, collector, collector_stop, inbox, line, cut, status })
     }
 
     /// Where a source listens.
@@ -105,7 +90,7 @@ impl Stage {
     /// How one gets at it from outside.
     pub fn how_to(&self) -> String {
         let (monitors, scanners) = ["monitors", "scanners"].map(|name| self.bound(name).unwrap_or_default()).into();
-        let socket = self.folder.0.join("control.sock");
+        let socket = self.folder.path().join(SOCKET);
         let mut lines = vec![
             "wardgate demo: monitors, a CT, an analyser, sensors > gateway > MQTT broker > collector. The patients are invented."
                 .to_owned(),
@@ -144,10 +129,7 @@ impl Stage {
     /// [`Failure`] when the gateway has ended or the collector's folder can't be read.
     pub async fn moment(&mut self, elapsed: Duration, cut: bool, books: &Books) -> Result<Moment, Failure> {
         let strangers = self.sweep(books).await?;
-        if self.gateway.is_finished() {
-            return Err(ended(&mut self.gateway).await);
-        }
-        self.status = self.client.ask(&Request::Status).await?;
+        self.status = self.gateway.status().await?;
         Ok(Moment::new(elapsed, cut, &self.status, books, strangers))
     }
 
@@ -171,34 +153,13 @@ impl Stage {
     /// # Errors
     /// [`Failure`] of a part that did not end well.
     pub async fn strike(mut self) -> Result<(), Failure> {
-        self.gateway_stop.cancel();
-        let gateway = tokio::time::timeout(STOP_MAX, &mut self.gateway).await;
+        let gateway = self.gateway.stop().await;
         self.collector_stop.cancel();
-        let collector = tokio::time::timeout(STOP_MAX, &mut self.collector).await;
-        for (part, ended) in [("gateway", gateway), ("collector", collector)] {
-            let late = || format!("the {part} did not stop within {} s", STOP_MAX.as_secs());
-            ended.or_exit(Exit::Software, late())?.or_exit(Exit::Software, format!("the {part} broke"))??;
-        }
+        let late = || format!("the collector did not stop within {} s", STOP_MAX.as_secs());
+        let collector = timeout(STOP_MAX, &mut self.collector).await.or_exit(Exit::Software, late());
+        gateway?;
+        collector?.or_exit(Exit::Software, "the collector broke")??;
         Ok(())
-    }
-}
-
-/// A folder of our own that only we can read; it goes when this is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn make() -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("wardgate-demo-{}", std::process::id()));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.or_exit(Exit::CannotCreate, format!("can't make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What can't be deleted now goes with the system's temporary files.
-        std::fs::remove_dir_all(&self.0).ok();
     }
 }
 
@@ -276,40 +237,6 @@ async fn collect(broker: SocketAddr, into: PathBuf, stop: CancellationToken) -> 
     collector::collect(&collection, &progress, &stop)
         .await
         .or_exit(Exit::CannotCreate, "the demo's collector can't start")
-}
-
-/// The gateway's control socket once it answers and all its sources listen.
-async fn answering(
-    socket: &Path,
-    gateway: &mut JoinHandle<Result<(), Failure>>,
-) -> Result<(ControlClient, Status), Failure> {
-    let deadline = Instant::now() + START_MAX;
-    loop {
-        if gateway.is_finished() {
-            return Err(ended(gateway).await);
-        }
-        if let Ok(mut client) = ControlClient::connect(socket).await {
-            let status: Status = client.ask(&Request::Status).await?;
-            let listening = |source: &crate::status::SourceStatus| !source.endpoint.is_empty();
-            if !status.sources.is_empty() && status.sources.values().all(listening) {
-                return Ok((client, status));
-            }
-        }
-        if Instant::now() > deadline {
-            let text = format!("the demo's gateway does not listen after {} s", START_MAX.as_secs());
-            return Err(Failure::new(Exit::Software, text));
-        }
-        tokio::time::sleep(TICK / 10).await;
-    }
-}
-
-/// Why the gateway ended before its time.
-async fn ended(gateway: &mut JoinHandle<Result<(), Failure>>) -> Failure {
-    match gateway.await {
-        Ok(Err(failure)) => failure,
-        Ok(Ok(())) => Failure::new(Exit::Software, "the demo's gateway ended by itself"),
-        Err(error) => Failure::new(Exit::Software, format!("the demo's gateway broke: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod demo_broker;
 pub mod demo_stage;
 pub mod demo_view;
 pub mod exit;
+mod health;
 pub mod imaging_view;
 pub mod inbox;
 pub mod keys;
@@ -31,6 +32,7 @@ pub mod lane;
 pub mod ledger;
 pub mod mllp_client;
 pub mod monitors;
+mod own_gateway;
 pub mod patients;
 mod plug_view;
 pub mod ports;
@@ -79,6 +81,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
+    Health(health::HealthArgs),
     Dead(dead::DeadArgs),
     Lane(lane::LaneArgs),
     Spool(spool::SpoolArgs),
@@ -140,6 +143,7 @@ fn perform(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => block_on_all(demo::run(args)),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Health(args) => block_on_all(health::run(args)),
         Command::Dead(args) => block_on(dead::run(args)),
         Command::Lane(args) => block_on(lane::run(args)),
         Command::Spool(args) => block_on(spool::run(args)),

@@ -166,7 +166,7 @@ impl TlsArgs {
 }
 
 /// A message about an invented patient, for training (MSH-11 T), with an observation that no one can take for a result.
-fn message(now: jiff::Timestamp, enhanced: bool) -> (String, String) {
+pub(super) fn message(now: jiff::Timestamp, enhanced: bool) -> (String, String) {
     let patient = patient(0);
     let time = now.strftime("%Y%m%d%H%M%S+0000");
     let control_id = format!("WGPROBE{}", now.as_millisecond());

@@ -8,6 +8,12 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The Python packages that `tests/setup` installed.
+#[track_caller]
+pub fn venv() -> PathBuf {
+    installed("venv")
+}
+
 /// One of our Python peers, run with the packages that `tests/setup` installed.
 #[track_caller]
 pub fn python_peer(script: &str) -> Command {

@@ -1,0 +1,65 @@
+//! `wardgate health`: what an update asks before it keeps the new system.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::support::gateway::Gateway;
+use crate::support::process::{Process, run, wardgate};
+use crate::support::wait::PATIENCE;
+
+const PLAIN: &str = r#"
+[source.monitors.mllp]
+listen = "127.0.0.1:0"
+
+[upstream.nobody.mllp]
+address = "127.0.0.1:9"
+plain = true
+
+[[route]]
+from = ["monitors"]
+to = ["nobody"]
+"#;
+
+#[test]
+fn a_box_whose_upstream_is_away_is_well_and_the_loops_message_stays_in_the_loop() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(folder.path(), PLAIN);
+    let inside = tempfile::tempdir().unwrap();
+    let said = gateway.ask(&["health", "--in", inside.path().to_str().unwrap()]);
+    for words in ["its spool is open (clinical", "1 source up", "a message went in and came out as it was"] {
+        assert!(said.contains(words), "{words} is not in:\n{said}");
+    }
+    assert_eq!(gateway.status()["sources"]["monitors"]["received"], 0, "the real source saw nothing of it");
+    assert_eq!(gateway.backlog(), 0);
+    assert_eq!(fs::read_dir(inside.path()).unwrap().count(), 0, "the loop cleans up");
+}
+
+#[test]
+fn a_box_whose_service_does_not_run_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control.sock");
+    let ended = run(wardgate().arg("health").arg("--socket").arg(socket));
+    assert_eq!(ended.status.code(), Some(69), "{}", ended.said);
+    assert!(ended.said.contains("not running"), "{}", ended.said);
+}
+
+#[test]
+fn a_box_is_given_time_to_come_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control.sock");
+    let asking = Process::start(wardgate().args(["health", "--wait", "1m"]).arg("--socket").arg(socket));
+    let _gateway = Gateway::start(folder.path(), PLAIN);
+    let ended = asking.ends_within(PATIENCE);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.said);
+}
+
+#[test]
+fn a_box_one_of_whose_sources_does_not_run_is_not_kept() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let gateway = Gateway::start(folder.path(), &PLAIN.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")));
+    let ended = gateway.asked(&["health"]);
+    assert_eq!(ended.status.code(), Some(69), "{}", ended.said);
+    assert!(ended.said.contains("the source monitors does not run"), "{}", ended.said);
+}
