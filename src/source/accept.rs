@@ -386,6 +386,20 @@ mod tests {
         drop(silent);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_no_handshake_is_sent_away_in_time() {
+        let pki = Pki::new();
+        let (certificate, key) = pki.leaf("server", &["localhost"]);
+        let tls = ServerTls { certificate, key, client_ca: None, client_certificate: Default::default() };
+        let running = Running::echo(&[], 4, Some(&tls)).await;
+        let mut silent = TcpStream::connect(("127.0.0.1", running.address.port)).await.unwrap();
+        let connected = Instant::now();
+        // The clock moves on by itself while everybody waits.
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        assert!(connected.elapsed() <= HANDSHAKE_TIME_MAX + Duration::from_secs(1), "{:?}", connected.elapsed());
+        assert_eq!((running.counters.turned_away.value(), running.counters.connections.value()), (1, 0));
+    }
+
     #[tokio::test]
     async fn stopping_closes_the_socket_and_waits_for_the_connections() {
         let running = Running::echo(&[], 4, None).await;

@@ -46,6 +46,9 @@ const GOOD_AFTER: Duration = Duration::from_secs(5);
 const LINK_GRACE: Duration = Duration::from_millis(150);
 
 /// Where the device is: exactly one of `serial`, `connect` and `listen`. A protocol's section has these keys and makes this of them.
+///
+/// The keys stand in each section and not here with `#[serde(flatten)]`: that can't go with `deny_unknown_fields`, and an error in any
+/// key of the section would be told without its line and column.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct PlugConfig {
     /// `serial = { port = "/dev/serial/by-path/...", baud = 9600 }`.

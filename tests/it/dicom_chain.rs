@@ -15,12 +15,14 @@ use crate::gateway::route;
 use crate::support::broker::Broker;
 use crate::support::dicom::{AS_SENT, Archive, Storescp, events, files_in, modality};
 use crate::support::dicom_files::{
-    Object, ct_images, data_set_hash, data_set_hash_of, faults, large_objects, odd_objects, wheel_objects,
+    Object, ct_images, data_set_hash, data_set_hash_of, faults, hash_of_the_last, large_objects, odd_objects,
+    wheel_objects,
 };
 use crate::support::gateway::Gateway;
 use crate::support::orthanc::Orthanc;
 use crate::support::process::{Process, run, succeeds, wardgate};
 use crate::support::rounds;
+use crate::support::tools::system;
 use crate::support::wait::{PATIENCE, eventually, holds_within};
 
 /// Classes whose storage is the Storage service (PS3.4 annex B.5) begin so; palettes, templates and media directories do not.
@@ -228,23 +230,23 @@ fn dealt(wheels: &Path, to: &Path, nth: usize) -> Vec<Object> {
     moved.collect()
 }
 
-#[test]
-fn a_multi_frame_of_any_length_arrives_and_leaves_in_bounded_memory() {
+/// A small image and a multi-frame, made in `outbox` and sent through the box to `storescp` with these options, which keeps them in
+/// `store`. Checks that the box's memory does not grow with the multi-frame.
+fn a_multi_frame_goes_through([outbox, store]: [&Path; 2], options: &[&str], upstream: &str) -> [Object; 2] {
     const GROWTH_KIB_MAX: u64 = 32 << 10;
     let size = u64::from(rounds(96, 2048)) << 20;
-    let (folder, outbox, store) =
-        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let small = ct_images(&outbox.path().join("small"), 1);
-    let large = large_objects(&outbox.path().join("large"), 1, size);
+    let folder = tempfile::tempdir().unwrap();
+    let small = ct_images(&outbox.join("small"), 1);
+    let large = large_objects(&outbox.join("large"), 1, size);
     // This one writes while it receives.
-    let archive = Storescp::start(store.path(), &[AS_SENT, &["--fork"]].concat());
-    let config = [SOURCE, &to_archive(archive.address), &route("ct", &["archive"])];
+    let archive = Storescp::start(store, &[options, &["--fork"]].concat());
+    let config = [SOURCE, &to_archive(archive.address), upstream, &route("ct", &["archive"])];
     let gateway = Gateway::start(folder.path(), &config.concat());
-    succeeds(&mut sender(&gateway, &outbox.path().join("small")));
+    succeeds(&mut sender(&gateway, &outbox.join("small")));
     drained(&gateway);
     let before = peak_kib(gateway.process.pid());
     let began = Instant::now();
-    let sending = Process::start(&mut sender(&gateway, &outbox.path().join("large")));
+    let sending = Process::start(&mut sender(&gateway, &outbox.join("large")));
     assert!(sending.ends_within(LONG).status.success());
     let stored = began.elapsed();
     assert!(holds_within(LONG, || gateway.backlog() == 0), "it did not leave");
@@ -255,8 +257,34 @@ fn a_multi_frame_of_any_length_arrives_and_leaves_in_bounded_memory() {
         began.elapsed()
     );
     assert!(grown < GROWTH_KIB_MAX, "{grown} KiB of memory for {} MiB", size >> 20);
-    assert_eq!(in_folder(store.path()), hashes(small.iter().chain(&large)));
+    assert_eq!(gateway.dead().len(), 0);
     gateway.stop();
+    [small, large].map(|mut objects| objects.remove(0))
+}
+
+#[test]
+fn a_multi_frame_of_any_length_arrives_and_leaves_in_bounded_memory() {
+    let (outbox, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sent = a_multi_frame_goes_through([outbox.path(), store.path()], AS_SENT, "");
+    assert_eq!(in_folder(store.path()), hashes(&sent));
+}
+
+#[test]
+fn a_multi_frame_of_any_length_is_converted_in_bounded_memory() {
+    let (outbox, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // This archive takes implicit VR only.
+    let sent =
+        a_multi_frame_goes_through([outbox.path(), store.path()], &["+B", "+xi"], "convert = \"uncompressed\"\n");
+    for object in &sent {
+        let kept =
+            files_in(store.path()).into_iter().find(|path| path.to_string_lossy().ends_with(&object.sop_instance));
+        let kept = kept.expect("it is there");
+        let meta = succeeds(system("dcmdump").args(["+P", "0002,0010"]).arg(&kept));
+        assert!(meta.contains("=LittleEndianImplicit"), "{meta}");
+        // The pixels are the last element, and all but some hundred bytes.
+        let pixels = object.bytes - object.bytes.min(2000);
+        assert_eq!(hash_of_the_last(&kept, pixels), hash_of_the_last(&object.path, pixels));
+    }
 }
 
 /// Peak memory of a process in KiB (proc(5), `VmHWM`).

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use wardgate::wire::dicom::dimse::Status;
+use wardgate::wire::dicom::pdu::Kind;
 
+use crate::dicom_source::device::Device;
 use crate::support::dicom::{Archive, ListeningModality};
 use crate::support::dicom_files::ct_images;
 use crate::support::gateway::Gateway;
-use crate::support::ports::free_port;
+use crate::support::ports::{free_address, free_port};
 use crate::support::wait::eventually_some;
 
 fn config(archive: SocketAddr, modality: SocketAddr, more: &str) -> String {
@@ -156,4 +159,25 @@ fn a_report_that_the_modality_waited_for_comes_on_a_new_association_after_a_kill
     let report = report(&modality);
     assert_eq!((counts(&report), report["association"].as_str()), ((2, 0), Some("new")), "{report}");
     eventually_some("the request is done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+}
+
+#[test]
+fn a_changed_upstream_listens_for_reports_at_once_though_the_archive_holds_an_association_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, listen) = (Archive::start::<&str>(&store(&folder), &[]), free_address());
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let more = format!("plain = true\ncommitment = true\ncommitment-listen = {{ listen = \"{listen}\" }}\n");
+    let config = config(archive.address, nobody, "").replace("plain = true\n", &more);
+    let gateway = Gateway::start(folder.path(), &config);
+    let report = || Device::try_associate(listen, "ARCHIVE", "WARDGATE").ok()?.ok();
+    let mut held = eventually_some("it listens", report);
+    assert_eq!(held.echo().unwrap(), Status::SUCCESS);
+    let changed = config.replace("commitment = true\n", "commitment = true\nassociations = 3\n");
+    assert_eq!(gateway.reload(&changed), None);
+    assert_eq!(held.hear().unwrap().0, Kind::Abort);
+    let mut next = eventually_some("the next one listens", report);
+    assert_eq!(next.echo().unwrap(), Status::SUCCESS);
+    next.release();
+    let said = gateway.stop();
+    assert!(!said.contains("commitment-listen"), "it could not listen: {said}");
 }

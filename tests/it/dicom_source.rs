@@ -18,6 +18,8 @@ pub mod device;
 mod durability;
 mod hostile;
 mod peers;
+mod quiet;
+mod roles;
 mod slow;
 
 /// The source `ct` with these further lines, and the folder `out` behind it.

@@ -93,7 +93,9 @@ impl Commitment {
         let seconds = self.limit.as_secs().max(1);
         let advice = match self.listening {
             true => "check the address that it has for this box",
-            false => "if it reports on a connection of its own, set commitment-listen and enter that address there",
+            false => {
+                "if it reports on a connection of its own, set commitment-listen (a probe: --listen) and enter that address there"
+            }
         };
         format!("the archive has stored the instance and did not report its commitment within {seconds} s: {advice}")
     }
@@ -157,8 +159,9 @@ async fn action(member: &mut Member, reports: &Reports, data: &[u8]) -> Result<S
 
 /// No message's fault: the archive's settings or ours must be changed, and until then nothing may be lost.
 fn unwilling(what: &str) -> SendError {
-    let cause =
-        format!("the archive has stored the instance, but {what}: let its owner allow it, or set commitment = false");
+    let cause = format!(
+        "the archive has stored the instance, but {what}: let its owner allow it, or do without (commitment = false)"
+    );
     SendError::Busy { cause, after: None }
 }
 

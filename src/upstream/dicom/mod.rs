@@ -7,7 +7,7 @@
 //! says so.
 //!
 //! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Statuses that blame the
-//!   instance (A9xx, Cxxx, 0117, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
+//!   instance (A9xx, C000, 0117, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
 //! * A context that the archive does not accept: rejected, with the names of class and syntax.
 //! * A rejected association, a connection that ends, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
@@ -208,7 +208,7 @@ pub struct Dicom {
     /// SOP instance UIDs that are on their way.
     flights: Flights,
     /// What runs beside: who asks for commitment, and the listener for reports.
-    beside: Vec<AbortHandle>,
+    beside: JoinSet<()>,
 }
 
 impl Upstream for Dicom {
@@ -229,19 +229,19 @@ impl Upstream for Dicom {
             let rules = Rules { associations, quiet, standing: Vec::new(), convert: config.convert };
             let pool = Arc::new(Pool::new(archive, rules, Arc::new(Nothing)));
             let flights = Flights::default();
-            return Ok(Self { associations, pool, commitment: None, flights, beside: Vec::new() });
+            return Ok(Self { associations, pool, commitment: None, flights, beside: JoinSet::new() });
         }
         let reports = Arc::new(Reports::new(config.commitment_listen.is_some()));
         let rules = Rules { associations, quiet, standing: vec![commitment::context()], convert: config.convert };
-        let mut beside = Vec::new();
+        let mut beside = JoinSet::new();
         if let Some(listen) = &config.commitment_listen {
             let listener = ReportsListener::open(listen).await?;
-            beside.push(tokio::spawn(listener.run(archive.clone(), Arc::clone(&reports))).abort_handle());
+            beside.spawn(listener.run(archive.clone(), Arc::clone(&reports)));
         }
         let pool = Arc::new(Pool::new(archive, rules, Arc::clone(&reports) as Arc<dyn Unasked>));
         let listening = config.commitment_listen.is_some();
         let (commitment, wanted) = Commitment::new(config.commitment_timeout.0, listening);
-        beside.push(tokio::spawn(commitment::ask(Arc::clone(&pool), reports, wanted)).abort_handle());
+        beside.spawn(commitment::ask(Arc::clone(&pool), reports, wanted));
         Ok(Self { associations, pool, commitment: Some(commitment), flights: Flights::default(), beside })
     }
 
@@ -273,15 +273,10 @@ impl Upstream for Dicom {
         if self.commitment.is_some() { commitment::WAITING_MAX } else { self.associations }
     }
 
-    async fn close(self) {
-        self.beside.iter().for_each(AbortHandle::abort);
+    async fn close(mut self) {
+        // Waited for: a successor may listen where this one did.
+        self.beside.shutdown().await;
         self.pool.close().await;
-    }
-}
-
-impl Drop for Dicom {
-    fn drop(&mut self) {
-        self.beside.iter().for_each(AbortHandle::abort);
     }
 }
 

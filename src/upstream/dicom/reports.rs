@@ -4,12 +4,15 @@
 //! It takes nothing else: no instance comes in here. The archive is the service's provider though it asks for the association, which role
 //! selection says (PS3.7 annex D.3.3.4); some archives leave that out, and are taken all the same.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
 use super::archive::{Archive, AssociationError};
@@ -31,6 +34,8 @@ use crate::wire::dicom::values::{IMPLICIT_LITTLE_ENDIAN, STORAGE_COMMITMENT, VER
 
 /// Associations of archives at a time.
 const ASSOCIATIONS_MAX: usize = 8;
+/// How long nothing is accepted after the process ran out of descriptors, as a rule: somebody must close one first.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// `commitment-listen`: where the archive may bring its reports.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -70,6 +75,11 @@ impl Section for ReportsConfig {
 /// The listener, bound.
 pub struct ReportsListener {
     listener: TcpListener,
+    door: Arc<Door>,
+}
+
+/// Who may come in, and how.
+struct Door {
     acceptor: Option<TlsAcceptor>,
     allow: Vec<IpNet>,
 }
@@ -83,39 +93,44 @@ impl ReportsListener {
         let told = |error: &dyn std::fmt::Display| lost(format!("commitment-listen = \"{}\": {error}", config.listen));
         let acceptor = config.tls.as_ref().map(ServerTls::acceptor).transpose().map_err(|error| told(&error))?;
         let listener = TcpListener::bind(config.listen.0).await.map_err(|error| told(&stream::in_words(&error)))?;
-        Ok(Self { listener, acceptor, allow: config.allow.clone() })
+        Ok(Self { listener, door: Arc::new(Door { acceptor, allow: config.allow.clone() }) })
     }
 
-    /// Takes reports until it is dropped.
+    /// Takes reports until it is dropped: then it listens no more and its associations end, so that a successor can listen there.
     pub async fn run(self, archive: Archive, reports: Arc<Reports>) {
-        let slots = Arc::new(Semaphore::new(ASSOCIATIONS_MAX));
-        let this = Arc::new(self);
+        let Self { listener, door } = self;
+        let mut open = JoinSet::new();
         loop {
-            // Unwrap safety: it is never closed.
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            let Ok((tcp, peer)) = this.listener.accept().await else {
-                // Out of descriptors, as a rule: somebody must close one first.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                continue;
-            };
-            if !this.allow.is_empty() && !this.allow.iter().any(|network| network.contains(&peer.ip().to_canonical())) {
-                tracing::warn!(%peer, "turned away: not in a network of commitment-listen's allow list");
-                continue;
+            tokio::select! {
+                accepted = listener.accept(), if open.len() < ASSOCIATIONS_MAX => match accepted {
+                    Ok((tcp, peer)) if door.admits(peer) => {
+                        let (door, archive, reports) = (Arc::clone(&door), archive.clone(), Arc::clone(&reports));
+                        open.spawn(async move {
+                            if let Err(error) = door.serve(tcp, peer, &archive, &reports).await {
+                                tracing::debug!(%peer, %error, "an association for reports of storage commitment ended");
+                            }
+                        });
+                    }
+                    Ok((_, peer)) => {
+                        tracing::warn!(%peer, "turned away: not in a network of commitment-listen's allow list");
+                    }
+                    Err(_) => sleep(EXHAUSTED_PAUSE).await,
+                },
+                Some(_ended) = open.join_next() => {}
             }
-            let (this, archive, reports) = (Arc::clone(&this), archive.clone(), Arc::clone(&reports));
-            tokio::spawn(async move {
-                if let Err(error) = this.serve(tcp, peer, &archive, &reports).await {
-                    tracing::debug!(%peer, %error, "an association for reports of storage commitment ended");
-                }
-                drop(slot);
-            });
         }
+    }
+}
+
+impl Door {
+    fn admits(&self, peer: SocketAddr) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|network| network.contains(&peer.ip().to_canonical()))
     }
 
     async fn serve(
         &self,
         tcp: TcpStream,
-        peer: std::net::SocketAddr,
+        peer: SocketAddr,
         archive: &Archive,
         reports: &Reports,
     ) -> Result<(), AssociationError> {

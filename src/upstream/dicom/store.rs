@@ -218,9 +218,10 @@ pub fn verdict(status: Status) -> Result<String, SendError> {
 }
 
 /// Whether the archive says that it will never take what is in the instance: class (0118, 0122, A9xx), UID (0117, 0119) or encoding
-/// (Cxxx). Others, "processing failure" above all, may pass.
+/// (C000, C122). Others, "processing failure" above all, may pass. The standard has all of Cxxx for "cannot understand" and leaves the last
+/// three digits to the archive's maker (PS3.4 table B.2-1): many answer C211 and the like when their own database or disk fails.
 fn blames_the_instance(status: Status) -> bool {
-    matches!(status.0, 0x0117..=0x0119 | 0x0122 | 0xa900..=0xa9ff | 0xc000..=0xcfff)
+    matches!(status.0, 0x0117..=0x0119 | 0x0122 | 0xa900..=0xa9ff | 0xc000 | 0xc122)
 }
 
 /// What may help.
@@ -230,7 +231,9 @@ fn advice(status: Status) -> &'static str {
         0x0124 => "this box may not store there",
         0x0117 => "it takes the instance's UID for invalid",
         0xa900..=0xa9ff => "what is inside the instance is not what it is said to be",
-        0xc000..=0xcfff => "it can't make sense of the instance",
+        0xc000 => "it can't make sense of the instance",
+        0xc122 => "it does not take this transfer syntax",
+        0xc001..=0xcfff => "its maker knows what that means, and its log may say it",
         _ => "it could not process the instance",
     }
 }

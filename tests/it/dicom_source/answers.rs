@@ -47,6 +47,28 @@ fn an_instance_that_says_it_is_another_one_is_refused_and_kept() {
 }
 
 #[test]
+fn the_characters_of_a_path_in_a_uid_never_become_one() {
+    const ESCAPING: &str = "../../../wardgate-escaped/.";
+    assert_eq!(ESCAPING.len(), INSTANCE_ROOT.len());
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "");
+    let mut device = Device::associate(gateway.endpoint("ct"));
+    let (own, mut data) = instance(1, 1, 1000);
+    // Study and instance.
+    while let Some(at) = memchr::memmem::find(&data, INSTANCE_ROOT.as_bytes()) {
+        data.splice(at..at + ESCAPING.len(), ESCAPING.bytes());
+    }
+    assert_eq!(device.store(&own, &data).unwrap(), Status::CLASS_MISMATCH);
+    assert_eq!(device.store(&uid(&format!("{ESCAPING}1.1")), &data).unwrap(), Status::CANNOT_UNDERSTAND);
+    eventually("the first is delivered all the same", || gateway.backlog() == 0);
+    let out = folder.path().join("out");
+    assert_eq!(files_in(&out).len(), 1);
+    assert!(out.ancestors().all(|folder| !folder.join("wardgate-escaped").exists()));
+    let told = gateway.ask(&["status"]) + &gateway.stop();
+    assert!(!told.contains("wardgate-escaped"), "{told}");
+}
+
+#[test]
 fn an_instance_over_the_limit_is_read_to_its_end_refused_and_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = start(folder.path(), "max-instance-size = \"1MiB\"");

@@ -7,7 +7,7 @@ use wardgate::wire::dicom::pdu_associate::{
 };
 use wardgate::wire::dicom::values::{CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
 
-use super::device::{COMMITMENT, CT, Device, instance, request, uid};
+use super::device::{COMMITMENT, CT, Device, instance, request, socket_from, uid};
 use super::{ct, start};
 use crate::support::wait::eventually;
 
@@ -63,6 +63,8 @@ fn one_peer_can_not_take_all_associations() {
     let at = gateway.endpoint("ct");
     let _first = Device::associate(at);
     assert_eq!(Device::try_associate(at, "CT2", "WARDGATE").unwrap().err(), Some(Reject::LOCAL_LIMIT));
+    let other = socket_from([127, 0, 0, 2]).to(at);
+    assert!(Device::over(other, &request("CT2", "WARDGATE")).unwrap().is_ok(), "another peer has its own place");
 }
 
 #[test]

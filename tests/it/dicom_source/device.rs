@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpSocket;
 use wardgate::wire::dicom::dimse::{Command, Status};
 use wardgate::wire::dicom::pdu::{
     HEADER_BYTES, Header, Kind, Pdv, Pdvs, RELEASE_REQUEST, Reject, write_data, write_message,
@@ -29,6 +30,32 @@ pub struct Device {
     stream: TcpStream,
     pub accept: AssociateAccept,
     message: u16,
+}
+
+/// A socket that is not connected yet.
+pub struct Socket(TcpSocket);
+
+/// One of this address of the loopback network.
+pub fn socket_from(address: [u8; 4]) -> Socket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((address, 0).into()).unwrap();
+    Socket(socket)
+}
+
+impl Socket {
+    /// Takes few bytes that nobody reads.
+    pub fn narrow(self) -> Self {
+        self.0.set_recv_buffer_size(4096).unwrap();
+        self
+    }
+
+    /// Connects.
+    pub fn to(self, address: SocketAddr) -> TcpStream {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let stream = runtime.block_on(async { self.0.connect(address).await.unwrap().into_std().unwrap() });
+        stream.set_nonblocking(false).unwrap();
+        stream
+    }
 }
 
 pub fn uid(text: &str) -> Uid {
@@ -96,6 +123,7 @@ impl Device {
     pub fn over(mut stream: TcpStream, request: &AssociateRequest) -> io::Result<Result<Self, Reject>> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(&request.bytes())?;
         let (kind, body) = read_pdu(&mut stream)?;
         match kind {

@@ -1,12 +1,11 @@
 //! Clients that break the rules, or keep them in ways that few do: each gets the answer of the standard, and costs little.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 
 use serde_json::{Value, json};
-use tokio::net::TcpSocket;
 use wardgate::wire::dicom::dimse::Status;
 
-use super::device::{Device, instance, request};
+use super::device::{Device, instance, request, socket_from};
 use super::{ct, start};
 use crate::support::dicom::hostile;
 use crate::support::gateway::Gateway;
@@ -188,19 +187,7 @@ fn idle_connections_of_one_peer_do_not_keep_out_the_others() {
     let at = gateway.endpoint("ct");
     let _idle: Vec<_> = (0..200).map(|_| TcpStream::connect(at).unwrap()).collect();
     eventually("only as many wait as may associate", || ct(&gateway)["connections"].as_u64().unwrap() <= 16);
-    let other = connection_from([127, 0, 0, 2], at);
+    let other = socket_from([127, 0, 0, 2]).to(at);
     let mut device = Device::over(other, &request("CT2", "WARDGATE")).unwrap().unwrap();
     assert_eq!(device.echo().unwrap(), Status::SUCCESS);
-}
-
-/// A connection from this address of the loopback network.
-fn connection_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    let stream = runtime.block_on(async {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind((from, 0).into()).unwrap();
-        socket.connect(to).await.unwrap().into_std().unwrap()
-    });
-    stream.set_nonblocking(false).unwrap();
-    stream
 }

@@ -4,7 +4,7 @@
 //! every receiver writes a file header of its own.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -97,6 +97,19 @@ pub fn data_set_hash(path: &Path) -> String {
     let group = data_set_offset(&head) - HEAD;
     let mut reader = BufReader::with_capacity(BLOCK, file);
     std::io::copy(&mut reader.by_ref().take(group as u64), &mut std::io::sink()).unwrap();
+    hash_of(reader)
+}
+
+/// The same of the last `bytes` of a file.
+#[track_caller]
+pub fn hash_of_the_last(path: &Path, bytes: u64) -> String {
+    let mut file = File::open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.seek(SeekFrom::Start(length.checked_sub(bytes).expect("it is so long"))).unwrap();
+    hash_of(file)
+}
+
+fn hash_of(mut reader: impl Read) -> String {
     let (mut digest, mut block) = (Context::new(&SHA256), vec![0; BLOCK]);
     loop {
         match reader.read(&mut block).unwrap() {

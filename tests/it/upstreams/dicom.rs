@@ -146,7 +146,8 @@ async fn every_object_of_the_wheels_and_every_odd_one_arrives_unchanged() {
 async fn the_status_decides_and_the_association_stays() {
     let store = tempfile::tempdir().unwrap();
     let statuses = [
-        "0000", "B000", "B006", "B007", "B123", "0111", "A700", "0213", "0122", "0124", "0110", "A900", "C123", "0000",
+        "0000", "B000", "B006", "B007", "B123", "0111", "A700", "0213", "0122", "0124", "0110", "A900", "C000", "C122",
+        "C211", "0000",
     ];
     let archive = Archive::start(store.path(), &["--statuses", &statuses.join(",")]);
     let upstream = connect(archive.address, "plain = true").await.unwrap();
@@ -161,7 +162,7 @@ async fn the_status_decides_and_the_association_stays() {
         });
     }
     let (b, r, n) = ("busy", "refused", "rejected");
-    assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, n, r, r, n, n, "0000"]);
+    assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, n, r, r, n, n, n, r, "0000"]);
     assert_eq!(archive.events("associated").len(), 2, "one to see whether it is there, one for all instances");
 }
 

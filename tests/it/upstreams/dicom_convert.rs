@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use wardgate::upstream::SendError;
+use wardgate::wire::dicom::dictionary::representation;
+use wardgate::wire::dicom::element::Tag;
 
 use super::dicom::{connect, read, send};
 use crate::support::dicom::Archive;
@@ -53,6 +55,30 @@ async fn converted(objects: &[Object], from: &str, to: &str, store: &Path) -> (V
     let stored = archive.wait_for("stored", pairs.len());
     assert!(stored.iter().all(|event| event["transfer_syntax"] == to));
     (pairs, reasons)
+}
+
+/// What dcmtk writes where the standard leaves a choice, and for the tags of offsets in a DICOMDIR; and what we take.
+const CHOICES: [(&str, &str); 5] = [("ox", "OW"), ("px", "OW"), ("lt", "OW"), ("xs", "US"), ("up", "UL")];
+
+#[test]
+fn the_list_of_elements_says_what_the_dictionary_of_dcmtk_says() {
+    let mut folders = std::fs::read_dir("/usr/share").unwrap().map(|entry| entry.unwrap().path());
+    let dcmtk = folders.find(|path| path.join("dicom.dic").is_file()).expect("dcmtk is installed");
+    let theirs = std::fs::read(dcmtk.join("dicom.dic")).unwrap();
+    let mut compared = 0;
+    // Commands, heads of files and delimiters are no elements of a data set.
+    let elsewhere = |line: &&str| ["(0000,", "(0002,", "(FFFE,"].iter().any(|group| line.starts_with(group));
+    for line in String::from_utf8_lossy(&theirs).lines().filter(|line| !elsewhere(line)) {
+        // (0008,0005)<tab>CS<tab>SpecificCharacterSet...; ranges are written otherwise.
+        let Some((tag, rest)) = line.strip_prefix('(').and_then(|line| line.split_once(")\t")) else { continue };
+        let Ok(tag) = u32::from_str_radix(&tag.replace(',', ""), 16) else { continue };
+        let said = rest.split('\t').next().unwrap();
+        let said = CHOICES.iter().find(|(theirs, _)| *theirs == said).map_or(said, |(_, ours)| ours);
+        let ours = representation(Tag(tag), false).unwrap_or_default();
+        assert_eq!(String::from_utf8_lossy(&ours), said, "{line}");
+        compared += 1;
+    }
+    assert!(compared > 4000, "only {compared}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
