@@ -234,10 +234,10 @@ impl Gateway {
     }
 
     /// One line for `systemctl status`, of the last snapshot.
-    pub fn headline(&self) -> String {
+    pub fn headline(&self) -> Option<String> {
         let status = Arc::clone(&self.status.borrow());
         let (waiting, _) = status.backlog();
-        format!(
+        let line = format!(
             "{} at {}: {}, {}, {} waiting, {}",
             status.gateway,
             status.site,
@@ -245,7 +245,9 @@ impl Gateway {
             counted(status.upstreams.len() as u64, "upstream"),
             counted(waiting, "message"),
             counted(status.alarms.len() as u64, "alarm")
-        )
+        );
+        // There is none before the first.
+        (!status.gateway.is_empty()).then_some(line)
     }
 
     /// How everything stands.

@@ -45,7 +45,9 @@ pub async fn feed(gateway: Arc<Gateway>, stop: CancellationToken) {
         if watchdog.look(gateway.turns(), Instant::now()) {
             systemd::alive();
         }
-        systemd::status(&gateway.headline());
+        if let Some(line) = gateway.headline() {
+            systemd::status(&line);
+        }
     }
 }
 
