@@ -36,5 +36,6 @@ mod serial;
 mod spool_commands;
 mod support;
 mod sync_order;
+mod units;
 mod upstreams;
 mod yocto;
