@@ -10,8 +10,8 @@ medium holds. One line on standard input ends it, `cut KEEP SEED REQUESTS`:
     all        everything was
     random     any sectors of 512 bytes were, of any write: lost, torn and out of order
 
-The cut comes when so many more requests were taken, of which the last one is not answered; or soon, when no more come. So it falls
-between a write and its flush as often as behind a flush. One line of JSON then tells what was pending and what was kept. With --ignore-flush the disk says that it flushed and does not: no promise can hold on such a disk, and a
+With REQUESTS 0 the cut comes at once, else at the first write when so many more requests were taken (that write is not answered), so
+that something is pending; or soon, when no more come. One line of JSON then tells what was pending and what was kept. With --ignore-flush the disk says that it flushed and does not: no promise can hold on such a disk, and a
 test that does not notice is worth nothing. --log writes down every request with its time, for `flush-points`.
 """
 import argparse
@@ -47,11 +47,11 @@ class Power:
     def __init__(self):
         self.lock, self.gone, self.left = threading.Lock(), threading.Event(), None
 
-    def spend(self):
+    def spend(self, kind):
         """Called when a request was done, with the lock held. Does not return when it was the last one."""
         if self.left is not None:
             self.left -= 1
-            if self.left <= 0:
+            if self.left <= 0 and kind == WRITE:
                 self.gone.set()
                 threading.Event().wait()
 
@@ -174,7 +174,7 @@ def serve(peer, medium, power):
                 return
             else:
                 error = EINVAL
-            power.spend()
+            power.spend(kind)
         peer.sendall(struct.pack(">IIQ", ANSWER_MAGIC, error, handle) + answer)
 
 
