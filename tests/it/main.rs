@@ -35,4 +35,5 @@ mod serial;
 mod spool_commands;
 mod support;
 mod sync_order;
+mod units;
 mod upstreams;
