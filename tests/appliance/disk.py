@@ -10,9 +10,10 @@ medium holds. One line on standard input ends it, `cut KEEP SEED REQUESTS`:
     all        everything was
     random     any sectors of 512 bytes were, of any write: lost, torn and out of order
 
-With REQUESTS 0 the cut comes at once, else at the first write when so many more requests were taken (that write is not answered), so
-that something is pending; or soon, when no more come. One line of JSON then tells what was pending and what was kept. With --ignore-flush the disk says that it flushed and does not: no promise can hold on such a disk, and a
-test that does not notice is worth nothing. --log writes down every request with its time, for `flush-points`.
+With REQUESTS 0 the cut comes at once. Else it comes at the first write when so many more requests were taken, and that write is
+not answered, so that something is pending; or soon, when no more come. One line of JSON then tells what was pending and what was
+kept. With --ignore-flush the disk says that it flushed and does not: no promise can hold on such a disk, and a test that does not
+notice is worth nothing. --log writes down every request with its time, for `flush-points`.
 """
 import argparse
 import json

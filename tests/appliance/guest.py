@@ -1,4 +1,4 @@
-"""The guest of the power cuts: Debian's arm64 kernel, an initial file system in memory with the ARM executable, one disk, one vCPU.
+"""The guest of the power cuts: Debian's arm64 kernel, a file system in memory with the ARM executable, one disk, one vCPU.
 
 It is emulated, so its times say nothing about a real box; the order of its writes and flushes does. At a cut the disk loses its
 power first: what the machine still says in the moment until it is ended too can rest only on flushes that were answered before.
@@ -17,7 +17,13 @@ PARTS = HERE.parent / ".appliance"
 DISK_BYTES = 192 << 20
 MEMORY_MB = 512
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng")
-LIBRARIES = ("ld-linux-aarch64.so.1", "aarch64-linux-gnu/libc.so.6", "aarch64-linux-gnu/libm.so.6", "aarch64-linux-gnu/libgcc_s.so.1")
+# The executable's, below /lib: what it is linked with.
+LIBRARIES = (
+    "ld-linux-aarch64.so.1",
+    "aarch64-linux-gnu/libc.so.6",
+    "aarch64-linux-gnu/libm.so.6",
+    "aarch64-linux-gnu/libgcc_s.so.1",
+)
 
 
 class Fault(Exception):
@@ -39,11 +45,11 @@ def configuration(path, **names):
     Path(path).write_text(text)
 
 
-def _modules(folder):
-    """Copies the kernel modules, and writes the order in which they must be loaded."""
+def copy_modules(folder, modules):
+    """Copies these kernel modules and those that they need, and writes the order in which they must be loaded."""
     kernel = (PARTS / "guest.done").read_text().strip()
     order = []
-    for module in MODULES:
+    for module in modules:
         command = ["modprobe", "-d", PARTS / "arm64", "-S", kernel, "--show-depends", module]
         listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for line in listed.splitlines():
@@ -51,6 +57,14 @@ def _modules(folder):
                 order.append(file.name)
                 shutil.copy(file, folder)
     (folder / "order").write_text("".join(name + "\n" for name in order))
+
+
+def pack(root, path):
+    """Makes an initial file system in memory of a folder, which goes."""
+    names = subprocess.run(["find", "."], cwd=root, check=True, capture_output=True).stdout
+    with open(path, "wb") as archive:
+        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], cwd=root, input=names, stdout=archive, check=True)
+    shutil.rmtree(root)
 
 
 def make_memory_disk(executable, key, path):
@@ -61,7 +75,7 @@ def make_memory_disk(executable, key, path):
     shutil.copy(PARTS / "arm64/bin/busybox", root / "bin")
     for name in LIBRARIES:
         shutil.copy(PARTS / "arm64/lib" / name, root / "lib" / name)
-    _modules(root / "modules")
+    copy_modules(root / "modules", MODULES)
     shutil.copy(HERE / "init", root / "init")
     shutil.copy(executable, root / "usr/bin/wardgate")
     if shutil.which("aarch64-linux-gnu-strip"):
@@ -70,10 +84,7 @@ def make_memory_disk(executable, key, path):
     configuration(root / "etc/wardgate/gateway.toml", LISTEN="0.0.0.0:2575", ENGINE_HOST="10.0.2.2", **names)
     (root / "etc/wardgate/key").write_bytes(key)
     (root / "etc/wardgate/key").chmod(0o600)
-    names = subprocess.run(["find", "."], cwd=root, check=True, capture_output=True).stdout
-    with open(path, "wb") as archive:
-        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], cwd=root, input=names, stdout=archive, check=True)
-    shutil.rmtree(root)
+    pack(root, path)
 
 
 def free_port():

@@ -1,6 +1,7 @@
-"""Devices that send HL7 over MLLP and write down what was acknowledged, and the engine in which it must arrive. Standard library only.
+"""Devices that send HL7 over MLLP and write down what was acknowledged, and the engine in which it must arrive.
 
-The patients are invented. Nothing here knows of wardgate or of a disk: a message is acknowledged or not, has arrived or has not.
+Standard library only. The patients are invented. Nothing here knows of wardgate or of a disk: a message is acknowledged or
+not, has arrived or has not.
 """
 import contextlib
 import hashlib
