@@ -1,6 +1,6 @@
 """The box: an arm64 Debian with systemd and our Debian package, a disk for the spool, a TPM and a shell for the host, in QEMU.
 
-The package is installed by dpkg, with its maintainer scripts. Emulated: its times compare with each other, not with a real box.
+Debian's packages are only unpacked (see `setup`); ours is installed by dpkg, with its maintainer scripts. Emulated: its times compare with each other, not with a real box.
 """
 import shutil
 import subprocess
@@ -51,6 +51,32 @@ def make_start(folder):
     guest.pack(root, folder / "start.cpio")
 
 
+def _settle(root):
+    """What the scripts of Debian's packages would have done, as far as the box needs it."""
+    for name in ("passwd", "group"):
+        shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / f"etc/{name}")
+    users = [line.split(":")[0] for line in (root / "etc/passwd").read_text().splitlines()]
+    (root / "etc/shadow").write_text("".join(f"{user}:*:19000:0:99999:7:::\n" for user in users))
+    (root / "etc/shadow").chmod(0o640)
+    (root / "var/lib/dpkg/info").mkdir(parents=True, exist_ok=True)
+    (root / "var/lib/dpkg/status").touch()
+
+
+def _install(root, package):
+    """Our package, by dpkg; what it depends on is there, but dpkg has not installed it."""
+    shutil.copy(package, root / "wardgate.deb")
+    inside = [HERE / "with-arm", "chroot", root, "/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", "PATH=/usr/sbin:/usr/bin"]
+    for command in (
+        ["systemd-sysusers"],
+        ["dpkg", "--install", "--force-depends", "--force-bad-path", "--force-unsafe-io", "/wardgate.deb"],
+        ["systemctl", "enable", "--quiet", "systemd-networkd", "host-shell"],
+    ):
+        done = subprocess.run([*inside, *command], capture_output=True, text=True)
+        if done.returncode:
+            raise guest.Fault(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+    (root / "wardgate.deb").unlink()
+
+
 def make_root(folder, package, configuration):
     """The disk of the system, with the package installed and our configuration in it; and an empty one for the spool."""
     root = folder / "root"
@@ -61,11 +87,8 @@ def make_root(folder, package, configuration):
         (root / name).write_text(text)
     for unit in MASKED:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
-    shutil.copy(package, root / "wardgate.deb")
-    inside = [HERE / "with-arm", "chroot", root, "/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", "PATH=/usr/sbin:/usr/bin"]
-    subprocess.run([*inside, "dpkg", "--install", "/wardgate.deb"], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*inside, "systemctl", "enable", "--quiet", "systemd-networkd", "host-shell"], check=True)
-    (root / "wardgate.deb").unlink()
+    _settle(root)
+    _install(root, package)
     (root / "etc/wardgate/gateway.toml").write_text(configuration)
     with open(folder / "root.img", "wb") as image:
         image.truncate(ROOT_BYTES)
