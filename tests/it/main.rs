@@ -22,6 +22,7 @@ mod full_disk;
 mod gateway;
 mod health;
 mod hl7_peers;
+mod hl7_to_mqtt;
 mod house;
 mod kill9;
 mod medibus;
