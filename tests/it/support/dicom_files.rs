@@ -7,20 +7,17 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Deserialize;
 
-use super::process::{Process, run};
+use super::process::{run, run_long};
 use super::tools::python_peer;
 
 /// A preamble, `DICM`, and the group length element (explicit VR little endian, PS3.10 section 7.1).
 const PREAMBLE: usize = 128;
 const HEAD: usize = PREAMBLE + 4 + 12;
 const BLOCK: usize = 1 << 20;
-/// For making objects: hundreds, or gigabytes, each read once for its hash.
-const MAKING_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A Part 10 file and what it holds.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -79,7 +76,7 @@ pub fn bad_objects(folder: &Path) -> Vec<Object> {
 
 #[track_caller]
 fn listed(command: &mut Command) -> Vec<Object> {
-    let ended = Process::start(command).ends_within(MAKING_PATIENCE);
+    let ended = run_long(command);
     assert!(ended.status.success(), "{command:?}: {}; it said:\n{}", ended.status, ended.said);
     ended.said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
 }
