@@ -20,7 +20,7 @@ use crate::support::dicom_files::{
 };
 use crate::support::gateway::Gateway;
 use crate::support::orthanc::Orthanc;
-use crate::support::process::{Process, run, succeeds, wardgate};
+use crate::support::process::{Process, run, run_long, succeeds, wardgate};
 use crate::support::rounds;
 use crate::support::tools::system;
 use crate::support::wait::{PATIENCE, eventually, holds_within};
@@ -88,7 +88,7 @@ fn every_object_of_the_wheels_and_every_odd_one_is_in_the_archive_and_in_the_fol
     let out = folder.path().join("out");
     let config = [SOURCE, &to_archive(archive.address), &to_folder(&out), &route("ct", &["archive", "folder"])];
     let gateway = Gateway::start(folder.path(), &config.concat());
-    let said = run(&mut sender(&gateway, outbox.path())).said;
+    let said = run_long(&mut sender(&gateway, outbox.path())).said;
     let answered = events(&said, "stored");
     assert_eq!(answered.len(), objects.len(), "{said}");
     // Where group 2 of a file names another instance than its data set, the modality is told so, and the object kept.

@@ -5,7 +5,7 @@ use crate::support::dicom::{
     answers, dcmsend, echoscu, events, modality, send_image, storescu, tls_anonymous_client, tls_client,
 };
 use crate::support::dicom_files::{bad_objects, ct_images, hashes, odd_objects, wheel_objects};
-use crate::support::process::{run, succeeds};
+use crate::support::process::{run, run_long, succeeds};
 use crate::support::tools::system;
 
 use super::{arrived, ct, start};
@@ -77,7 +77,7 @@ fn every_object_of_the_wheels_arrives_with_the_bytes_that_were_sent() {
     let objects = wheel_objects(outbox.path());
     let gateway = start(folder.path(), "");
     let mut sender = modality(gateway.endpoint("ct"), "WARDGATE");
-    let said = run(sender.args(["--associations", "4", "--max-pdu", "0"]).arg(outbox.path())).said;
+    let said = run_long(sender.args(["--associations", "4", "--max-pdu", "0"]).arg(outbox.path())).said;
     let told = events(&said, "stored");
     let refused: Vec<_> = told.iter().filter(|answer| answer["status"] != "0000").collect();
     // The command's own UIDs are from group 2: where those of the data set differ the modality is told, and the object kept.

@@ -107,10 +107,11 @@ class Peer:
         self.seen = []
 
     def send(self, data):
+        """Whether it was taken. What the other end said before it took no more can still be heard."""
         try:
             self.socket.sendall(data)
         except OSError:
-            self.closed = True
+            return False
         return not self.closed
 
     def slowly(self, data):

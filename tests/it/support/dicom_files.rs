@@ -11,7 +11,7 @@ use std::process::Command;
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Deserialize;
 
-use super::process::{run, succeeds};
+use super::process::{run, run_long};
 use super::tools::python_peer;
 
 /// A preamble, `DICM`, and the group length element (explicit VR little endian, PS3.10 section 7.1).
@@ -76,8 +76,9 @@ pub fn bad_objects(folder: &Path) -> Vec<Object> {
 
 #[track_caller]
 fn listed(command: &mut Command) -> Vec<Object> {
-    let said = succeeds(command);
-    said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+    let ended = run_long(command);
+    assert!(ended.status.success(), "{command:?}: {}; it said:\n{}", ended.status, ended.said);
+    ended.said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Where the data set begins: after the preamble, `DICM` and group 2, by its group length.

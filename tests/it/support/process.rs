@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::wait::{PATIENCE, holds_within};
+use super::wait::{LONG_PATIENCE, PATIENCE, holds_within};
 
 /// Lines of output that are shown when a test fails.
 const LINES_SHOWN: usize = 60;
@@ -148,6 +148,12 @@ impl Drop for Process {
 #[track_caller]
 pub fn run(command: &mut Command) -> Ended {
     Process::start(command).ends_within(PATIENCE)
+}
+
+/// The same for one that has hundreds of things to do, which takes a loaded machine its time.
+#[track_caller]
+pub fn run_long(command: &mut Command) -> Ended {
+    Process::start(command).ends_within(LONG_PATIENCE)
 }
 
 /// Runs `command` and fails the test when it does not succeed; returns what it said.

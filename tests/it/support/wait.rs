@@ -8,6 +8,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long a condition may take before the test fails: far above what a loaded machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same for work on hundreds of things, or on gigabytes.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Waits until `condition` holds; fails the test with `what` after [`PATIENCE`].
 #[track_caller]
 pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
