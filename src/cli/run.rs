@@ -99,7 +99,7 @@ async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Res
     systemd::ready(&format!("{} at {}", settings.name, settings.site));
     tracing::info!(
         target: events::TARGET, message_id = events::STARTED, wardgate_version = env!("CARGO_PKG_VERSION"),
-        gateway = %settings.name, site = %settings.site, "started"
+        wardgate_gateway = %settings.name, wardgate_site = %settings.site, "started"
     );
     // Beside the reloads: one that waits for connections to end must not starve it.
     tasks.spawn(watchdog::feed(Arc::clone(&gateway), asking.clone()));
