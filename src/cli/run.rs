@@ -87,8 +87,9 @@ async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Res
         Some(metrics) => Some(MetricsPage::bind(metrics).await.map_err(|text| Failure::new(Exit::Unavailable, text))?),
         None => None,
     };
-    let gateway =
-        Gateway::start(file, config, sockets).await.map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
+    let gateway = Gateway::start(file, config, sockets)
+        .await
+        .map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
     let asking = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(control.serve(Arc::clone(&gateway), asking.clone()));

@@ -28,7 +28,10 @@ fn with_a_clock_of_1970_or_2099_messages_are_taken_and_sent_and_an_alarm_says_so
         let alarms = gateway.alarms();
         let alarm = alarms.iter().find(|(code, _)| code == "clock");
         assert!(alarm.is_some_and(|(_, text)| text.contains(said)), "{now}: {alarms:?}");
-        assert!(gateway.status()["since"].as_str().unwrap().starts_with(&now[..4]), "the box is at that time");
+        assert!(
+            gateway.status()["since"].as_str().unwrap().starts_with(now.split('-').next().unwrap()),
+            "the box is at that time"
+        );
         assert!(gateway.stop().contains("alarm: clock (clock)"));
     }
 }
