@@ -40,22 +40,66 @@ pub struct Event {
 
 /// Every alarm, in the order of its code.
 pub const ALARMS: [Event; 16] = [
-    Event { code: "backlog-age", raised: "4c9aa5d2ed0047e18603735f887e3eac", cleared: "7daad43e219d49fc9fe8772d3c301118" },
+    Event {
+        code: "backlog-age",
+        raised: "4c9aa5d2ed0047e18603735f887e3eac",
+        cleared: "7daad43e219d49fc9fe8772d3c301118",
+    },
     Event { code: "clock", raised: "667dc0cfb86e450eaf2c77f00c52727c", cleared: "3377ac7f5dba4270a2a7707b0e4d5ea1" },
-    Event { code: "config-refused", raised: "84e5f2ecb747403bad0ac1f723158f00", cleared: "5db420f470024bb489f97b1d98557be9" },
+    Event {
+        code: "config-refused",
+        raised: "84e5f2ecb747403bad0ac1f723158f00",
+        cleared: "5db420f470024bb489f97b1d98557be9",
+    },
     Event { code: "damaged", raised: "1332eee13ce64848b2105406d2dfb24a", cleared: "ea4d8689b40e4ac4ad0db2b4dcbe78c9" },
-    Event { code: "dead-letters", raised: "752bc643fea3402b81fece616ac8e0e1", cleared: "c3160f66e9224d28ae48dbeb3cf40bcc" },
-    Event { code: "foreign-files", raised: "76c9e535e6834f1a8b90112980f79334", cleared: "b62776aa71654963bcae88acc74a6f31" },
+    Event {
+        code: "dead-letters",
+        raised: "752bc643fea3402b81fece616ac8e0e1",
+        cleared: "c3160f66e9224d28ae48dbeb3cf40bcc",
+    },
+    Event {
+        code: "foreign-files",
+        raised: "76c9e535e6834f1a8b90112980f79334",
+        cleared: "b62776aa71654963bcae88acc74a6f31",
+    },
     Event { code: "index", raised: "f2b243da8c7f476788574f2d333c5888", cleared: "bd0c8671e3d74ecc94eb0d9b2c90d56d" },
-    Event { code: "lane-held", raised: "5d4bb3c254a445ffa6fa680b7cb83646", cleared: "cc97f1f60595446dac63dfe263eeda93" },
-    Event { code: "orphaned-lane", raised: "2dd607a650424631b2dbea7650d593ac", cleared: "91f02567ae30456ea416178ac319e364" },
-    Event { code: "query-unanswered", raised: "7d3acff5d0f44f2dba73f5b2b6125bb3", cleared: "1909dee4caba4737af8ce4729bf8a9a4" },
+    Event {
+        code: "lane-held",
+        raised: "5d4bb3c254a445ffa6fa680b7cb83646",
+        cleared: "cc97f1f60595446dac63dfe263eeda93",
+    },
+    Event {
+        code: "orphaned-lane",
+        raised: "2dd607a650424631b2dbea7650d593ac",
+        cleared: "91f02567ae30456ea416178ac319e364",
+    },
+    Event {
+        code: "query-unanswered",
+        raised: "7d3acff5d0f44f2dba73f5b2b6125bb3",
+        cleared: "1909dee4caba4737af8ce4729bf8a9a4",
+    },
     Event { code: "quota", raised: "bdd1ebbe197e40efaad4b439c65b01d9", cleared: "e4cb2c9bc7f24ade8e21b125fd6c2720" },
     Event { code: "silence", raised: "ce4025cfa66e41ccb4a572bb2e009d61", cleared: "7a023f9a78cf45e0b1b4ae6b8609d57f" },
-    Event { code: "source-down", raised: "a70ac83eda5e4365848c177bd38a94cd", cleared: "644319b117c949a0a4d24d16a56e4d7c" },
-    Event { code: "spool-failed", raised: "6bcace1b930642778328fffbea31f856", cleared: "bd33e6e44ab5452294b38403408f8382" },
-    Event { code: "spool-full", raised: "0c2e454f2883412f94fe0d6826052156", cleared: "6f8268cdcc14422bb7c07eb9532be345" },
-    Event { code: "unplugged", raised: "f76cfeeb629f456c8e07f567b9b074d8", cleared: "6fd7ec0c853e445f94f4a65ed917befc" },
+    Event {
+        code: "source-down",
+        raised: "a70ac83eda5e4365848c177bd38a94cd",
+        cleared: "644319b117c949a0a4d24d16a56e4d7c",
+    },
+    Event {
+        code: "spool-failed",
+        raised: "6bcace1b930642778328fffbea31f856",
+        cleared: "bd33e6e44ab5452294b38403408f8382",
+    },
+    Event {
+        code: "spool-full",
+        raised: "0c2e454f2883412f94fe0d6826052156",
+        cleared: "6f8268cdcc14422bb7c07eb9532be345",
+    },
+    Event {
+        code: "unplugged",
+        raised: "f76cfeeb629f456c8e07f567b9b074d8",
+        cleared: "6fd7ec0c853e445f94f4a65ed917befc",
+    },
 ];
 
 /// What was said of the alarms: each is said when it is raised and when it is over, and not in between.

@@ -87,8 +87,9 @@ async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Res
         Some(metrics) => Some(MetricsPage::bind(metrics).await.map_err(|text| Failure::new(Exit::Unavailable, text))?),
         None => None,
     };
-    let gateway =
-        Gateway::start(file, config, sockets).await.map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
+    let gateway = Gateway::start(file, config, sockets)
+        .await
+        .map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
     let asking = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(control.serve(Arc::clone(&gateway), asking.clone()));
@@ -99,7 +100,7 @@ async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Res
     systemd::ready(&format!("{} at {}", settings.name, settings.site));
     tracing::info!(
         target: events::TARGET, message_id = events::STARTED, wardgate_version = env!("CARGO_PKG_VERSION"),
-        gateway = %settings.name, site = %settings.site, "started"
+        wardgate_gateway = %settings.name, wardgate_site = %settings.site, "started"
     );
     // Beside the reloads: one that waits for connections to end must not starve it.
     tasks.spawn(watchdog::feed(Arc::clone(&gateway), asking.clone()));

@@ -41,12 +41,14 @@ pub async fn feed(gateway: Arc<Gateway>, stop: CancellationToken) {
     let mut watchdog = Watchdog { limit, seen: BTreeMap::new() };
     // Twice as often as it must be fed: a stage that stands still is found soon.
     let mut looks = interval(limit / 4);
+    let mut told = String::new();
     while stop.run_until_cancelled(looks.tick()).await.is_some() {
         if watchdog.look(gateway.turns(), Instant::now()) {
             systemd::alive();
         }
-        if let Some(line) = gateway.headline() {
+        if let Some(line) = gateway.headline().filter(|line| *line != told) {
             systemd::status(&line);
+            told = line;
         }
     }
 }
@@ -73,7 +75,7 @@ impl Watchdog {
             if !seen.told {
                 seen.told = true;
                 tracing::error!(
-                    target: events::TARGET, message_id = events::STANDS_STILL, wardgate_stage = stage, still_s = still.as_secs(),
+                    target: events::TARGET, message_id = events::STANDS_STILL, wardgate_stage = stage, wardgate_still_s = still.as_secs(),
                     "{stage} stands still: the watchdog is not fed, and systemd will start the service anew"
                 );
             }

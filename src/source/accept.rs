@@ -279,7 +279,7 @@ fn explain_bind(listen: Listen, error: &io::Error) -> SourceError {
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 are root's: enable the socket unit that holds this very address (systemctl enable --now \
              wardgate-dicom.socket for 0.0.0.0:104), then restart the service"
-        },
+        }
         _ => "check the address",
     };
     SourceError::Open(format!("can't listen on {listen}: {error}; {advice}"))
@@ -310,7 +310,8 @@ mod tests {
         /// A listener that echoes what it reads until the peer or `stop` ends it.
         async fn echo(allow: &[&str], connections: usize, tls: Option<&ServerTls>) -> Self {
             let rules = Rules { allow: allow.iter().map(|text| text.parse().unwrap()).collect(), connections };
-            let mut listener = Listener::open("127.0.0.1:0".parse().unwrap(), rules, tls, &Sockets::default()).await.unwrap();
+            let mut listener =
+                Listener::open("127.0.0.1:0".parse().unwrap(), rules, tls, &Sockets::default()).await.unwrap();
             let address = HostPort { host: "localhost".into(), port: listener.endpoint().port() };
             let (counters, stop) = (Arc::<SourceCounters>::default(), Stop::new());
             let (inner_counters, inner_stop) = (Arc::clone(&counters), stop.clone());

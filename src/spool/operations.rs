@@ -63,7 +63,8 @@ impl Spool {
     /// The turns of each log's writer: one that stands still hangs in a write or a sync.
     pub fn turns(&self) -> Turns {
         let logs = self.inner.logs.iter();
-        logs.map(|opened| (format!("the spool's writer of {}", opened.log.class.as_str()), opened.requests.turns())).collect()
+        logs.map(|opened| (format!("the spool's writer of {}", opened.log.class.as_str()), opened.requests.turns()))
+            .collect()
     }
 
     /// The cipher of new segments, as people write it.

@@ -38,7 +38,10 @@ mod tests {
             tokio::time::sleep(BEAT * 5 + BEAT / 2).await;
             7
         };
-        assert_eq!(beating(work, || drop(beats.fetch_add(1, Ordering::Relaxed))).await, 7);
+        let beat = || {
+            beats.fetch_add(1, Ordering::Relaxed);
+        };
+        assert_eq!(beating(work, beat).await, 7);
         assert_eq!(beats.into_inner(), 6);
     }
 }

@@ -76,7 +76,7 @@ fn the_threshold_of_the_sandbox_test_is_one_that_can_be_missed() {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("wardgate.service");
     let text = fs::read_to_string(units().join("wardgate.service")).unwrap();
-    fs::write(&unit, text.replace("PrivateDevices=yes\n", "")).unwrap();
+    fs::write(&unit, text.replace("PrivateDevices=yes\n", "").replace("PrivateUsers=yes\n", "")).unwrap();
     let found = run(system("systemd-analyze").args(["security", "--offline=true", EXPOSURE_MAX]).arg(unit));
     assert!(!found.status.success(), "{}", found.said);
 }
