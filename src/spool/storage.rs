@@ -277,10 +277,11 @@ impl File for fs::File {
     }
 
     fn allocate(&self, length: u64) -> io::Result<()> {
-        let length = i64::try_from(length).map_err(io::Error::other)?;
-        match fallocate(self, FallocateFlags::empty(), 0, length) {
+        // The call takes 32 bits on armv7; no file of ours is that long.
+        let asked = length.try_into().map_err(io::Error::other)?;
+        match fallocate(self, FallocateFlags::empty(), 0, asked) {
             // Not every file system can: the caller's writes then find out.
-            Err(Errno::EOPNOTSUPP) => self.set_len(length.unsigned_abs()),
+            Err(Errno::EOPNOTSUPP) => self.set_len(length),
             other => Ok(other?),
         }
     }

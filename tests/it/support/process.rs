@@ -192,7 +192,7 @@ fn a_child_that_ends_without_the_line_fails_the_test_at_once() {
 #[test]
 fn a_child_ends_with_the_value_that_holds_it() {
     let child = Process::start(Command::new("sleep").arg("600"));
-    let proc = std::path::PathBuf::from(format!("/proc/{}", child.pid()));
+    let proc = PathBuf::from(format!("/proc/{}", child.pid()));
     assert!(proc.exists());
     drop(child);
     assert!(!proc.exists());
