@@ -105,7 +105,8 @@ class Box:
         self.tpm = self._start_tpm(tpm)
         self.begun = time.monotonic()
         self.port = guest.free_port()
-        self.machine = subprocess.Popen(self._command(tpm), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.machine = subprocess.Popen(self._command(tpm), **pipes, start_new_session=True)
         threading.Thread(target=self._listen, daemon=True).start()
 
     @staticmethod
@@ -156,7 +157,7 @@ class Box:
                     raise guest.Fault("the box does not answer:\n" + "\n".join(self.lines[-20:]))
                 self.changed.wait(0.5)
 
-    def wait_until_up(self, within_s=600):
+    def wait_until_up(self, within_s=900):
         self._wait(0, lambda line: "HOST-SHELL" in line, within_s)
         return time.monotonic() - self.begun
 
