@@ -19,13 +19,16 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::alarms;
+use crate::admin::events::{self, Announcer};
 use crate::config::{self, LoadError, Loaded};
 use crate::source::SourceConfig;
 use crate::spool::{Disk, OpenError, Spool};
-use crate::status::{Alarm, Status};
+use crate::status::{Alarm, Counter, PARTS_STAGE, Status, Turns};
 use crate::system::clock;
 use crate::system::disk::{FolderLock, LockError};
+use crate::system::sockets::Sockets;
 use crate::upstream::UpstreamConfig;
+use crate::values::counted;
 use keyfile::KeyFileError;
 use parts::Parts;
 
@@ -47,6 +50,8 @@ pub struct Gateway {
     file: PathBuf,
     spool: Spool,
     parts: Mutex<Parts>,
+    /// Grows with each look at the parts.
+    looks: Counter,
     /// Held by the one import that may be under way.
     importing: Mutex<()>,
     status: watch::Sender<Arc<Status>>,
@@ -100,12 +105,12 @@ pub enum ReloadError {
 }
 
 impl Gateway {
-    /// Starts everything that `config` (read from `file`) names. A source or upstream that can't be opened yet is tried again
+    /// Starts everything that `config` (read from `file`) names; what listens takes its socket from `sockets`. A source or upstream that can't be opened yet is tried again
     /// by itself; only the spool must be there.
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(file: &Path, config: Config) -> Result<Arc<Self>, StartError> {
+    pub async fn start(file: &Path, config: Config, sockets: Sockets) -> Result<Arc<Self>, StartError> {
         let path = config.spool.path.clone();
         let disk = Disk::open(&path)
             .map_err(|cause| StartError::Io { doing: format!("can't make {}", path.display()), cause })?;
@@ -122,7 +127,7 @@ impl Gateway {
             Err(error) => return Err(StartError::Io { doing: "can't open the spool".into(), cause: error.into() }),
         };
         let status = watch::Sender::new(Arc::new(Status::default()));
-        let mut parts = Parts::new(spool.clone(), status.subscribe(), &config);
+        let mut parts = Parts::new(spool.clone(), status.subscribe(), &config, sockets);
         let troubles = parts.settle(&config).await;
         for trouble in troubles.into_iter().chain(parts.keep_recovery().await.err()) {
             tracing::error!("{trouble}");
@@ -132,6 +137,7 @@ impl Gateway {
             file: file.to_owned(),
             spool,
             parts: Mutex::new(parts),
+            looks: Counter::default(),
             importing: Mutex::default(),
             status,
             started: Instant::now(),
@@ -169,7 +175,10 @@ impl Gateway {
         };
         let Err(trouble) = outcome else {
             parts.put_in_force().await;
-            tracing::info!(config = %config.fingerprint(), "the changed configuration is in force");
+            tracing::info!(
+                target: events::TARGET, message_id = events::CONFIG_IN_FORCE, wardgate_config = config.fingerprint(),
+                "the changed configuration is in force"
+            );
             return Ok(());
         };
         for trouble in parts.settle(&before).await {
@@ -183,10 +192,12 @@ impl Gateway {
     /// its own: it takes locks in turn with others, and one that waits for a lock must always be polled.
     pub async fn tend(self: Arc<Self>, stop: CancellationToken) {
         let mut remembered: Option<Instant> = None;
+        let mut announcer = Announcer::default();
         while !stop.is_cancelled() {
             // A person who hung up in the middle of an import may have left messages in lanes that are new.
             self.parts.lock().await.serve_new_lanes().await;
             let status = self.snapshot().await;
+            announcer.tell(&status.alarms);
             self.status.send_replace(Arc::new(status));
             if remembered.is_none_or(|at| at.elapsed() >= CLOCK_INTERVAL) {
                 remembered = Some(Instant::now());
@@ -211,6 +222,34 @@ impl Gateway {
         }
     }
 
+    /// The turns of each stage. While a configuration is being applied the parts can't be seen: then only the spool's.
+    pub fn turns(&self) -> Turns {
+        let mut turns = self.spool.turns();
+        if let Ok(parts) = self.parts.try_lock() {
+            self.looks.one();
+            turns.extend(parts.turns());
+        }
+        turns.insert(PARTS_STAGE.to_owned(), self.looks.value());
+        turns
+    }
+
+    /// One line for `systemctl status`, of the last snapshot.
+    pub fn headline(&self) -> Option<String> {
+        let status = Arc::clone(&self.status.borrow());
+        let (waiting, _) = status.backlog();
+        let line = format!(
+            "{} at {}: {}, {}, {} waiting, {}",
+            status.gateway,
+            status.site,
+            counted(status.sources.len() as u64, "source"),
+            counted(status.upstreams.len() as u64, "upstream"),
+            counted(waiting, "message"),
+            counted(status.alarms.len() as u64, "alarm")
+        );
+        // There is none before the first.
+        (!status.gateway.is_empty()).then_some(line)
+    }
+
     /// How everything stands.
     pub async fn snapshot(&self) -> Status {
         let parts = self.parts.lock().await;
@@ -226,10 +265,12 @@ impl Gateway {
             upstreams: parts.upstreams(),
             lanes: self.spool.lanes(),
             logs: self.spool.logs(),
+            cipher: self.spool.cipher().to_owned(),
             index_written: self.spool.index_written(),
             alarms: self.spool.alarms(),
         };
         status.alarms.extend(parts.alarms());
+        status.alarms.extend(clock_alarm());
         drop(parts);
         let damaged = self.damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         // The check names files, which is more than the spool says by itself.
@@ -252,6 +293,12 @@ impl Gateway {
         status.alarms.extend(new);
         status
     }
+}
+
+/// A clock that can't be right. Nothing is refused for it; who reads the times must know.
+fn clock_alarm() -> Option<Alarm> {
+    let text = clock::doubt()?.to_string();
+    Some(Alarm { code: "clock".into(), about: "clock".into(), text })
 }
 
 /// When that was, by the clock as it is now: a clock that is set right later makes this right, too.

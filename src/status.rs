@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,11 @@ use plug::{PlugStatus, Plugged};
 
 pub mod imaging;
 pub mod plug;
+
+/// What each stage of the service has turned so far, by the stage's name.
+pub type Turns = BTreeMap<String, u64>;
+/// The stage that stands for what can only be looked at while no configuration is being applied.
+pub const PARTS_STAGE: &str = "the gateway's parts";
 
 /// A number that only grows.
 #[derive(Default, Debug)]
@@ -92,6 +97,8 @@ pub struct SourceCounters {
     pub queries: Counter,
     /// Uptime of the last one, milliseconds; 0: none since the start.
     pub last_query_ms: Gauge,
+    /// Grows while the source's task moves.
+    pub turns: Counter,
 }
 
 impl SourceCounters {
@@ -142,9 +149,28 @@ pub struct UpstreamCounters {
     pub last_receipt_ms: Gauge,
     /// How the connection stands.
     pub link: Mutex<Link>,
+    /// Grows while the forwarder moves.
+    pub turns: Counter,
+    /// The lanes that run, each by its source, with what grows while it moves.
+    lanes: Mutex<Vec<(Name, Weak<Counter>)>>,
 }
 
 impl UpstreamCounters {
+    /// A lane begins to run; it does as long as the counter lives that is its own.
+    pub fn lane(&self, source: &Name) -> Arc<Counter> {
+        let turns = Arc::default();
+        let mut lanes = whole(&self.lanes);
+        lanes.retain(|(_, turns)| turns.strong_count() > 0);
+        lanes.push((source.clone(), Arc::downgrade(&turns)));
+        turns
+    }
+
+    /// The turns of the lanes that run.
+    pub fn lanes(&self) -> Vec<(Name, u64)> {
+        let lanes = whole(&self.lanes);
+        lanes.iter().filter_map(|(source, turns)| Some((source.clone(), turns.upgrade()?.value()))).collect()
+    }
+
     /// Says how the connection stands now.
     pub fn set_link(&self, link: Link) {
         *whole(&self.link) = link;
@@ -344,6 +370,9 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Logs.
     pub logs: Vec<LogStatus>,
+    /// The cipher of new segments: what this CPU does fastest.
+    #[serde(default)]
+    pub cipher: String,
     /// Bytes written to the index since the start; what the logs wrote is told by each of them.
     #[serde(default)]
     pub index_written: u64,

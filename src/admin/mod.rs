@@ -18,6 +18,7 @@ pub mod alarms;
 pub mod answers;
 pub mod client;
 pub mod control;
+pub mod events;
 pub mod ids;
 pub mod lines;
 pub mod metrics;

@@ -31,6 +31,7 @@ pub(crate) fn healthy() -> Status {
         upstreams: [(name("engine"), upstream.snapshot("mllp", "engine.st-marys.example:2575", 7_200_000))].into(),
         lanes: vec![lane(0, 0, None, 0)],
         logs: vec![log(64 << 20)],
+        cipher: "AES-256-GCM".into(),
         index_written: 5 << 20,
         alarms: vec![],
     }

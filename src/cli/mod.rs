@@ -47,6 +47,7 @@ pub mod status_view;
 pub mod table;
 pub mod terminal;
 pub mod vendor;
+mod watchdog;
 pub mod when;
 
 /// The whole command line.

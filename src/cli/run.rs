@@ -2,27 +2,25 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure, OrExit};
+use super::watchdog;
 use crate::admin::control::ControlSocket;
+use crate::admin::events;
 use crate::admin::scrape::MetricsPage;
 use crate::config::{self, Loaded};
 use crate::gateway::{Gateway, StartError};
 use crate::source::SourceConfig;
 use crate::spool::OpenError;
 use crate::system::disk::LockError;
+use crate::system::sockets::Sockets;
 use crate::system::{logging, process, systemd};
 use crate::upstream::UpstreamConfig;
-
-/// How often the gateway is looked at when no watchdog asks for it.
-const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Runs the service: takes messages from devices, keeps them, forwards them.
 ///
@@ -50,6 +48,7 @@ pub struct RunArgs {
 /// [`Failure`] when the service can't start, or ended by a fault.
 pub async fn run(args: RunArgs) -> Result<(), Failure> {
     logging::start();
+    let sockets = Sockets::inherited();
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Software, "can't listen for SIGTERM")?;
@@ -61,7 +60,7 @@ pub async fn run(args: RunArgs) -> Result<(), Failure> {
         }
         signalled.cancel();
     });
-    serve(&args.config, stop).await
+    serve_on(&args.config, sockets, stop).await
 }
 
 /// Runs the gateway of a configuration file until `stop`, in this process. The demo runs it the same way.
@@ -69,6 +68,10 @@ pub async fn run(args: RunArgs) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`] when the gateway can't start, or ended by a fault.
 pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> {
+    serve_on(file, Sockets::default(), stop).await
+}
+
+async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Result<(), Failure> {
     if let Err(error) = process::forbid_dumps() {
         tracing::warn!(%error, "a crash could leave patient data in a core file");
     }
@@ -85,7 +88,7 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
         None => None,
     };
     let gateway =
-        Gateway::start(file, config).await.map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
+        Gateway::start(file, config, sockets).await.map_err(|error| Failure::new(exit_of(&error), error.to_string()))?;
     let asking = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(control.serve(Arc::clone(&gateway), asking.clone()));
@@ -93,38 +96,35 @@ pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> 
     if let Some(metrics) = metrics {
         tasks.spawn(metrics.serve(Arc::clone(&gateway), asking.clone()));
     }
-    systemd::ready(&format!("gateway {} at {}", settings.name, settings.site));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %settings.name, site = %settings.site, "started");
-    watch(&gateway, &stop).await?;
+    systemd::ready(&format!("{} at {}", settings.name, settings.site));
+    tracing::info!(
+        target: events::TARGET, message_id = events::STARTED, wardgate_version = env!("CARGO_PKG_VERSION"),
+        wardgate_gateway = %settings.name, wardgate_site = %settings.site, "started"
+    );
+    // Beside the reloads: one that waits for connections to end must not starve it.
+    tasks.spawn(watchdog::feed(Arc::clone(&gateway), asking.clone()));
+    reload_when_asked(&gateway, &stop).await?;
     systemd::stopping();
     gateway.stop().await;
     asking.cancel();
     while tasks.join_next().await.is_some() {}
-    tracing::info!("stopped");
+    tracing::info!(target: events::TARGET, message_id = events::STOPPED, "stopped");
     Ok(())
 }
 
-/// Reloads on SIGHUP and tells systemd that all is well, until `stop`; a reload that has begun ends first.
-///
-/// Nothing that takes the gateway's lock may be a branch here that is kept from one round to the next: it could stand in the lock's
-/// queue without being polled, while another branch waits behind it for ever.
-async fn watch(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
+/// Reloads on SIGHUP, until `stop`; a reload that has begun ends first.
+async fn reload_when_asked(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
-    let mut alive = interval(systemd::watchdog_period().unwrap_or(WATCHDOG_DEFAULT));
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            // The gateway's own locks are taken before it says that it lives: a gateway that hangs says nothing.
-            _ = alive.tick() => {
-                gateway.snapshot().await;
-                systemd::alive();
-            }
             _ = hangup.recv() => {
                 systemd::reloading();
-                if let Err(error) = gateway.reload().await {
+                let outcome = gateway.reload().await;
+                if let Err(error) = &outcome {
                     tracing::error!("{error}");
                 }
-                systemd::ready("running");
+                systemd::ready(if outcome.is_ok() { "the changed configuration is in force" } else { "the changed configuration was refused" });
             }
         }
     }

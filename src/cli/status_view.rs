@@ -22,7 +22,7 @@ pub fn render(status: &Status, width: usize) -> String {
     parts.push(section(upstreams(status), "no upstreams are configured", width));
     parts.extend(lanes(&status.lanes).map(|table| table.render(width)));
     parts.push(section(logs(&status.logs), "the spool is not open", width));
-    parts.push(format!("index: {} written since the start", bytes(status.index_written)));
+    parts.push(format!("index: {} written since the start; sealed with {}", bytes(status.index_written), status.cipher));
     parts.join("\n\n")
 }
 

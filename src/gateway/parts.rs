@@ -3,7 +3,8 @@
 //! A part whose section and files are equal keeps running. One that changed is stopped, then started. Nothing here decides
 //! what becomes of messages; a lane belongs to the forwarder of its upstream and to nobody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -20,7 +21,8 @@ use crate::route::{self, convert::Conversions};
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started};
 use crate::spool::Spool;
-use crate::status::{Alarm, LaneStatus, SourceStatus, Status, UpstreamCounters, UpstreamStatus};
+use crate::status::{Alarm, LaneStatus, SourceStatus, Status, Turns, UpstreamCounters, UpstreamStatus};
+use crate::system::sockets::Sockets;
 use crate::upstream::forwarder::Forwarding;
 use crate::upstream::holds::{Decision, Holds};
 use crate::upstream::{Identity, UpstreamConfig};
@@ -37,6 +39,7 @@ pub struct Parts {
     conversions: watch::Sender<Arc<Conversions>>,
     burials: Burials,
     callers: Callers,
+    sockets: Sockets,
 }
 
 struct RunningSource {
@@ -61,7 +64,7 @@ struct RunningUpstream {
 
 impl Parts {
     /// Nothing runs yet.
-    pub fn new(spool: Spool, status: watch::Receiver<Arc<Status>>, config: &Config) -> Self {
+    pub fn new(spool: Spool, status: watch::Receiver<Arc<Status>>, config: &Config, sockets: Sockets) -> Self {
         Self {
             spool,
             status,
@@ -71,6 +74,7 @@ impl Parts {
             conversions: watch::Sender::new(Arc::new(conversions(config))),
             burials: Burials::default(),
             callers: Callers::default(),
+            sockets,
         }
     }
 
@@ -115,6 +119,8 @@ impl Parts {
             self.config.gateway.name != config.gateway.name || self.config.gateway.site != config.gateway.site;
         self.config = reports::with_reports(config, &self.spool, &self.callers);
         self.stop_sources().await;
+        // An address that nobody names any more must not stand in the way of a new one.
+        self.sockets.release(&self.listens());
         self.settle_upstreams(identity_changed).await;
         self.start_sources().await
     }
@@ -141,6 +147,25 @@ impl Parts {
             source.targets.send_replace(self.targets(name));
         }
         self.settle_burials().await;
+        self.sockets.refuse_unnamed(&self.listens());
+    }
+
+    /// The turns of each part that runs.
+    pub fn turns(&self) -> Turns {
+        let mut turns = Turns::new();
+        for (name, source) in &self.sources {
+            turns.insert(format!("the source {name}"), source.intake.counters().turns.value());
+        }
+        for (name, upstream) in &self.upstreams {
+            turns.insert(format!("the forwarder of {name}"), upstream.counters.turns.value());
+            let lanes = upstream.counters.lanes().into_iter();
+            turns.extend(lanes.map(|(source, count)| (format!("the lane {source} > {name}"), count)));
+        }
+        turns
+    }
+
+    fn listens(&self) -> BTreeSet<SocketAddr> {
+        self.config.sources.values().filter_map(|part| part.config.listens()).collect()
     }
 
     /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.
@@ -296,7 +321,8 @@ impl Parts {
             tokio::task::spawn_blocking(move || spool.prepare(class));
             let (targets, told) = watch::channel(self.targets(&name));
             let intake = Intake::new(name.clone(), part.config.protocol(), class, self.spool.clone(), told)
-                .with_callers(self.callers.clone());
+                .with_callers(self.callers.clone())
+                .with_sockets(self.sockets.clone());
             let stop = CancellationToken::new();
             let started = part.config.start(intake.clone(), stop.clone()).await;
             if let Err(error) = &started.first {

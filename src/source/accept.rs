@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::seldom::Seldom;
 use super::{SourceError, Stop};
 use crate::status::SourceCounters;
+use crate::system::sockets::Sockets;
 use crate::system::stream::{self, Stream};
 use crate::system::tls::ServerTls;
 use crate::values::{Listen, Problems};
@@ -65,14 +66,19 @@ struct Door {
 }
 
 impl Listener {
-    /// Binds, and loads the certificates.
+    /// Binds, or takes the socket that is held for this address, and loads the certificates.
     ///
     /// # Errors
     /// [`SourceError::Open`] with what to do in words.
-    pub async fn open(listen: Listen, rules: Rules, tls: Option<&ServerTls>) -> Result<Self, SourceError> {
+    pub async fn open(
+        listen: Listen,
+        rules: Rules,
+        tls: Option<&ServerTls>,
+        sockets: &Sockets,
+    ) -> Result<Self, SourceError> {
         let tls = tls.map(ServerTls::acceptor).transpose().map_err(|error| SourceError::Open(error.to_string()))?;
         let bound = async {
-            let socket = TcpListener::bind(listen.0).await?;
+            let socket = sockets.listen(listen.0).await?;
             let endpoint = socket.local_addr()?;
             Ok((socket, endpoint))
         };
@@ -270,7 +276,10 @@ fn explain_bind(listen: Listen, error: &io::Error) -> SourceError {
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => "another program or source listens there",
         io::ErrorKind::AddrNotAvailable => "this box has no such address: check the network's configuration",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 are root's: enable the socket unit that holds this very address (systemctl enable --now \
+             wardgate-dicom.socket for 0.0.0.0:104), then restart the service"
+        },
         _ => "check the address",
     };
     SourceError::Open(format!("can't listen on {listen}: {error}; {advice}"))
@@ -301,7 +310,7 @@ mod tests {
         /// A listener that echoes what it reads until the peer or `stop` ends it.
         async fn echo(allow: &[&str], connections: usize, tls: Option<&ServerTls>) -> Self {
             let rules = Rules { allow: allow.iter().map(|text| text.parse().unwrap()).collect(), connections };
-            let mut listener = Listener::open("127.0.0.1:0".parse().unwrap(), rules, tls).await.unwrap();
+            let mut listener = Listener::open("127.0.0.1:0".parse().unwrap(), rules, tls, &Sockets::default()).await.unwrap();
             let address = HostPort { host: "localhost".into(), port: listener.endpoint().port() };
             let (counters, stop) = (Arc::<SourceCounters>::default(), Stop::new());
             let (inner_counters, inner_stop) = (Arc::clone(&counters), stop.clone());
@@ -401,7 +410,8 @@ mod tests {
     async fn a_port_that_is_taken_is_told_in_words() {
         let running = Running::echo(&[], 4, None).await;
         let listen = Listen(([127, 0, 0, 1], running.address.port).into());
-        let error = Listener::open(listen, Rules { allow: vec![], connections: 1 }, None).await.err().unwrap();
+        let rules = Rules { allow: vec![], connections: 1 };
+        let error = Listener::open(listen, rules, None, &Sockets::default()).await.err().unwrap();
         assert!(error.to_string().ends_with("; another program or source listens there"), "{error}");
     }
 

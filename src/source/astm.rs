@@ -16,6 +16,7 @@ use super::intake::Intake;
 use super::plug::{Line, Plug, PlugConfig};
 use super::{Source, SourceError, Stop};
 use crate::system::serial::SerialConfig;
+use crate::system::sockets::Sockets;
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 
 /// What `max-message-size` may be.
@@ -82,8 +83,8 @@ impl Source for Astm {
 
     const PROTOCOL: &'static str = "astm";
 
-    async fn open(config: &AstmConfig) -> Result<Self, SourceError> {
-        let plug = Plug::open(config.plug()).await?;
+    async fn open(config: &AstmConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        let plug = Plug::open(config.plug(), sockets).await?;
         Ok(Self { plug, message_bytes_max: config.max_message_size.0 })
     }
 

@@ -22,6 +22,7 @@ use super::plug_journal::Journal;
 use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::envelope::MessageId;
+use crate::system::sockets::Sockets;
 use crate::values::{ByteSize, Problems, SecretRef, Section, Span};
 use scan::{Asides, Rules, Scan, Seen, Stamp, scan};
 use store::{Settings, Taken, blocking};
@@ -260,7 +261,7 @@ impl Source for Folder {
     const PROTOCOL: &'static str = "folder";
 
     /// A folder that is not there yet is waited for, and no reason to refuse a configuration.
-    async fn open(config: &FolderConfig) -> Result<Self, SourceError> {
+    async fn open(config: &FolderConfig, _sockets: &Sockets) -> Result<Self, SourceError> {
         let rules = config.file.iter().map(|rule| (rule.pattern.clone(), rule.content_type.clone())).collect();
         let settings = Settings { root: config.path.clone(), afterwards: config.afterwards(), rules };
         Ok(Self {

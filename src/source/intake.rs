@@ -14,6 +14,7 @@ use crate::spool::{
     STREAMED_BYTES_MAX, Spool,
 };
 use crate::status::SourceCounters;
+use crate::system::sockets::Sockets;
 use crate::values::Name;
 
 /// What a streamed body holds in memory at most: the piece that fills, and the one that is on its way to the disk.
@@ -30,6 +31,7 @@ const fn of_one_source(bytes: usize) -> usize {
 pub struct Intake {
     inner: Arc<Inner>,
     callers: Callers,
+    sockets: Sockets,
 }
 
 struct Inner {
@@ -69,12 +71,22 @@ impl Intake {
         let (streamed, gathered) = (part(STREAMED_BYTES_MAX), part(GATHERED_BYTES_MAX));
         let counters = Arc::default();
         let inner = Inner { source, protocol, class, spool, targets, counters, in_flight, streamed, gathered };
-        Self { inner: Arc::new(inner), callers: Callers::default() }
+        Self { inner: Arc::new(inner), callers: Callers::default(), sockets: Sockets::default() }
     }
 
     /// The same, whose devices can be called by those who know `callers`.
     pub fn with_callers(self, callers: Callers) -> Self {
         Self { callers, ..self }
+    }
+
+    /// The same, whose source listens on sockets that outlive the process.
+    pub fn with_sockets(self, sockets: Sockets) -> Self {
+        Self { sockets, ..self }
+    }
+
+    /// Where the source's listening sockets come from.
+    pub fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
     /// Where devices are entered that stay on the line for an answer.

@@ -20,6 +20,7 @@ use super::readings::TelemetryLog;
 use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::system::serial::{Flow, Parity, SerialConfig};
+use crate::system::sockets::Sockets;
 use crate::values::{HostPort, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::medibus::{ARGUMENT_BYTES_MAX, code, hex};
 
@@ -272,8 +273,8 @@ impl Source for Medibus {
 
     const PROTOCOL: &'static str = "medibus";
 
-    async fn open(config: &MedibusConfig) -> Result<Self, SourceError> {
-        let plug = Plug::open(config.plug()).await?;
+    async fn open(config: &MedibusConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        let plug = Plug::open(config.plug(), sockets).await?;
         let zone = config.zone().unwrap_or(TimeZone::UTC);
         Ok(Self { plug, settings: Arc::new(config.settings()), zone })
     }

@@ -15,6 +15,7 @@ use super::accept::{CONNECTIONS_DEFAULT, Listener, Rules};
 use super::intake::Intake;
 use super::mllp_connection::{self, Settings};
 use super::{Source, SourceError, Stop};
+use crate::system::sockets::Sockets;
 use crate::system::tls::ServerTls;
 use crate::values::{ByteSize, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::answer::{ApplicationAck, Mode};
@@ -137,8 +138,8 @@ impl Source for Mllp {
 
     const PROTOCOL: &'static str = "mllp";
 
-    async fn open(config: &MllpConfig) -> Result<Self, SourceError> {
-        let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref()).await?;
+    async fn open(config: &MllpConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref(), sockets).await?;
         Ok(Self { listener, settings: Arc::new(Settings::new(config)) })
     }
 

@@ -6,6 +6,7 @@
 //! A new protocol is a file here, a variant of [`SourceConfig`] and a line in each of its matches.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -16,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::envelope::Class;
 use crate::system::backoff::Backoff;
+use crate::system::pulse::beating;
+use crate::system::sockets::Sockets;
 use crate::values::{Problems, SecretRef, Section, Span};
 use intake::Intake;
 
@@ -75,11 +78,11 @@ pub trait Source: Sized + Send + 'static {
     /// The key in `[source.<name>.<protocol>]`.
     const PROTOCOL: &'static str;
 
-    /// Binds or opens. Fails fast: `supervise` owns restart and backoff.
+    /// Binds or opens; a listening socket comes from `sockets`. Fails fast: `supervise` owns restart and backoff.
     ///
     /// # Errors
     /// [`SourceError`], with what to do in words.
-    fn open(config: &Self::Config) -> impl Future<Output = Result<Self, SourceError>> + Send;
+    fn open(config: &Self::Config, sockets: &Sockets) -> impl Future<Output = Result<Self, SourceError>> + Send;
 
     /// Where it listens or reads, as it is bound: `10.20.0.1:2575`.
     fn endpoint(&self) -> String;
@@ -172,6 +175,20 @@ impl SourceConfig {
         }
     }
 
+    /// Where it listens over TCP, if it does.
+    pub fn listens(&self) -> Option<SocketAddr> {
+        let listen = match self {
+            Self::Mllp(config) => Some(config.listen),
+            Self::Dicom(config) => Some(config.listen),
+            Self::Mqtt(config) => Some(config.listen),
+            Self::Medibus(config) => config.listen,
+            Self::Astm(config) => config.listen,
+            Self::Serial(config) => config.listen,
+            Self::Modbus(_) | Self::Folder(_) | Self::Udp(_) => None,
+        };
+        listen.map(|listen| listen.0)
+    }
+
     /// Opens the source and keeps it running until `stop`. [`Started::first`] tells how the first attempt to open it ended.
     pub async fn start(&self, intake: Intake, stop: Stop) -> Started {
         match self {
@@ -231,12 +248,15 @@ pub struct Started {
 
 async fn start<S: Source>(config: S::Config, intake: Intake, stop: Stop) -> Started {
     let (told, endpoint) = watch::channel(String::new());
-    let opened = S::open(&config).await;
+    let opened = S::open(&config, intake.sockets()).await;
     let first = opened.as_ref().map(|_| ()).map_err(Clone::clone);
     if let Ok(source) = &opened {
         told.send_replace(source.endpoint());
     }
-    let task = tokio::spawn(async move { supervise(opened, &config, &intake, &stop, &told).await });
+    let task = tokio::spawn(async move {
+        let supervised = supervise(opened, &config, &intake, &stop, &told);
+        beating(supervised, || intake.counters().turns.one()).await;
+    });
     Started { first, endpoint, task }
 }
 
@@ -269,7 +289,7 @@ async fn supervise<S: Source>(
             () = stop.cancelled() => return,
             () = sleep(pause) => {}
         }
-        opened = S::open(config).await;
+        opened = S::open(config, intake.sockets()).await;
     }
 }
 

@@ -19,6 +19,7 @@ use super::readings::TelemetryLog;
 use super::{Source, SourceError, Stop};
 use crate::system::backoff::Backoff;
 use crate::system::serial::SerialConfig;
+use crate::system::sockets::Sockets;
 use crate::system::stream;
 use crate::values::{HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::modbus::{REGISTERS_MAX, SERIAL_UNIT_MAX};
@@ -233,7 +234,7 @@ impl Source for Modbus {
     const PROTOCOL: &'static str = "modbus";
 
     /// A device that is not there yet is waited for, and no reason to refuse a configuration.
-    async fn open(config: &ModbusConfig) -> Result<Self, SourceError> {
+    async fn open(config: &ModbusConfig, _sockets: &Sockets) -> Result<Self, SourceError> {
         Ok(Self { config: config.clone() })
     }
 
@@ -261,7 +262,7 @@ impl Source for Modbus {
 /// On a serial port, each time that it is plugged in.
 async fn run_port(serial: &SerialConfig, bus: Bus, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
     let config = PlugConfig { serial: Some(serial.clone()), ..PlugConfig::default() };
-    let mut plug = Plug::open(config).await?;
+    let mut plug = Plug::open(config, &Sockets::default()).await?;
     // The port has one line at a time; the bus outlives it.
     let bus = Arc::new(Mutex::new(bus));
     let (ours, stopping) = (intake.clone(), stop.clone());

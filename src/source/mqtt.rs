@@ -23,6 +23,7 @@ use super::mqtt_endpoint::{Endpoint, TOPIC_BYTES_MAX};
 use super::readings::TelemetryLog;
 use super::{Source, SourceError, Stop};
 use crate::system::password::Hashed;
+use crate::system::sockets::Sockets;
 use crate::system::tls::ServerTls;
 use crate::values::{ByteSize, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::mqtt_topic;
@@ -248,8 +249,8 @@ impl Source for Mqtt {
 
     const PROTOCOL: &'static str = "mqtt";
 
-    async fn open(config: &MqttConfig) -> Result<Self, SourceError> {
-        let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref()).await?;
+    async fn open(config: &MqttConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref(), sockets).await?;
         Ok(Self { listener, config: config.clone() })
     }
 

@@ -20,6 +20,7 @@ use super::{SourceError, Stop};
 use crate::status::SourceCounters;
 use crate::status::plug::PlugState;
 use crate::system::serial::{self, SerialConfig, SerialPort};
+use crate::system::sockets::Sockets;
 use crate::system::stream::{self, Stream};
 use crate::system::watch::Watch;
 use crate::values::{HostPort, Listen, Problems};
@@ -127,13 +128,13 @@ impl Plug {
     ///
     /// # Errors
     /// [`SourceError::Open`] with what to do in words.
-    pub async fn open(config: PlugConfig) -> Result<Self, SourceError> {
+    pub async fn open(config: PlugConfig, sockets: &Sockets) -> Result<Self, SourceError> {
         let way = match config {
             PlugConfig { serial: Some(serial), .. } => Way::Serial(serial),
             PlugConfig { connect: Some(address), .. } => Way::Connect(address),
             PlugConfig { listen: Some(listen), allow, connections, .. } => {
                 let rules = Rules { allow, connections: connections.unwrap_or(CONNECTIONS_DEFAULT) };
-                Way::Listen(Box::new(Listener::open(listen, rules, None).await?))
+                Way::Listen(Box::new(Listener::open(listen, rules, None, sockets).await?))
             }
             _ => return Err(SourceError::Open("no place of the device is configured".into())),
         };

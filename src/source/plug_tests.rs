@@ -22,6 +22,7 @@ use super::plug::{Line, Plug, PlugConfig};
 use crate::envelope::Class;
 use crate::spool::{Disk, Lane, Secret, Spool, SpoolConfig};
 use crate::status::plug::PlugState;
+use crate::system::sockets::Sockets;
 use crate::telemetry::record::{GapReason, Record};
 use crate::values::{Name, Problems};
 
@@ -110,7 +111,7 @@ fn listening(config: PlugConfig, room: &Room) -> (mpsc::UnboundedReceiver<String
     let (bound, endpoint) = std::sync::mpsc::channel();
     let (intake, stop) = (room.intake.clone(), room.stop.clone());
     let task = tokio::spawn(async move {
-        let mut plug = Plug::open(config).await.unwrap();
+        let mut plug = Plug::open(config, &Sockets::default()).await.unwrap();
         bound.send(plug.endpoint()).unwrap();
         let stopped = stop.clone();
         let serve = move |line: Line| listen(line, heard.clone(), stopped.clone());

@@ -16,6 +16,7 @@ use super::readings::{Readings, TelemetryLog};
 use super::serial_line;
 use super::{Source, SourceError, Stop};
 use crate::system::serial::SerialConfig;
+use crate::system::sockets::Sockets;
 use crate::values::{HostPort, Listen, Problems, SecretRef, Section, Span};
 
 /// `[source.<name>.serial]`.
@@ -89,8 +90,8 @@ impl Source for Serial {
 
     const PROTOCOL: &'static str = "serial";
 
-    async fn open(config: &SerialSourceConfig) -> Result<Self, SourceError> {
-        Ok(Self { plug: Plug::open(config.plug()).await?, profile: loaded(&config.profile)? })
+    async fn open(config: &SerialSourceConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        Ok(Self { plug: Plug::open(config.plug(), sockets).await?, profile: loaded(&config.profile)? })
     }
 
     fn endpoint(&self) -> String {

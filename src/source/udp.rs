@@ -20,6 +20,7 @@ use super::seldom::Seldom;
 use super::serial::loaded;
 use super::serial_line::{Catcher, store_all};
 use super::{Source, SourceError, Stop};
+use crate::system::sockets::Sockets;
 use crate::telemetry::record::Named;
 use crate::values::{Listen, Problems, SecretRef, Section, Span};
 use crate::wire::checksum::Checksum;
@@ -102,7 +103,7 @@ impl Source for Udp {
 
     const PROTOCOL: &'static str = "udp";
 
-    async fn open(config: &UdpConfig) -> Result<Self, SourceError> {
+    async fn open(config: &UdpConfig, _sockets: &Sockets) -> Result<Self, SourceError> {
         let profile = loaded(&config.profile)?;
         let bound = async {
             let socket = UdpSocket::bind(config.listen.0).await?;

@@ -12,11 +12,12 @@ use tokio::sync::oneshot;
 use super::keeper::{self, Watched};
 use super::log::{Effect, Log, State};
 use super::record::{self, Dead, Discard, Gap, Kind, Replay};
+use super::seal::Algorithm;
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
 use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, source_tag};
 use crate::envelope::{BodyError, Class, Envelope, UNREADABLE};
-use crate::status::{Alarm, LaneStatus, LogStatus};
+use crate::status::{Alarm, LaneStatus, LogStatus, Turns};
 use crate::values::{ByteSize, Name, counted};
 
 /// Share of the quota, in percent, above which people are told.
@@ -57,6 +58,17 @@ impl Spool {
     /// The three logs.
     pub fn logs(&self) -> Vec<LogStatus> {
         self.inner.logs.iter().map(|opened| log_status(&opened.log)).collect()
+    }
+
+    /// The turns of each log's writer: one that stands still hangs in a write or a sync.
+    pub fn turns(&self) -> Turns {
+        let logs = self.inner.logs.iter();
+        logs.map(|opened| (format!("the spool's writer of {}", opened.log.class.as_str()), opened.requests.turns())).collect()
+    }
+
+    /// The cipher of new segments, as people write it.
+    pub fn cipher(&self) -> &'static str {
+        Algorithm::preferred().name()
     }
 
     /// What a person must see of the spool itself.

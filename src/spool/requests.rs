@@ -4,14 +4,18 @@
 //! costs are longer than the encryption and the copy together. Who comes while that lasts queues, and the writer's thread takes
 //! all of them as one group: so a lone device gets its answer soonest, and many devices share a sync.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::block_in_place;
 
 use super::writer::{Request, Writer};
+
+/// How often the writer's thread shows that it moves when nobody asks for anything.
+const TURN: Duration = Duration::from_secs(1);
 
 /// A log's writer, to be asked.
 #[derive(Clone)]
@@ -24,6 +28,8 @@ struct Shared {
     writer: Mutex<Writer>,
     /// Requests in the queue: nobody writes past them.
     queued: AtomicUsize,
+    /// Turns of the writer's thread: each means that it had the writer in its hands.
+    turns: AtomicU64,
 }
 
 /// The other end of the queue, for the writer's thread.
@@ -35,7 +41,7 @@ pub struct Queue {
 /// A way to `writer`, and the end of it that a thread of its own must [`Queue::serve`].
 pub fn open(writer: Writer) -> (Requests, Queue) {
     let (queue, requests) = channel();
-    let shared = Arc::new(Shared { writer: Mutex::new(writer), queued: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared { writer: Mutex::new(writer), queued: AtomicUsize::new(0), turns: AtomicU64::new(0) });
     (Requests { queue, shared: Arc::clone(&shared) }, Queue { requests, shared })
 }
 
@@ -44,6 +50,11 @@ impl Requests {
     pub fn send(&self, request: Request) {
         self.shared.queued.fetch_add(1, Ordering::SeqCst);
         drop(self.queue.send(request));
+    }
+
+    /// Grows while the writer moves.
+    pub fn turns(&self) -> u64 {
+        self.shared.turns.load(Ordering::Relaxed)
     }
 
     /// As [`Requests::send`], for a caller that does nothing but wait for the reply: when nobody writes and nothing is queued
@@ -87,8 +98,10 @@ impl Queue {
     pub fn serve(self) {
         loop {
             let Ok(wait) = self.shared.writer.lock().map(|writer| writer.cursors_due_in()) else { return };
-            let received = self.requests.recv_timeout(wait);
+            // Idle, it still shows that it moves; a disk that hangs in another's write keeps it from that.
+            let received = self.requests.recv_timeout(wait.min(TURN));
             let Ok(mut writer) = self.shared.writer.lock() else { return };
+            self.shared.turns.fetch_add(1, Ordering::Relaxed);
             match received {
                 Ok(request) => {
                     writer.gather(self.taken(request), || self.requests.try_recv().ok().map(|more| self.taken(more)))

@@ -70,6 +70,14 @@ impl Algorithm {
         }
     }
 
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aes256Gcm => "AES-256-GCM",
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+        }
+    }
+
     /// The byte in the header.
     pub fn code(self) -> u8 {
         match self {

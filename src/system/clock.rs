@@ -26,6 +26,12 @@ const TIMESYNC_MARK: &str = "/run/systemd/timesync/synchronized";
 /// How old the record of [`tend`] may be: each writing costs flash, and a certificate is not judged by the hour.
 const RECORD_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// A clock that is behind by less is drift and time zones, and no reason for an alarm.
+const SLACK: Duration = Duration::from_secs(24 * 3600);
+
+/// A clock that is further ahead than this of what is known is wrong: no box runs one release for so long.
+const LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+
 /// Longest that the record of [`recall`] may be: a count of seconds and a line end.
 const RECORD_BYTES_MAX: usize = 32;
 
@@ -102,6 +108,31 @@ pub fn recall(path: &Path) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
+/// Why the wall clock can't be right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Doubt {
+    /// Before this program was built, or before a moment at which the clock was known to be right.
+    #[error(
+        "the clock of this box says {}, which is long past: it was started without a battery or a time server. Messages are taken, \
+         kept and sent all the same, and their times are marked; set the clock, and look after the time server and the battery",
+        day(*.0)
+    )]
+    Past(SystemTime),
+    /// Further ahead than this program will ever be used.
+    #[error(
+        "the clock of this box says {}, which is far ahead: a time server that lies, or a wrong entry. Messages are taken, kept and \
+         sent all the same; but every certificate has ended by that clock, so that TLS fails: set the clock",
+        day(*.0)
+    )]
+    Ahead(SystemTime),
+}
+
+/// Whether the wall clock can't be right.
+pub fn doubt() -> Option<Doubt> {
+    let last = UNIX_EPOCH + Duration::from_secs(LAST_SYNCHRONISED_S.load(Ordering::Relaxed));
+    doubt_of(SystemTime::now(), built().max(last))
+}
+
 /// Keeps the memory of the right time: to be called every hour or so. While the clock is synchronised its time is
 /// remembered, and recorded once a day.
 ///
@@ -135,6 +166,22 @@ fn tend_at(path: &Path, now: SystemTime) -> io::Result<()> {
     // A record from the future is of a time server that lied: it is put right as well.
     let is_fresh = |before: SystemTime| now.duration_since(before).is_ok_and(|age| age < RECORD_AGE_MAX);
     if recall(path).is_some_and(is_fresh) { Ok(()) } else { record(path, now) }
+}
+
+fn doubt_of(now: SystemTime, known: SystemTime) -> Option<Doubt> {
+    if now + SLACK < known {
+        Some(Doubt::Past(now))
+    } else if now > known + LIFETIME {
+        Some(Doubt::Ahead(now))
+    } else {
+        None
+    }
+}
+
+fn day(at: SystemTime) -> String {
+    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let at = jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or(i64::MAX)).unwrap_or(jiff::Timestamp::MAX);
+    at.strftime("%Y-%m-%d").to_string()
 }
 
 fn latest(system: SystemTime, built: SystemTime, last_synchronised: SystemTime) -> SystemTime {
@@ -195,6 +242,17 @@ mod tests {
         assert_eq!(recorded(start + 3_600), start);
         assert_eq!(recorded(start + 86_400), start + 86_400);
         assert_eq!(recorded(start), start);
+    }
+
+    #[test]
+    fn a_clock_of_1970_or_2099_is_doubted_and_one_that_drifts_is_not() {
+        let known = at(1_800_000_000);
+        assert!(matches!(doubt_of(at(86_400), known), Some(Doubt::Past(_))));
+        assert!(matches!(doubt_of(at(4_080_000_000), known), Some(Doubt::Ahead(_))));
+        for fine in [1_799_990_000, 1_800_000_000, 1_900_000_000] {
+            assert_eq!(doubt_of(at(fine), known), None);
+        }
+        assert!(Doubt::Past(at(86_400)).to_string().contains("says 1970-01-02, which"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -13,21 +14,36 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 /// The level when `RUST_LOG` says nothing.
 const LEVEL: &str = "info";
 
+/// Under which name the journal has it.
+const IDENTIFIER: &str = "wardgate";
+/// The target of events that name their fields in the journal themselves.
+pub const EVENTS: &str = "wardgate::event";
+
 /// Begins to log, to the journal when standard error is one, else to standard error. To be called once, by `cli`.
 pub fn start() {
-    let journal = stderr_is_the_journal().then(tracing_journald::layer);
-    let (output, trouble): (Box<dyn Layer<Registry> + Send + Sync>, _) = match journal {
-        // "source" and "upstream" become fields of the journal as WARDGATE_SOURCE and WARDGATE_UPSTREAM.
-        Some(Ok(layer)) => (layer.with_field_prefix(Some("WARDGATE".to_owned())).boxed(), None),
+    let (output, trouble): (Box<dyn Layer<Registry> + Send + Sync>, _) = match stderr_is_the_journal().then(journal) {
+        Some(Ok(layers)) => (layers, None),
         Some(Err(error)) => (lines(), Some(error)),
         None => (lines(), None),
     };
-    if tracing_subscriber::registry().with(output.with_filter(filter())).try_init().is_err() {
+    if tracing_subscriber::registry().with(output).with(filter()).try_init().is_err() {
         return; // already begun: by a test, or by a second call
     }
     if let Some(error) = trouble {
         tracing::warn!(%error, "the journal can't be reached, logging to standard error");
     }
+}
+
+/// "source" and "upstream" become fields of the journal as WARDGATE_SOURCE and WARDGATE_UPSTREAM. Events that people are alerted by
+/// name their fields themselves: MESSAGE_ID is one of systemd's.
+fn journal() -> std::io::Result<Box<dyn Layer<Registry> + Send + Sync>> {
+    let layer = |prefix: Option<&str>| {
+        let layer = tracing_journald::layer()?.with_syslog_identifier(IDENTIFIER.to_owned());
+        std::io::Result::Ok(layer.with_field_prefix(prefix.map(str::to_owned)))
+    };
+    let others = layer(Some("WARDGATE"))?.with_filter(filter_fn(|event| event.target() != EVENTS));
+    let events = layer(None)?.with_filter(filter_fn(|event| event.target() == EVENTS));
+    Ok(others.and_then(events).boxed())
 }
 
 fn lines() -> Box<dyn Layer<Registry> + Send + Sync> {

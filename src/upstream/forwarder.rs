@@ -19,6 +19,7 @@ use crate::route::convert::Conversions;
 use crate::spool::{Lane, Spool};
 use crate::status::{Link, Status, UpstreamCounters};
 use crate::system::backoff::Backoff;
+use crate::system::pulse::beating;
 
 /// How long receipts are waited for when the forwarder is to stop.
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -47,6 +48,11 @@ pub struct Forwarding {
 
 /// Delivers until `stop`, then waits up to [`Upstream::DRAIN_MAX`] for what is on its way and says goodbye.
 pub async fn forward<U: Upstream>(config: U::Config, forwarding: Forwarding, stop: Stop) {
+    let counters = Arc::clone(&forwarding.counters);
+    beating(deliver::<U>(config, forwarding, stop), || counters.turns.one()).await;
+}
+
+async fn deliver<U: Upstream>(config: U::Config, forwarding: Forwarding, stop: Stop) {
     let Forwarding { identity, spool, lanes, conversions, counters, holds, mut status } = forwarding;
     let shared = Shared { spool, when_refused: U::when_refused(&config), conversions, counters, holds };
     let mut lanes: Vec<LaneRun> = lanes.into_iter().map(|lane| LaneRun::new(lane, shared.clone())).collect();

@@ -20,6 +20,7 @@ use crate::route::convert::Conversions;
 use crate::spool::{CommitError, Entry, Lane, Place, Spool};
 use crate::status::UpstreamCounters;
 use crate::system::backoff::Backoff;
+use crate::system::pulse::beating;
 
 /// How often an answer that blames the message is taken for passing.
 pub const REFUSALS_MAX: u32 = 10;
@@ -117,7 +118,8 @@ impl LaneRun {
         lost: CancellationToken,
         stop: Stop,
     ) -> (Self, Option<String>) {
-        let cause = self.work(upstream.as_ref(), &lost, &stop).await;
+        let turns = self.shared.counters.lane(self.lane.source());
+        let cause = beating(self.work(upstream.as_ref(), &lost, &stop), || turns.one()).await;
         self.rewind();
         (self, cause)
     }

@@ -82,6 +82,7 @@ impl Operator for SmallBox {
             upstreams: [].into(),
             lanes: vec![],
             logs: vec![],
+            cipher: String::new(),
             index_written: 0,
             alarms: vec![],
         }

@@ -11,6 +11,9 @@ use std::process::Command;
 use crate::support::process::{run, succeeds, wardgate};
 use crate::support::tools::{repository, system};
 
+mod clock;
+mod journal;
+mod manager;
 mod package;
 
 /// What systemd 252 (Debian 12) says of directives that are newer, and how it goes on. Nothing else may be said.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 use super::accept::{Listener, Rules};
 use super::intake::Intake;
 use super::{Source, SourceError, Stop};
+use crate::system::sockets::Sockets;
 use crate::system::tls::{ClientTls, ServerTls};
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 use crate::wire::dicom::pdu::DATA_BYTES_MAX;
@@ -315,8 +316,8 @@ impl Source for Dicom {
 
     const PROTOCOL: &'static str = "dicom";
 
-    async fn open(config: &DicomConfig) -> Result<Self, SourceError> {
-        let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref()).await?;
+    async fn open(config: &DicomConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref(), sockets).await?;
         Ok(Self { listener, settings: Arc::new(Settings::new(config)) })
     }
 
