@@ -15,11 +15,13 @@ HERE = guest.HERE
 FILES = {
     "etc/hostname": "box\n",
     "etc/machine-id": "",
-    "etc/fstab": "/dev/vda / ext4 rw,noatime 0 0\n/dev/vdb /var/lib/wardgate ext4 rw,noatime 0 0\n",
+    "etc/fstab": "/dev/vda / ext4 rw,noatime 0 0\n"
+    # A busy host may need minutes for what takes a box seconds.
+    "/dev/vdb /var/lib/wardgate ext4 rw,noatime,x-systemd.device-timeout=20min 0 0\n",
     "etc/systemd/network/10-box.network": "[Match]\nDriver=virtio_net\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
     "LinkLocalAddressing=no\nIPv6AcceptRA=no\n",
     "etc/systemd/system/host-shell.service": "[Unit]\nDescription=A shell for the host that tests this box\n"
-    "[Service]\nExecStart=/bin/bash -c 'stty -echo; echo HOST-SHELL; while read -r line; do eval \"$line\"; done'\n"
+    "[Service]\nExecStart=/bin/bash -c 'stty -echo; echo HOST-SHELL; while read -r line; do eval \"$$line\"; done'\n"
     "StandardInput=tty\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyAMA0\n[Install]\nWantedBy=multi-user.target\n",
 }
 # Terminals that nobody looks at.
@@ -130,7 +132,8 @@ class Box:
             "qemu-system-aarch64", "-nodefaults", "-M", "virt", "-cpu", "cortex-a53", "-smp", "1", "-m", str(guest.MEMORY_MB),
             "-accel", "tcg", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
             "-kernel", guest.PARTS / "vmlinuz", "-initrd", self.folder / "start.cpio",
-            "-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 systemd.show_status=0 systemd.log_target=journal",
+            "-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 systemd.show_status=0 systemd.log_target=journal "
+            "systemd.default_timeout_start_sec=1200",
             *disk("root"), *disk("spool"), "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=tpm,path={tpm}/sock", "-tpmdev", "emulator,id=tpm,chardev=tpm",
             "-device", "tpm-tis-device,tpmdev=tpm",
