@@ -1,6 +1,7 @@
 """The box: an arm64 Debian with systemd and our Debian package, a disk for the spool, a TPM and a shell for the host, in QEMU.
 
-Debian's packages are only unpacked (see `setup`); ours is installed by dpkg, with its maintainer scripts. Emulated: its times compare with each other, not with a real box.
+Debian's packages are only unpacked (see `setup`); ours is installed by dpkg, with its maintainer scripts. Emulated: its times
+compare with each other, not with a real box.
 """
 import shutil
 import subprocess
@@ -178,7 +179,7 @@ class Box:
     def power_off(self):
         """As a person would; by force when it does not."""
         try:
-            self.machine.stdin.write(b"systemctl poweroff\n")
+            self.machine.stdin.write(b"systemctl --no-block start poweroff.target\n")
             self.machine.stdin.flush()
             self.machine.wait(timeout=120)
         except (OSError, subprocess.TimeoutExpired):
