@@ -25,7 +25,8 @@ const LIVE_PERCENT_MAX: u64 = 60;
 const GAIN_SHARE: u64 = 16;
 /// Bytes of frames in a group of a compacted segment.
 const GROUP_BYTES: usize = 64 << 10;
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+/// Zeros that are written at once into a new file.
+const ZEROS_BYTES: usize = 1 << 20;
 
 /// A file for the next segment, if room can be found or made.
 pub fn next_file(log: &Log) -> Option<FreeFile> {
@@ -218,9 +219,11 @@ fn make_file(log: &Log, name: String) -> io::Result<FreeFile> {
     let fill = || {
         file.allocate(size)?;
         if log.class != Class::Imaging {
-            let step = ZEROS.len() as u64;
-            for at in (0..size).step_by(ZEROS.len()) {
-                file.write_at(ZEROS.get(..usize::try_from(step.min(size - at)).unwrap_or(0)).unwrap_or_default(), at)?;
+            // From the heap and not a `static`: these would be a megabyte of the executable.
+            let zeros = vec![0; ZEROS_BYTES];
+            let step = zeros.len() as u64;
+            for at in (0..size).step_by(ZEROS_BYTES) {
+                file.write_at(zeros.get(..usize::try_from(step.min(size - at)).unwrap_or(0)).unwrap_or_default(), at)?;
             }
             log.counters.written.add(size);
         }

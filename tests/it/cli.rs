@@ -2,8 +2,10 @@
 
 use std::process::{Command, Output};
 
+use crate::support::process::executable;
+
 fn wardgate(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wardgate")).args(arguments).output().unwrap()
+    Command::new(executable()).args(arguments).output().unwrap()
 }
 
 fn code(output: &Output) -> Option<i32> {
@@ -130,7 +132,7 @@ fn the_help_of_status_explains_every_column_that_it_shows() {
 
 #[test]
 fn what_can_not_be_undone_is_not_done_without_being_asked() {
-    let output = Command::new(env!("CARGO_BIN_EXE_wardgate"))
+    let output = Command::new(executable())
         .args(["keys", "destroy", "--gateway", "icu-3-east"])
         .stdin(std::process::Stdio::null())
         .output()

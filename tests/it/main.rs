@@ -21,6 +21,7 @@ mod forms;
 mod full_disk;
 mod gateway;
 mod hl7_peers;
+mod hl7_to_mqtt;
 mod house;
 mod kill9;
 mod medibus;

@@ -86,7 +86,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     paths.sort();
     for path in paths {
         let name = path.file_name().unwrap().to_string_lossy();
-        let made = matches!(&*name, "target" | ".git" | ".peers" | "corpus" | "artifacts");
+        let made = matches!(&*name, "target" | ".git" | ".peers" | ".arm" | "corpus" | "artifacts");
         if path.is_dir() && !made {
             found.extend(files_below(&path));
         } else if path.is_file() {
@@ -187,4 +187,11 @@ fn the_configuration_in_the_readme_can_be_used() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), example).unwrap();
     succeeds(wardgate().arg("check").arg(file.path()));
+}
+
+#[test]
+fn cross_builds_the_same_with_and_without_its_file() {
+    let table = |file: &str| -> toml::Table { fs::read_to_string(repository().join(file)).unwrap().parse().unwrap() };
+    let (own, cargo) = (table("cross.toml"), table("Cargo.toml"));
+    assert_eq!(toml::Value::Table(own), cargo["package"]["metadata"]["cross"]);
 }

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -30,9 +31,15 @@ pub struct Ended {
     pub said: String,
 }
 
-/// Our own executable, built by cargo together with the tests.
+/// Our own executable: the one that cargo built together with the tests, or the program that `WARDGATE_EXECUTABLE` names. That
+/// may be a script that starts an executable for another processor under emulation (tests/arm/run); it must become it by `exec`.
+pub fn executable() -> PathBuf {
+    std::env::var_os("WARDGATE_EXECUTABLE").map_or_else(|| env!("CARGO_BIN_EXE_wardgate").into(), PathBuf::from)
+}
+
+/// [`executable`], to be run in an environment without what would change its behaviour.
 pub fn wardgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
+    let mut command = Command::new(executable());
     command.env_remove("RUST_LOG").env_remove("CREDENTIALS_DIRECTORY").env_remove("NOTIFY_SOCKET");
     command
 }
@@ -179,7 +186,7 @@ fn a_child_that_ends_without_the_line_fails_the_test_at_once() {
 #[test]
 fn a_child_ends_with_the_value_that_holds_it() {
     let child = Process::start(Command::new("sleep").arg("600"));
-    let proc = std::path::PathBuf::from(format!("/proc/{}", child.pid()));
+    let proc = PathBuf::from(format!("/proc/{}", child.pid()));
     assert!(proc.exists());
     drop(child);
     assert!(!proc.exists());
