@@ -1,6 +1,7 @@
 """The box: an arm64 Debian with systemd and our Debian package, a disk for the spool, a TPM and a shell for the host, in QEMU.
 
-Debian's packages are only unpacked (see `setup`); ours is installed by dpkg, with its maintainer scripts. Emulated: its times compare with each other, not with a real box.
+Debian's packages are only unpacked (see `setup`); ours is installed by dpkg, with its maintainer scripts. Emulated: its times
+compare with each other, not with a real box.
 """
 import shutil
 import subprocess
@@ -15,11 +16,13 @@ HERE = guest.HERE
 FILES = {
     "etc/hostname": "box\n",
     "etc/machine-id": "",
-    "etc/fstab": "/dev/vda / ext4 rw,noatime 0 0\n/dev/vdb /var/lib/wardgate ext4 rw,noatime 0 0\n",
+    "etc/fstab": "/dev/vda / ext4 rw,noatime 0 0\n"
+    # A busy host may need minutes for what takes a box seconds.
+    "/dev/vdb /var/lib/wardgate ext4 rw,noatime,x-systemd.device-timeout=20min 0 0\n",
     "etc/systemd/network/10-box.network": "[Match]\nDriver=virtio_net\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
     "LinkLocalAddressing=no\nIPv6AcceptRA=no\n",
     "etc/systemd/system/host-shell.service": "[Unit]\nDescription=A shell for the host that tests this box\n"
-    "[Service]\nExecStart=/bin/bash -c 'stty -echo; echo HOST-SHELL; while read -r line; do eval \"$line\"; done'\n"
+    "[Service]\nExecStart=/bin/bash -c 'stty -echo; echo HOST-SHELL; while read -r line; do eval \"$$line\"; done'\n"
     "StandardInput=tty\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyAMA0\n[Install]\nWantedBy=multi-user.target\n",
 }
 # Terminals that nobody looks at.
@@ -105,7 +108,8 @@ class Box:
         self.tpm = self._start_tpm(tpm)
         self.begun = time.monotonic()
         self.port = guest.free_port()
-        self.machine = subprocess.Popen(self._command(tpm), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.machine = subprocess.Popen(self._command(tpm), **pipes, start_new_session=True)
         threading.Thread(target=self._listen, daemon=True).start()
 
     @staticmethod
@@ -129,7 +133,8 @@ class Box:
             "qemu-system-aarch64", "-nodefaults", "-M", "virt", "-cpu", "cortex-a53", "-smp", "1", "-m", str(guest.MEMORY_MB),
             "-accel", "tcg", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
             "-kernel", guest.PARTS / "vmlinuz", "-initrd", self.folder / "start.cpio",
-            "-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 systemd.show_status=0 systemd.log_target=journal",
+            "-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 systemd.show_status=0 systemd.log_target=journal "
+            "systemd.default_timeout_start_sec=1200",
             *disk("root"), *disk("spool"), "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=tpm,path={tpm}/sock", "-tpmdev", "emulator,id=tpm,chardev=tpm",
             "-device", "tpm-tis-device,tpmdev=tpm",
@@ -156,7 +161,7 @@ class Box:
                     raise guest.Fault("the box does not answer:\n" + "\n".join(self.lines[-20:]))
                 self.changed.wait(0.5)
 
-    def wait_until_up(self, within_s=600):
+    def wait_until_up(self, within_s=900):
         self._wait(0, lambda line: "HOST-SHELL" in line, within_s)
         return time.monotonic() - self.begun
 
@@ -174,7 +179,7 @@ class Box:
     def power_off(self):
         """As a person would; by force when it does not."""
         try:
-            self.machine.stdin.write(b"systemctl poweroff\n")
+            self.machine.stdin.write(b"systemctl --no-block start poweroff.target\n")
             self.machine.stdin.flush()
             self.machine.wait(timeout=120)
         except (OSError, subprocess.TimeoutExpired):
