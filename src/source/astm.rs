@@ -2,24 +2,32 @@
 //!
 //! Each frame is stored, synced and only then acknowledged; the frames of one record set (H to L) become one message, in the
 //! device's own bytes. The framing is in [`crate::wire::astm`], the records in [`crate::wire::astm_record`], one line in `astm_session`, the
-//! putting together in `astm_assembly`. It must never send a byte that an analyser has not asked for: no orders, no ENQ.
+//! way of frames to the disk in `astm_gather`, the putting together in `astm_assembly`. It must never send a byte that an analyser has not
+//! asked for: no orders, no ENQ.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::astm_assembly::Assembly;
 use super::astm_session::{self, Settings};
+use super::astm_transfers::Transfers;
 use super::intake::Intake;
 use super::plug::{Line, Plug, PlugConfig};
-use super::{Source, SourceError, Stop};
+use super::{Source, SourceError, Stop, astm_gather};
 use crate::system::serial::SerialConfig;
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 
 /// What `max-message-size` may be.
 const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize(64 << 10), ByteSize(256 << 20));
+
+/// How long what lines brought before they were cut may take to the disk at a stop.
+const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// `[source.<name>.astm]`: exactly one of `serial`, `connect` and `listen` says where the analyser is.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -75,6 +83,8 @@ impl Section for AstmConfig {
 pub struct Astm {
     plug: Plug,
     message_bytes_max: u64,
+    /// Analysers dial, and several may have one address.
+    listens: bool,
 }
 
 impl Source for Astm {
@@ -84,7 +94,7 @@ impl Source for Astm {
 
     async fn open(config: &AstmConfig) -> Result<Self, SourceError> {
         let plug = Plug::open(config.plug()).await?;
-        Ok(Self { plug, message_bytes_max: config.max_message_size.0 })
+        Ok(Self { plug, message_bytes_max: config.max_message_size.0, listens: config.listen.is_some() })
     }
 
     fn endpoint(&self) -> String {
@@ -92,22 +102,56 @@ impl Source for Astm {
     }
 
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
-        let settings = Arc::new(Settings::new(self.message_bytes_max));
-        let assembly = Assembly::begin(intake, Arc::clone(&settings.transfers)).await;
-        let done = CancellationToken::new();
-        let assembling = tokio::spawn(assembly.run(done.clone()));
-        let (lines, stopping) = (intake.clone(), stop.clone());
+        let transfers = Arc::<Transfers>::default();
+        let assembly = Assembly::begin(intake, Arc::clone(&transfers)).await;
+        let (parts, gather) = astm_gather::open(intake, Arc::clone(&transfers));
+        let settings = Arc::new(Settings::new(self.message_bytes_max, transfers, parts));
+        let (done, halt) = (CancellationToken::new(), stop.child_token());
+        let mut assembling = tokio::spawn(assembly.run(done.clone()));
+        let mut gathering = tokio::spawn(gather.run());
+        // The way for parts stays open as long as this.
+        let held = Arc::clone(&settings);
+        let (lines, stopping, listens) = (intake.clone(), halt.clone(), self.listens);
         let serve = move |line: Line| {
-            let place = line.place();
+            let place = if listens { line.place() } else { String::new() };
             astm_session::serve(line, place, Arc::clone(&settings), lines.clone(), stopping.clone())
         };
-        let outcome = self.plug.run(intake, stop, serve).await;
+        let plugged = self.plug.run(intake, &halt, serve);
+        let outcome = unless_ended(plugged, &halt, [&mut assembling, &mut gathering]).await;
+        drop(held);
+        if !gathering.is_finished() {
+            drop(timeout(WRITE_TIME, gathering).await);
+        }
         done.cancel();
-        if let Err(error) = assembling.await {
-            tracing::error!(source = %intake.source(), %error, "the assembly of messages ended badly");
+        if !assembling.is_finished() {
+            assembling.await.map_err(|error| broken(&error.to_string()))?;
         }
         outcome
     }
+}
+
+/// What `plugged` ends with; but when one of these tasks ends before, nothing that comes would become a message: the lines are let go then.
+async fn unless_ended(
+    plugged: impl Future<Output = Result<(), SourceError>>,
+    halt: &Stop,
+    [one, other]: [&mut JoinHandle<()>; 2],
+) -> Result<(), SourceError> {
+    tokio::pin!(plugged);
+    let ended = tokio::select! {
+        outcome = &mut plugged => return outcome,
+        ended = one => ended,
+        ended = other => ended,
+    };
+    halt.cancel();
+    plugged.await?;
+    let why = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
+    Err(broken(&why))
+}
+
+fn broken(why: &str) -> SourceError {
+    SourceError::Broken(format!(
+        "the putting together of messages broke ({why}): nothing that was acknowledged is lost, and it begins anew"
+    ))
 }
 
 #[cfg(test)]
@@ -118,6 +162,20 @@ mod tests {
         let mut problems = Problems::default();
         toml::from_str::<AstmConfig>(text).unwrap().check(&mut problems);
         problems.into_found().into_iter().map(|problem| problem.path.join(".")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_lets_the_lines_go_and_is_told_at_once() {
+        let halt = Stop::new();
+        let mut gone = tokio::spawn(async { panic!("simulated") });
+        let mut fine = tokio::spawn(std::future::pending());
+        let lines = async {
+            halt.cancelled().await;
+            Ok(())
+        };
+        let outcome = unless_ended(lines, &halt, [&mut fine, &mut gone]).await;
+        assert!(matches!(outcome, Err(SourceError::Broken(why)) if why.contains("begins anew")));
+        fine.abort();
     }
 
     #[test]
