@@ -26,6 +26,14 @@ use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Sp
 /// What `max-message-size` may be.
 const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize(64 << 10), ByteSize(256 << 20));
 
+/// What `max-message-size` is when it is not said.
+pub const MESSAGE_SIZE_DEFAULT: ByteSize = ByteSize(16 << 20);
+/// Text of a short frame: a record of a result.
+const SHORT_FRAME_BYTES: u64 = 80;
+/// What a frame takes in the log beside its text, at most, when space is short.
+const FRAME_OVERHEAD_BYTES: u64 = 300;
+/// What the log needs to write and to make room at all: three of its segments.
+const LOG_BASE_BYTES: u64 = 48 << 20;
 /// How long what lines brought before they were cut may take to the disk at a stop.
 const WRITE_TIME: Duration = Duration::from_secs(5);
 
@@ -52,7 +60,15 @@ pub struct AstmConfig {
 }
 
 fn default_message_size() -> ByteSize {
-    ByteSize(16 << 20)
+    MESSAGE_SIZE_DEFAULT
+}
+
+/// What the clinical log must hold at least for messages of this size: the frames of one, which wait until it is committed, and the
+/// message itself. In a smaller one frames could take all the room that the message needs to let go of them.
+pub fn quota_wanted(message_size: ByteSize) -> ByteSize {
+    let frames = (message_size.0 / SHORT_FRAME_BYTES).min(astm_session::PARTS_MAX);
+    let bytes = LOG_BASE_BYTES + 2 * message_size.0 + frames * FRAME_OVERHEAD_BYTES;
+    ByteSize(bytes.next_multiple_of(1 << 20))
 }
 
 impl AstmConfig {
@@ -188,6 +204,12 @@ mod tests {
         assert_eq!(problems("connect = \"10.20.0.5:4000\""), Vec::<String>::new());
         assert_eq!(problems("serial = { port = \"/dev/serial/by-path/x\", baud = 9600 }"), Vec::<String>::new());
         assert!(toml::from_str::<AstmConfig>("listen = \"127.0.0.1:1\"\nquery = true").is_err());
+    }
+
+    #[test]
+    fn the_smallest_quota_is_enough_for_short_messages_and_not_for_the_longest() {
+        let wanted = |size: &str| quota_wanted(size.parse().unwrap()).to_string();
+        assert_eq!([wanted("64KiB"), wanted("16MiB"), wanted("256MiB")], ["49MiB", "95MiB", "575MiB"]);
     }
 
     #[test]

@@ -33,6 +33,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// How long a part that was told to be there may take to be read.
 const READ_TIME: Duration = Duration::from_secs(1);
+/// Parts that wait, of all lines together: more than one message can have. Beyond it the message that holds up the others is stored as far
+/// as it has come, and the rest of it apart.
+const HELD_MAX: usize = 65_536;
 
 /// See the module.
 pub struct Assembly {
@@ -50,6 +53,8 @@ pub struct Assembly {
     surveyed: bool,
     /// Parts of what the run before left may be missing: nobody may go on with it.
     damaged: bool,
+    /// See [`HELD_MAX`].
+    pub(super) held_max: usize,
     queries: Seldom,
 }
 
@@ -94,6 +99,7 @@ impl Assembly {
             others: BTreeSet::new(),
             surveyed: false,
             damaged: false,
+            held_max: HELD_MAX,
             queries: Seldom::default(),
         };
         let found = assembly.lane.waiting();
@@ -163,6 +169,10 @@ impl Assembly {
     async fn survey(&mut self) -> bool {
         while self.lane.waiting() > 0 {
             let Ok(Entry { content, .. }) = timeout(READ_TIME, self.lane.next()).await else {
+                // What damage took is not waited for.
+                if self.lane.waiting() == 0 {
+                    break;
+                }
                 self.lane.rewind();
                 return false;
             };
@@ -202,11 +212,28 @@ impl Assembly {
             return Ok(false);
         }
         while self.lane.waiting() > 0 {
-            let Ok(entry) = timeout(READ_TIME, self.lane.next()).await else { return Ok(false) };
+            let Ok(entry) = timeout(READ_TIME, self.lane.next()).await else { return Ok(self.lane.waiting() == 0) };
             self.take(entry, starting).await?;
             self.pass();
+            if self.in_hand.len() > self.held_max {
+                self.cut().await?;
+            }
         }
         Ok(true)
+    }
+
+    /// Stores the message that holds up all others as far as it has come.
+    async fn cut(&mut self) -> Result<(), CommitError> {
+        let Some(transfer) = self.in_hand.front().and_then(|held| held.waits) else { return Ok(()) };
+        let Some(open) = self.open.get_mut(&transfer) else { return Ok(()) };
+        let at = At { ordinal: open.last.map_or(0, |(ordinal, _)| ordinal + 1), byte: 0 };
+        if let Some(message) = open.message.take() {
+            tracing::warn!(source = %self.intake.source(), "a message is open for so long that it holds up too many others: it is stored in pieces");
+            self.commit(transfer, message, at, Flags::INCOMPLETE).await?;
+        }
+        self.free(transfer, None);
+        self.pass();
+        Ok(())
     }
 
     async fn take(&mut self, entry: Entry, starting: bool) -> Result<(), CommitError> {
@@ -243,14 +270,14 @@ impl Assembly {
         received: Stamp,
         starting: bool,
     ) -> Result<(), CommitError> {
-        self.in_hand.push_back(InHand { place, waits: Some(part.transfer), says: None });
+        let is_done = self.done.get(&part.transfer).is_some_and(|done| part.ordinal < done.ordinal);
+        self.in_hand.push_back(InHand { place, waits: (!is_done).then_some(part.transfer), says: None });
         let identity = (part.ordinal, fingerprint(part.text));
         let mut open = self.open.remove(&part.transfer).unwrap_or_else(Open::new);
-        let done = self.done.get(&part.transfer).copied().unwrap_or_default();
         let outcome = match open.last {
             // One that was stored and not acknowledged after all came again: it has the same place in its transfer.
             Some(last) if last == identity => Ok(()),
-            _ if part.ordinal < done.ordinal => Ok(()),
+            _ if is_done => Ok(()),
             // Parts before this one are lost: what came before them and what comes now are not one message.
             Some((last, _)) if part.ordinal > last + 1 => {
                 let at = At { ordinal: part.ordinal, byte: 0 };
@@ -267,6 +294,7 @@ impl Assembly {
         }
         match &mut open.message {
             Some(message) => message.parts += 1,
+            None if is_done => {}
             None => self.free(part.transfer, None),
         }
         self.open.insert(part.transfer, open);

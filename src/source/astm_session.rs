@@ -41,7 +41,7 @@ const GATHERED_BYTES: u64 = GATHER_BYTES as u64;
 /// Each time that so much of a message has come, the assembly takes it.
 const NUDGE_BYTES: u64 = 64 << 10;
 /// Parts of one message; more of them make another message.
-const PARTS_MAX: u64 = 50_000;
+pub(super) const PARTS_MAX: u64 = 50_000;
 
 /// What all lines of a source share.
 #[derive(Debug)]

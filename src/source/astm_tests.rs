@@ -63,10 +63,15 @@ impl Box {
     }
 
     async fn start_with(&self, message_bytes_max: u64) -> Running {
+        self.start_holding(message_bytes_max, None).await
+    }
+
+    async fn start_holding(&self, message_bytes_max: u64, held_max: Option<usize>) -> Running {
         let name = "haematology".parse().unwrap();
         let intake = Intake::new(name, "astm", Class::Clinical, self.spool.clone(), self.targets.subscribe());
         let transfers = Arc::<Transfers>::default();
-        let assembly = Assembly::begin(&intake, Arc::clone(&transfers)).await;
+        let mut assembly = Assembly::begin(&intake, Arc::clone(&transfers)).await;
+        assembly.held_max = held_max.unwrap_or(assembly.held_max);
         let (parts, gather) = astm_gather::open(&intake, Arc::clone(&transfers));
         tokio::spawn(gather.run());
         let settings = Arc::new(Settings::new(message_bytes_max, transfers, parts));
@@ -494,6 +499,49 @@ async fn a_frame_that_was_stored_though_its_ack_never_left_is_not_stored_twice()
         assert_eq!(analyser.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
     }
     assert_eq!(the_box.texts(1).await, [(whole(), Flags::default())]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_stays_open_holds_up_only_so_many_frames_of_others() {
+    let the_box = Box::new();
+    let running = the_box.start_holding(1 << 20, Some(12)).await;
+    let (mut slow, mut quick) = (running.line("10.0.0.5"), running.line("10.0.0.6"));
+    slow.asks(&[ENQ]).await;
+    assert_eq!(slow.frame(1, RESULT[0]).await, ACK);
+    for number in 0..4 {
+        quick.transfer(&[&format!("H|\\^&|Q{number}\r"), "P|1\r", "L|1|N\r"]).await;
+    }
+    let texts = the_box.texts(5).await;
+    assert!(texts.contains(&(RESULT[0].to_owned(), Flags::INCOMPLETE)), "{texts:?}");
+    for number in 2..=5 {
+        assert_eq!(slow.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
+    }
+    assert_eq!(the_box.texts(6).await[5], (RESULT[1..].concat(), Flags::INCOMPLETE));
+    running.stop().await;
+    assert_eq!(the_box.unfinished(), 0);
+}
+
+#[tokio::test]
+async fn frames_that_come_at_the_same_time_share_a_sync_and_each_is_answered() {
+    const ROUNDS: u8 = 20;
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analysers: Vec<_> = (0..8).map(|number| running.line(&format!("10.0.0.{number}"))).collect();
+    for analyser in &mut analysers {
+        assert_eq!(analyser.asks(&[ENQ]).await, ACK);
+    }
+    let before = the_box.spool.logs()[0].syncs;
+    for round in 1..=ROUNDS {
+        for analyser in &mut analysers {
+            analyser.send(&frame(round % 8, if round == 1 { "H|\\^&\r" } else { "R|1|^^^WBC|4.5\r" })).await;
+        }
+        for analyser in &mut analysers {
+            assert_eq!(analyser.answer().await, ACK);
+        }
+    }
+    let syncs = the_box.spool.logs()[0].syncs - before;
+    assert!(syncs <= u64::from(ROUNDS) * 3, "{syncs} syncs for {ROUNDS} times 8 frames");
     running.stop().await;
 }
 
