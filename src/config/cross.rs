@@ -13,6 +13,7 @@ use toml::de::DeTable;
 use super::document::Document;
 use super::report::nearest;
 use crate::route::{self, Form, RouteConfig};
+use crate::source::astm;
 use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
@@ -42,11 +43,13 @@ pub fn check(
         check_retired(document, routes, problems);
         check_reach(document, routes, &sources, &upstreams, problems);
         check_forms(document, routes, problems);
+        check_laboratory(document, routes, problems);
     }
     check_addresses(document, &sources, problems);
     check_ports(document, &sources, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
+        check_analysers(document, &sources, spool, problems);
         problems.under("spool", |problems| check_key(spool, problems));
     }
 }
@@ -179,6 +182,22 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
     }
 }
 
+/// There is no form in which a result in ASTM is HL7.
+fn check_laboratory(document: &Document<'_>, routes: &[RouteConfig], problems: &mut Problems) {
+    for (index, route) in routes.iter().enumerate() {
+        let speaks = |kind: &'static str, names: &[Name], protocol: &str| {
+            names.iter().find(|name| document.value(&[kind, name.as_str(), protocol]).is_some()).cloned()
+        };
+        let receives = speaks("source", &route.from, "astm");
+        let (Some(source), Some(upstream)) = (receives, speaks("upstream", &route.to, "mllp")) else { continue };
+        let text = format!(
+            "what \"{source}\" receives is ASTM, which is not made into HL7, and \"{upstream}\" speaks HL7 v2: its receiver will \
+             hardly take it; route \"{source}\" to an upstream of another protocol"
+        );
+        problems.under("route", |problems| problems.under(&index.to_string(), |problems| problems.warn("to", text)));
+    }
+}
+
 /// Two parts can't listen at one address. Port 0 lets the system choose and never collides.
 fn check_addresses(document: &Document<'_>, sources: &[String], problems: &mut Problems) {
     let mut taken: BTreeMap<(bool, String), SocketAddr> = BTreeMap::new();
@@ -248,6 +267,25 @@ fn check_quotas(spool: &SpoolConfig, problems: &mut Problems) {
         let folder = spool.path.display();
         let text = format!("the quotas together are {wanted}, but the disk of {folder} has {total} on this machine");
         problems.warn("spool", text);
+    }
+}
+
+/// A log that one unfinished message of an analyser can fill would never have room for the message again.
+fn check_analysers(document: &Document<'_>, sources: &[String], spool: &SpoolConfig, problems: &mut Problems) {
+    let Some(quota) = spool.clinical.quota else { return };
+    for name in sources.iter().filter(|name| document.value(&["source", name, "astm"]).is_some()) {
+        let key = "max-message-size";
+        let said = document.value(&["source", name, "astm", key]).and_then(|value| value.get_ref().as_str());
+        let size = said.map_or(Ok(astm::MESSAGE_SIZE_DEFAULT), str::parse);
+        let Some(wanted) = size.ok().map(astm::quota_wanted).filter(|wanted| wanted.0 > quota.0) else { continue };
+        let text = format!(
+            "the frames of one long message could fill the clinical log ({quota}), which then has no room for the message itself, \
+             so that analysers are refused until a person helps: write a smaller max-message-size, or [spool.clinical] quota = \
+             \"{wanted}\" or more"
+        );
+        problems.under("source", |problems| {
+            problems.under(name, |problems| problems.under("astm", |problems| problems.warn(key, text)));
+        });
     }
 }
 

@@ -2,25 +2,41 @@
 //!
 //! Each frame is stored, synced and only then acknowledged; the frames of one record set (H to L) become one message, in the
 //! device's own bytes. The framing is in [`crate::wire::astm`], the records in [`crate::wire::astm_record`], one line in `astm_session`, the
-//! putting together in `astm_assembly`. It must never send a byte that an analyser has not asked for: no orders, no ENQ.
+//! way of frames to the disk in `astm_gather`, the putting together in `astm_assembly`. It must never send a byte that an analyser has not
+//! asked for: no orders, no ENQ.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::astm_assembly::Assembly;
 use super::astm_session::{self, Settings};
+use super::astm_transfers::Transfers;
 use super::intake::Intake;
 use super::plug::{Line, Plug, PlugConfig};
-use super::{Source, SourceError, Stop};
+use super::{Source, SourceError, Stop, astm_gather};
 use crate::system::serial::SerialConfig;
 use crate::system::sockets::Sockets;
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 
 /// What `max-message-size` may be.
 const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize(64 << 10), ByteSize(256 << 20));
+
+/// What `max-message-size` is when it is not said.
+pub const MESSAGE_SIZE_DEFAULT: ByteSize = ByteSize(16 << 20);
+/// Text of a short frame: a record of a result.
+const SHORT_FRAME_BYTES: u64 = 80;
+/// What a frame takes in the log beside its text, at most, when space is short.
+const FRAME_OVERHEAD_BYTES: u64 = 300;
+/// What the log needs to write and to make room at all: three of its segments.
+const LOG_BASE_BYTES: u64 = 48 << 20;
+/// How long what lines brought before they were cut may take to the disk at a stop.
+const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// `[source.<name>.astm]`: exactly one of `serial`, `connect` and `listen` says where the analyser is.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -45,7 +61,15 @@ pub struct AstmConfig {
 }
 
 fn default_message_size() -> ByteSize {
-    ByteSize(16 << 20)
+    MESSAGE_SIZE_DEFAULT
+}
+
+/// What the clinical log must hold at least for messages of this size: the frames of one, which wait until it is committed, and the
+/// message itself. In a smaller one frames could take all the room that the message needs to let go of them.
+pub fn quota_wanted(message_size: ByteSize) -> ByteSize {
+    let frames = (message_size.0 / SHORT_FRAME_BYTES).min(astm_session::PARTS_MAX);
+    let bytes = LOG_BASE_BYTES + 2 * message_size.0 + frames * FRAME_OVERHEAD_BYTES;
+    ByteSize(bytes.next_multiple_of(1 << 20))
 }
 
 impl AstmConfig {
@@ -76,6 +100,8 @@ impl Section for AstmConfig {
 pub struct Astm {
     plug: Plug,
     message_bytes_max: u64,
+    /// Analysers dial, and several may have one address.
+    listens: bool,
 }
 
 impl Source for Astm {
@@ -85,7 +111,7 @@ impl Source for Astm {
 
     async fn open(config: &AstmConfig, sockets: &Sockets) -> Result<Self, SourceError> {
         let plug = Plug::open(config.plug(), sockets).await?;
-        Ok(Self { plug, message_bytes_max: config.max_message_size.0 })
+        Ok(Self { plug, message_bytes_max: config.max_message_size.0, listens: config.listen.is_some() })
     }
 
     fn endpoint(&self) -> String {
@@ -93,22 +119,56 @@ impl Source for Astm {
     }
 
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
-        let settings = Arc::new(Settings::new(self.message_bytes_max));
-        let assembly = Assembly::begin(intake, Arc::clone(&settings.transfers)).await;
-        let done = CancellationToken::new();
-        let assembling = tokio::spawn(assembly.run(done.clone()));
-        let (lines, stopping) = (intake.clone(), stop.clone());
+        let transfers = Arc::<Transfers>::default();
+        let assembly = Assembly::begin(intake, Arc::clone(&transfers)).await;
+        let (parts, gather) = astm_gather::open(intake, Arc::clone(&transfers));
+        let settings = Arc::new(Settings::new(self.message_bytes_max, transfers, parts));
+        let (done, halt) = (CancellationToken::new(), stop.child_token());
+        let mut assembling = tokio::spawn(assembly.run(done.clone()));
+        let mut gathering = tokio::spawn(gather.run());
+        // The way for parts stays open as long as this.
+        let held = Arc::clone(&settings);
+        let (lines, stopping, listens) = (intake.clone(), halt.clone(), self.listens);
         let serve = move |line: Line| {
-            let place = line.place();
+            let place = if listens { line.place() } else { String::new() };
             astm_session::serve(line, place, Arc::clone(&settings), lines.clone(), stopping.clone())
         };
-        let outcome = self.plug.run(intake, stop, serve).await;
+        let plugged = self.plug.run(intake, &halt, serve);
+        let outcome = unless_ended(plugged, &halt, [&mut assembling, &mut gathering]).await;
+        drop(held);
+        if !gathering.is_finished() {
+            drop(timeout(WRITE_TIME, gathering).await);
+        }
         done.cancel();
-        if let Err(error) = assembling.await {
-            tracing::error!(source = %intake.source(), %error, "the assembly of messages ended badly");
+        if !assembling.is_finished() {
+            assembling.await.map_err(|error| broken(&error.to_string()))?;
         }
         outcome
     }
+}
+
+/// What `plugged` ends with; but when one of these tasks ends before, nothing that comes would become a message: the lines are let go then.
+async fn unless_ended(
+    plugged: impl Future<Output = Result<(), SourceError>>,
+    halt: &Stop,
+    [one, other]: [&mut JoinHandle<()>; 2],
+) -> Result<(), SourceError> {
+    tokio::pin!(plugged);
+    let ended = tokio::select! {
+        outcome = &mut plugged => return outcome,
+        ended = one => ended,
+        ended = other => ended,
+    };
+    halt.cancel();
+    plugged.await?;
+    let why = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
+    Err(broken(&why))
+}
+
+fn broken(why: &str) -> SourceError {
+    SourceError::Broken(format!(
+        "the putting together of messages broke ({why}): nothing that was acknowledged is lost, and it begins anew"
+    ))
 }
 
 #[cfg(test)]
@@ -121,6 +181,20 @@ mod tests {
         problems.into_found().into_iter().map(|problem| problem.path.join(".")).collect()
     }
 
+    #[tokio::test]
+    async fn a_part_that_panics_lets_the_lines_go_and_is_told_at_once() {
+        let halt = Stop::new();
+        let mut gone = tokio::spawn(async { panic!("simulated") });
+        let mut fine = tokio::spawn(std::future::pending());
+        let lines = async {
+            halt.cancelled().await;
+            Ok(())
+        };
+        let outcome = unless_ended(lines, &halt, [&mut fine, &mut gone]).await;
+        assert!(matches!(outcome, Err(SourceError::Broken(why)) if why.contains("begins anew")));
+        fine.abort();
+    }
+
     #[test]
     fn one_line_is_enough_and_every_key_is_understood() {
         let config: AstmConfig = toml::from_str("listen = \"127.0.0.1:4001\"").unwrap();
@@ -131,6 +205,12 @@ mod tests {
         assert_eq!(problems("connect = \"10.20.0.5:4000\""), Vec::<String>::new());
         assert_eq!(problems("serial = { port = \"/dev/serial/by-path/x\", baud = 9600 }"), Vec::<String>::new());
         assert!(toml::from_str::<AstmConfig>("listen = \"127.0.0.1:1\"\nquery = true").is_err());
+    }
+
+    #[test]
+    fn the_smallest_quota_is_enough_for_short_messages_and_not_for_the_longest() {
+        let wanted = |size: &str| quota_wanted(size.parse().unwrap()).to_string();
+        assert_eq!([wanted("64KiB"), wanted("16MiB"), wanted("256MiB")], ["49MiB", "95MiB", "575MiB"]);
     }
 
     #[test]

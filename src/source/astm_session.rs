@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::astm_part::{self, Kind, Part};
+use super::astm_gather::Inlet;
+use super::astm_part::{Kind, Part};
 use super::astm_transfers::{Standing, Transfers};
-use super::intake::{About, GATHER_BYTES, Intake, Share};
-use crate::envelope::Flags;
+use super::intake::{GATHER_BYTES, Intake, Share};
 use crate::source::Stop;
 use crate::source::seldom::Seldom;
 use crate::spool::CommitError;
@@ -41,7 +41,7 @@ const GATHERED_BYTES: u64 = GATHER_BYTES as u64;
 /// Each time that so much of a message has come, the assembly takes it.
 const NUDGE_BYTES: u64 = 64 << 10;
 /// Parts of one message; more of them make another message.
-const PARTS_MAX: u64 = 50_000;
+pub(super) const PARTS_MAX: u64 = 50_000;
 
 /// What all lines of a source share.
 #[derive(Debug)]
@@ -49,13 +49,14 @@ pub(super) struct Settings {
     /// A longer message is stored in pieces.
     pub(super) message_bytes_max: u64,
     pub(super) transfers: Arc<Transfers>,
+    parts: Inlet,
     faults: Seldom,
     endings: Seldom,
 }
 
 impl Settings {
-    pub(super) fn new(message_bytes_max: u64) -> Self {
-        Self { message_bytes_max, transfers: Arc::default(), faults: Seldom::default(), endings: Seldom::default() }
+    pub(super) fn new(message_bytes_max: u64, transfers: Arc<Transfers>, parts: Inlet) -> Self {
+        Self { message_bytes_max, transfers, parts, faults: Seldom::default(), endings: Seldom::default() }
     }
 }
 
@@ -75,14 +76,16 @@ enum Closing {
 }
 
 /// Serves a line until it ends or `stop`: then no new transfer is begun, and one that is under way may end. `line` tells lines
-/// apart over reconnects: empty for a serial port, else the peer's address.
+/// apart over reconnects: empty where there is one only, else the peer's address.
 pub(super) async fn serve<S>(stream: S, line: String, settings: Arc<Settings>, intake: Intake, stop: Stop)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    settings.transfers.connected(&line);
     let mut session = Session {
         stream,
         line,
+        link: u32::try_from(random() >> 32).unwrap_or_default(),
         settings,
         intake,
         receiver: Receiver::default(),
@@ -102,6 +105,8 @@ where
 struct Session<S> {
     stream: S,
     line: String,
+    /// See [`Part`].
+    link: u32,
     settings: Arc<Settings>,
     intake: Intake,
     receiver: Receiver,
@@ -131,6 +136,8 @@ struct Transfer {
     splitter: Splitter,
     message: Option<Message>,
     last: Option<(u8, u64)>,
+    /// Nobody else was connected from the same address when the last part came.
+    alone: bool,
 }
 
 /// The message that is arriving.
@@ -255,6 +262,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     fn judge(&mut self, frame: Frame) -> Event {
         if let Some(standing) = self.settings.transfers.rejoin(&self.line, &frame) {
             tracing::info!(source = %self.intake.source(), line = self.line, "the analyser goes on where its transfer broke off");
+            // What came without ENQ meanwhile is over.
+            self.end();
             self.receiver.resume(standing.last);
             self.transfer = Some(Transfer::resumed(standing));
         } else if frame.number == 1 {
@@ -293,15 +302,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let ordinal = transfer.ordinal;
         let start = transfer.message.as_ref().map_or(ordinal, |message| message.start);
         let record = transfer.splitter.within_record();
-        let part = Part { transfer: transfer.id, ordinal, start, record, kind, line: self.line.clone(), text };
+        let alone = self.settings.transfers.is_alone(&self.line);
+        let (link, line) = (self.link, self.line.clone());
+        let part = Part { transfer: transfer.id, ordinal, start, record, kind, link, alone, line, text };
         let body = part.encode();
         let _share = self.intake.share(body.len()).await;
-        let mut incoming = self.intake.begin();
-        incoming.write(&body).await?;
-        let content_type = astm_part::CONTENT_TYPE.to_owned();
-        let about = About { content_type, control_id: Vec::new(), flags: Flags::default() };
-        incoming.commit_part(about).await?;
+        self.settings.parts.commit(body, self.intake.now()).await?;
         transfer.ordinal += 1;
+        transfer.alone = alone;
         if kind == Kind::Other {
             self.settings.transfers.nudge();
             return Ok(());
@@ -392,7 +400,7 @@ impl<S> Session<S> {
         self.frame_since = None;
         self.failures = 0;
         if let Some(transfer) = self.transfer.take() {
-            self.settings.transfers.break_off(&self.line, transfer.standing());
+            self.settings.transfers.break_off(&self.line, transfer.standing(self.link));
         }
     }
 }
@@ -401,6 +409,7 @@ impl<S> Session<S> {
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
         self.break_off();
+        self.settings.transfers.disconnected(&self.line);
     }
 }
 
@@ -408,17 +417,19 @@ impl Transfer {
     fn new(transfers: &Transfers, line: &str) -> Self {
         let id = random();
         transfers.begin(line, id);
-        Self { id, ordinal: 0, splitter: Splitter::default(), message: None, last: None }
+        Self { id, ordinal: 0, splitter: Splitter::default(), message: None, last: None, alone: true }
     }
 
     fn resumed(standing: Standing) -> Self {
-        let Standing { transfer, ordinal, start, record, in_message, last } = standing;
+        let Standing { transfer, ordinal, start, record, in_message, last, alone, .. } = standing;
         let message = in_message.then_some(Message { start, bytes: 0, parts: ordinal - start.min(ordinal) });
-        Self { id: transfer, ordinal, splitter: Splitter::within(record), message, last }
+        Self { id: transfer, ordinal, splitter: Splitter::within(record), message, last, alone }
     }
 
-    fn standing(&self) -> Standing {
+    fn standing(&self, link: u32) -> Standing {
         Standing {
+            link,
+            alone: self.alone,
             transfer: self.id,
             ordinal: self.ordinal,
             start: self.message.as_ref().map_or(self.ordinal, |message| message.start),

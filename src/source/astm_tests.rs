@@ -1,5 +1,6 @@
 //! Tests of the astm source over pipes and a real spool: what the analyser is told, and what is stored.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -8,17 +9,20 @@ use tokio::task::JoinHandle;
 use tokio::time::{Duration, advance, pause, resume, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Stop;
 use super::astm_assembly::{Assembly, OTHER_CONTENT_TYPE};
 use super::astm_part::{Kind, Part};
 use super::astm_session::{Settings, serve};
-use super::astm_transfers::REJOIN_TIME;
+use super::astm_transfers::{REJOIN_TIME, Transfers};
 use super::intake::{About, Intake};
+use super::{Stop, astm_gather};
 use crate::envelope::{Class, Envelope, Flags};
 use crate::spool::{Disk, Secret, Spool, SpoolConfig};
 use crate::values::Name;
 use crate::wire::astm::{ACK, ENQ, EOT, NAK, encode};
 use crate::wire::astm_record::MEDIA_TYPE;
+
+/// What the spool writes at once.
+const BLOCK: usize = 4096;
 
 /// A source on a spool that outlives it.
 struct Running {
@@ -30,17 +34,28 @@ struct Running {
 }
 
 struct Box {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     spool: Spool,
     targets: watch::Sender<Arc<[Name]>>,
 }
 
 impl Box {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::of(tempfile::tempdir().unwrap())
+    }
+
+    fn of(folder: tempfile::TempDir) -> Self {
         let config: SpoolConfig = toml::from_str("path = '/unused'\nkey = 'unused'").unwrap();
-        let spool = Spool::open(Arc::new(Disk::open(folder.path()).unwrap()), Secret::random(), &config).unwrap();
-        Self { _folder: folder, spool, targets: watch::Sender::new(Arc::from(["lis".parse().unwrap()])) }
+        let disk = Arc::new(Disk::open(folder.path()).unwrap());
+        let spool = Spool::open(disk, Secret::new([7; 32]), &config).unwrap();
+        Self { folder, spool, targets: watch::Sender::new(Arc::from(["lis".parse().unwrap()])) }
+    }
+
+    /// The only segment of the log, as it is on the disk.
+    fn segment(&self) -> (PathBuf, Vec<u8>) {
+        let files = std::fs::read_dir(self.folder.path().join("clinical")).unwrap().map(|entry| entry.unwrap().path());
+        let mut written = files.map(|path| (path.clone(), std::fs::read(path).unwrap()));
+        written.find(|(_, bytes)| bytes.chunks(BLOCK).skip(2).any(|block| block.iter().any(|byte| *byte != 0))).unwrap()
     }
 
     async fn start(&self) -> Running {
@@ -48,10 +63,18 @@ impl Box {
     }
 
     async fn start_with(&self, message_bytes_max: u64) -> Running {
+        self.start_holding(message_bytes_max, None).await
+    }
+
+    async fn start_holding(&self, message_bytes_max: u64, held_max: Option<usize>) -> Running {
         let name = "haematology".parse().unwrap();
         let intake = Intake::new(name, "astm", Class::Clinical, self.spool.clone(), self.targets.subscribe());
-        let settings = Arc::new(Settings::new(message_bytes_max));
-        let assembly = Assembly::begin(&intake, Arc::clone(&settings.transfers)).await;
+        let transfers = Arc::<Transfers>::default();
+        let mut assembly = Assembly::begin(&intake, Arc::clone(&transfers)).await;
+        assembly.held_max = held_max.unwrap_or(assembly.held_max);
+        let (parts, gather) = astm_gather::open(&intake, Arc::clone(&transfers));
+        tokio::spawn(gather.run());
+        let settings = Arc::new(Settings::new(message_bytes_max, transfers, parts));
         let done = CancellationToken::new();
         let assembling = tokio::spawn(assembly.run(done.clone()));
         Running { intake, settings, assembling, done, stop: Stop::new() }
@@ -216,7 +239,8 @@ async fn frames_on_both_sides_of_one_that_the_disk_lost_are_not_taken_for_one_me
         [(0, "H|\\^&\r", None), (1, "R|1|^^^WBC|5", None), (3, "3.1|g/L\rL|1|N\r", Some(b'R'))]
     {
         let kind = Kind::Frame { number: 1, last: ordinal != 1 };
-        let part = Part { transfer: 7, ordinal, start: 0, record, kind, line: String::new(), text: text.as_bytes() };
+        let (line, text) = (String::new(), text.as_bytes());
+        let part = Part { transfer: 7, ordinal, start: 0, record, kind, link: 7, alone: true, line, text };
         let mut incoming = running.intake.begin();
         incoming.write(&part.encode()).await.unwrap();
         let about = About { content_type: "test".into(), control_id: Vec::new(), flags: Flags::default() };
@@ -266,6 +290,116 @@ async fn what_was_acknowledged_before_a_crash_is_a_message_of_its_own_when_the_a
     assert!(texts.contains(&(RESULT[..3].concat(), Flags::INCOMPLETE)), "{texts:?}");
     assert!(texts.contains(&(whole(), Flags::default())), "{texts:?}");
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_stored_is_not_made_again_after_a_crash_though_its_frames_wait_behind_another_line() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let (mut slow, mut quick) = (running.line("10.0.0.5"), running.line("10.0.0.6"));
+    slow.asks(&[ENQ]).await;
+    assert_eq!(slow.frame(1, RESULT[0]).await, ACK);
+    // The second message ends in the frame in which the third begins; and twice the same is one.
+    quick.transfer(&["H|\\^&|2\r", "L|1|N\rH|\\^&|3\r", "L|1|N\r"]).await;
+    quick.transfer(&["H|\\^&|2\r", "L|1|N\r"]).await;
+    quick.send(b"\x05\x02\x1emtrsl|pi1|\x1d3f\x03").await;
+    assert_eq!((quick.answer().await, quick.answer().await), (ACK, ACK));
+    quick.transfer(&["H|\\^&|4\r", "P|1\r"]).await;
+    let before: Vec<_> = the_box.texts(4).await;
+    assert_eq!(before.last().unwrap(), &("H|\\^&|4\rP|1\r".to_owned(), Flags::INCOMPLETE));
+    running.crash();
+    let running = the_box.start().await;
+    assert_eq!(running.intake.counters().received.value(), 0, "a message was made again");
+    let mut slow = running.line("10.0.0.5");
+    for number in 2..=5 {
+        assert_eq!(slow.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
+    }
+    let after = the_box.texts(5).await;
+    assert_eq!((&after[..4], &after[4]), (&before[..], &(whole(), Flags::default())));
+    running.stop().await;
+    assert_eq!(the_box.unfinished(), 0);
+}
+
+#[tokio::test]
+async fn two_analysers_behind_one_address_never_get_into_each_others_messages_after_a_crash() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let (mut one, mut two) = (running.line("10.0.0.5"), running.line("10.0.0.5"));
+    for (analyser, name) in [(&mut one, "one"), (&mut two, "two")] {
+        analyser.asks(&[ENQ]).await;
+        assert_eq!(analyser.frame(1, &format!("H|\\^&|{name}\r")).await, ACK);
+        assert_eq!(analyser.frame(2, "P|1\r").await, ACK);
+    }
+    running.crash();
+    let running = the_box.start().await;
+    let (mut one, mut two) = (running.line("10.0.0.5"), running.line("10.0.0.5"));
+    for analyser in [&mut one, &mut two] {
+        assert_eq!(analyser.frame(3, "L|1|N\r").await, NAK, "whose it is can't be known");
+        assert_eq!(analyser.frame(2, "P|1\r").await, NAK);
+    }
+    one.transfer(&["H|\\^&|one\r", "P|1\r", "L|1|N\r"]).await;
+    let texts = the_box.texts(3).await;
+    for text in ["H|\\^&|one\rP|1\r", "H|\\^&|two\rP|1\r"] {
+        assert!(texts.contains(&(text.to_owned(), Flags::INCOMPLETE)), "{texts:?}");
+    }
+    assert!(texts.contains(&("H|\\^&|one\rP|1\rL|1|N\r".to_owned(), Flags::default())), "{texts:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_goes_on_with_a_message_of_which_the_disk_lost_frames_though_the_number_fits() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let (mut analyser, mut other) = (running.line(""), running.line("10.0.0.6"));
+    analyser.asks(&[ENQ]).await;
+    assert_eq!(analyser.frame(1, "H|\\^&|1\r").await, ACK);
+    assert_eq!(analyser.frame(2, "P|1\r").await, ACK);
+    let (_, before) = the_box.segment();
+    for number in 3..=10u8 {
+        assert_eq!(analyser.frame(number % 8, &format!("R|{number}\r")).await, ACK);
+    }
+    let (path, mut after) = the_box.segment();
+    other.asks(&[ENQ]).await;
+    assert_eq!(other.frame(1, "H|\\^&|2\r").await, ACK);
+    running.crash();
+    the_box.spool.close();
+    let written =
+        before.chunks(BLOCK).zip(after.clone().chunks(BLOCK)).map(|(old, new)| old != new).collect::<Vec<_>>();
+    after = std::fs::read(&path).unwrap();
+    for (block, _) in after.chunks_mut(BLOCK).zip(written).filter(|(_, lost)| *lost) {
+        block.fill(0);
+    }
+    std::fs::write(&path, after).unwrap();
+    let the_box = Box::of(the_box.folder);
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    assert_eq!(analyser.frame(3, "L|1|N\r").await, NAK, "eight frames before it are lost");
+    running.stop().await;
+    let texts = the_box.texts(2).await;
+    assert!(texts.contains(&("H|\\^&|1\rP|1\r".to_owned(), Flags::INCOMPLETE)), "{texts:?}");
+}
+
+#[tokio::test]
+async fn what_came_without_an_enquiry_does_not_hold_up_the_transfer_that_is_gone_on_with_behind_it() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    analyser.asks(&[ENQ]).await;
+    assert_eq!(analyser.frame(1, RESULT[0]).await, ACK);
+    running.crash();
+    let running = the_box.start().await;
+    let mut analyser = running.line("10.0.0.5");
+    analyser.send(b"H|\\^&|7\rP|1\r\x02").await;
+    analyser.hangs_up().await;
+    let mut analyser = running.line("");
+    for number in 2..=5 {
+        assert_eq!(analyser.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
+    }
+    let texts = the_box.texts(1).await;
+    assert_eq!(texts[0], (whole(), Flags::default()));
+    analyser.hangs_up().await;
+    running.stop().await;
+    assert_eq!(the_box.unfinished(), 0);
 }
 
 #[tokio::test]
@@ -365,6 +499,49 @@ async fn a_frame_that_was_stored_though_its_ack_never_left_is_not_stored_twice()
         assert_eq!(analyser.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
     }
     assert_eq!(the_box.texts(1).await, [(whole(), Flags::default())]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_stays_open_holds_up_only_so_many_frames_of_others() {
+    let the_box = Box::new();
+    let running = the_box.start_holding(1 << 20, Some(12)).await;
+    let (mut slow, mut quick) = (running.line("10.0.0.5"), running.line("10.0.0.6"));
+    slow.asks(&[ENQ]).await;
+    assert_eq!(slow.frame(1, RESULT[0]).await, ACK);
+    for number in 0..4 {
+        quick.transfer(&[&format!("H|\\^&|Q{number}\r"), "P|1\r", "L|1|N\r"]).await;
+    }
+    let texts = the_box.texts(5).await;
+    assert!(texts.contains(&(RESULT[0].to_owned(), Flags::INCOMPLETE)), "{texts:?}");
+    for number in 2..=5 {
+        assert_eq!(slow.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
+    }
+    assert_eq!(the_box.texts(6).await[5], (RESULT[1..].concat(), Flags::INCOMPLETE));
+    running.stop().await;
+    assert_eq!(the_box.unfinished(), 0);
+}
+
+#[tokio::test]
+async fn frames_that_come_at_the_same_time_share_a_sync_and_each_is_answered() {
+    const ROUNDS: u8 = 20;
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analysers: Vec<_> = (0..8).map(|number| running.line(&format!("10.0.0.{number}"))).collect();
+    for analyser in &mut analysers {
+        assert_eq!(analyser.asks(&[ENQ]).await, ACK);
+    }
+    let before = the_box.spool.logs()[0].syncs;
+    for round in 1..=ROUNDS {
+        for analyser in &mut analysers {
+            analyser.send(&frame(round % 8, if round == 1 { "H|\\^&\r" } else { "R|1|^^^WBC|4.5\r" })).await;
+        }
+        for analyser in &mut analysers {
+            assert_eq!(analyser.answer().await, ACK);
+        }
+    }
+    let syncs = the_box.spool.logs()[0].syncs - before;
+    assert!(syncs <= u64::from(ROUNDS) * 3, "{syncs} syncs for {ROUNDS} times 8 frames");
     running.stop().await;
 }
 

@@ -200,6 +200,14 @@ impl Incoming {
         self.draft.among_others();
     }
 
+    /// A part (see [`Self::commit_part`]) that came at `received` and becomes durable with what this commits: all of it or nothing. When
+    /// this is a second copy, the part is not stored.
+    pub fn also_part(&mut self, content_type: &str, received: Stamp, body: Vec<u8>) {
+        let about = About { content_type: content_type.to_owned(), control_id: Vec::new(), flags: Flags::default() };
+        let meta = Meta { received, ..self.meta(vec![Name::assembly()], about) };
+        self.draft.also(meta, body);
+    }
+
     /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device. Who writes a body
     /// as it arrives holds a [`Intake::stream_share`].
     ///

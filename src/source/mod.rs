@@ -25,6 +25,7 @@ use intake::Intake;
 pub mod accept;
 pub mod astm;
 mod astm_assembly;
+mod astm_gather;
 mod astm_part;
 mod astm_session;
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub struct Draft {
     streamed: bool,
     /// See [`Draft::among_others`].
     crowd: bool,
+    /// See [`Draft::also`].
+    others: Vec<(Meta, Vec<u8>)>,
     /// Gone as soon as the draft is: what the writer still holds of it then pins nothing.
     alive: Option<Arc<()>>,
 }
@@ -66,6 +68,7 @@ impl Draft {
             committed: false,
             streamed: false,
             crowd: false,
+            others: Vec::new(),
             alive: Some(Arc::new(())),
         }
     }
@@ -101,6 +104,12 @@ impl Draft {
     /// by the task that brings it.
     pub fn among_others(&mut self) {
         self.crowd = true;
+    }
+
+    /// Another message of the same source, small and never a second copy, that becomes durable with this one: all of them or none.
+    /// When this one is a second copy, none of them is stored.
+    pub fn also(&mut self, meta: Meta, body: Vec<u8>) {
+        self.others.push((meta, body));
     }
 
     /// Bytes so far.
@@ -167,7 +176,8 @@ impl Draft {
         let data = Data { id, meta, sha256, length: self.length, pieces };
         let effect = recovery::message_effect(&data, stream);
         let plaintext = record::encode_data(&data, &self.buffer);
-        let records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
+        let mut records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
+        records.extend(self.others.drain(..).map(|(meta, body)| whole(meta, &body, tag)));
         let (reply, told) = oneshot::channel();
         let request = Request::Append { records, control: false, reply };
         match self.crowd {
@@ -220,6 +230,15 @@ impl Draft {
         }
         Ok(())
     }
+}
+
+/// The record of a message that has wholly arrived.
+fn whole(meta: Meta, body: &[u8], tag: u16) -> Prepared {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(digest::digest(&digest::SHA256, body).as_ref());
+    let data = Data { id: None, meta, sha256, length: body.len() as u64, pieces: Vec::new() };
+    let effect = recovery::message_effect(&data, None);
+    Prepared { kind: Kind::Data, tag, plaintext: record::encode_data(&data, body), effect, id: None }
 }
 
 impl Drop for Draft {

@@ -115,6 +115,13 @@ impl Lane {
         backlog.saturating_sub(self.handed.len() as u64)
     }
 
+    /// Whether damage is known of a segment that holds entries behind the cursor: some may be missing among those that are read.
+    pub fn is_damaged(&self) -> bool {
+        let state = self.log.state();
+        let cursor = state.lanes.get(&self.key).map(|lane| lane.cursor).unwrap_or_default();
+        state.damaged().any(|order| order >= cursor.segment)
+    }
+
     /// The next entry after the one that was handed out last; waits for one. Cancelling loses nothing.
     pub async fn next(&mut self) -> Entry {
         loop {

@@ -20,7 +20,7 @@ use super::storage::{File, Storage};
 use super::uptime::Uptime;
 use crate::envelope::{Class, MessageId};
 use crate::status::Counter;
-use crate::values::Name;
+use crate::values::{ASSEMBLY, Name};
 
 /// Dead letters that a log keeps; when there are more, lanes hold instead.
 pub const DEAD_LETTERS_MAX: usize = 10_000;
@@ -40,7 +40,7 @@ pub struct Log {
     pub uptime: Arc<Uptime>,
     /// How large it may grow, and so on.
     limits: Mutex<Limits>,
-    /// Moves whenever records were synced.
+    /// Moves whenever something was synced that a lane may wait for.
     pub synced: watch::Sender<u64>,
     /// What it did.
     pub counters: LogCounters,
@@ -188,6 +188,18 @@ pub enum Effect {
     Replay(Replay),
     /// See [`Gap`].
     Gap(Gap),
+}
+
+impl Effect {
+    /// Whether there is something to read for a lane that may wait for it. A source looks by itself for what it keeps for itself, and a
+    /// forwarder that was woken for each part of it would do little else.
+    pub fn wakes(&self) -> bool {
+        match self {
+            Self::Message { targets, .. } => targets.iter().any(|upstream| upstream.as_str() != ASSEMBLY),
+            Self::Replay(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Log {

@@ -1,5 +1,6 @@
 //! Pieces of long bodies are written without a sync of their own: the commit that takes them over makes them durable, a power
-//! cut before it is no damage, and when their sync fails nothing that needs them is said to be stored.
+//! cut before it is no damage, and when their sync fails nothing that needs them is said to be stored. What is committed together is
+//! there together.
 
 use std::io;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use super::draft::FRAGMENT_BYTES;
 use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{body, commit, meta, name, open, waiting};
 use super::{Class, CommitError, Committed, Draft, Spool};
+use crate::envelope::Meta;
 
 const LONG: usize = 2 * FRAGMENT_BYTES + 1000;
 
@@ -117,4 +119,45 @@ async fn when_the_sync_of_pieces_fails_whatever_needs_them_is_refused_and_the_re
         assert!(delivered(&after).await == expected, "seed {seed}");
         assert_eq!(after.logs()[0].quarantined, 0, "seed {seed}");
     }
+}
+
+/// A message with a note beside it, which is another lane's.
+async fn with_a_note(spool: &Spool, control_id: &[u8]) -> Result<Committed, CommitError> {
+    let mut draft = spool.begin(Class::Clinical, &name("icu"));
+    draft.write(b"message").await.unwrap();
+    draft.also(meta(spool, "icu", &["notes"]), b"note".to_vec());
+    draft.commit(Meta { control_id: control_id.to_vec(), ..meta(spool, "icu", &["engine"]) }).await
+}
+
+async fn notes(spool: &Spool) -> usize {
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("notes"));
+    waiting(spool, &mut lane).await.len()
+}
+
+#[tokio::test]
+async fn what_is_committed_with_a_message_is_there_with_it_or_not_at_all() {
+    for seed in 0..40 {
+        let disk = SimDisk::new();
+        let spool = open(&disk, 8);
+        assert!(matches!(with_a_note(&spool, b"").await, Ok(Committed::Stored(_))));
+        disk.power_off_at(1 + seed % 2);
+        assert_eq!(with_a_note(&spool, b"").await, Err(CommitError::Failed));
+        let after = open(&disk.cut(&mut Dice::new(seed)), 8);
+        let count = delivered(&after).await.len();
+        assert!((1..=2).contains(&count) && notes(&after).await == count, "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_committed_with_a_message_goes_with_it_to_another_segment_and_not_with_a_second_copy() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    assert!(matches!(with_a_note(&spool, b"1").await, Ok(Committed::Stored(_))));
+    assert!(matches!(with_a_note(&spool, b"1").await, Ok(Committed::Repeat(_))));
+    assert_eq!((delivered(&spool).await.len(), notes(&spool).await), (1, 1));
+    disk.fail(Some(Fault { at: 2, lasting: false, kind: io::ErrorKind::Other }));
+    assert!(matches!(with_a_note(&spool, b"2").await, Ok(Committed::Stored(_))));
+    assert_eq!((delivered(&spool).await.len(), notes(&spool).await), (2, 2));
+    let after = open(&disk.after_kill(), 8);
+    assert_eq!((delivered(&after).await.len(), notes(&after).await), (2, 2));
 }

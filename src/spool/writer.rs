@@ -574,6 +574,7 @@ impl Writer {
     /// Takes note of what was written, and makes what was synced visible to the lanes.
     fn publish(&self, effects: Vec<(Effect, Option<MessageId>)>, written: &[Written], synced: bool) {
         let Some(active) = &self.active else { return };
+        let wakes = effects.iter().any(|(effect, _)| effect.wakes());
         let mut state = self.log.state();
         if synced && let Some(held) = state.segments.get_mut(&active.segment.identity.order) {
             held.end = active.offset;
@@ -583,7 +584,7 @@ impl Writer {
             state.apply(written.at, effect);
         }
         drop(state);
-        if synced {
+        if synced && wakes {
             self.log.synced.send_modify(|version| *version += 1);
         }
     }

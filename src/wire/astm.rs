@@ -10,9 +10,13 @@
 //!   case) and its number is the next one (modulo 8, from 1 after each ENQ). The caller stores it, then says [`Receiver::accept`].
 //! * The number **and the text** of the frame before: our ACK was lost; it is acknowledged again and nothing more ([`Event::Repeat`]).
 //!   The same number with another text, or a header under the number 1, is a device that counts in its own way: taken.
+//! * A frame that is not good is refused once it is over, behind its CR LF: what is said while it is sent, a device may not hear.
 //! * CR LF at the end may be missing: [`Receiver::settle`] ends such a frame when nothing more comes for a moment.
-//! * ENQ, wherever it comes, begins a transfer anew; ENQ EOT is a keep-alive; STX inside a frame begins the frame anew.
-//! * Text between STX and ETX that does not begin with a frame number is not ASTM: handed out as [`Event::Other`].
+//! * ENQ begins a transfer anew, EOT ends it; ENQ EOT is a keep-alive; STX inside a frame begins the frame anew. ENQ or EOT inside a
+//!   frame is one only when nothing follows it for a moment, or another of these three: else it is a damaged byte of the frame, and an
+//!   answer to it would be taken for the frame's.
+//! * Text between STX and ETX that does not begin with a frame number is not ASTM: handed out as [`Event::Other`]. It is a damaged
+//!   frame where its sender has sent good ones in this transfer, or where a record begins behind the first byte.
 //! * A line that begins with `H` and three delimiters outside of frames is E1394 without framing: handed out as
 //!   [`Event::Bare`] up to its L record; nothing answers it.
 //! * A frame without ENQ before it is [`Event::Stray`]: after a restart of ours it may go on where a transfer was.
@@ -65,7 +69,7 @@ pub enum Fault {
     Checksum,
     /// No two hexadecimal digits behind ETB or ETX.
     Malformed,
-    /// Neither the next number nor a repetition.
+    /// Neither the next number nor a repetition, or none at all.
     Number,
     /// Over [`TEXT_BYTES_MAX`].
     TooLong,
@@ -130,6 +134,8 @@ pub struct Receiver {
     text: Vec<u8>,
     /// Bytes that belong to nothing since the last event.
     junk: u64,
+    /// ENQ or EOT inside a frame, before what follows tells what it is.
+    held: Option<u8>,
     transfer: Option<Transfer>,
 }
 
@@ -155,7 +161,7 @@ enum Place {
     Text(Head),
     /// Behind ETB or ETX; the first digit of the checksum if it came.
     Check(Head, bool, Option<u8>),
-    /// The checksum is right: CR LF may follow. Whether CR did.
+    /// Behind the checksum: CR LF may follow. Whether CR did.
     Tail(Head, bool, bool),
     /// In a frame that is too long.
     Overlong,
@@ -174,12 +180,20 @@ enum Place {
 struct Head {
     number: u8,
     sum: u8,
+    /// Why it is not good, as far as is known.
+    fault: Option<Fault>,
 }
 
 impl Receiver {
     /// The next event in `input`, which moves on behind what was looked at. `None`: all of it was.
     pub fn pull(&mut self, input: &mut &[u8]) -> Option<Event> {
         while let Some((&byte, rest)) = input.split_first() {
+            if let Some(control) = self.held.take() {
+                if is_control(byte) {
+                    return Some(self.control(control));
+                }
+                self.within(control);
+            }
             if let Some(event) = self.ended_without(byte) {
                 return Some(event);
             }
@@ -195,10 +209,15 @@ impl Receiver {
         if matches!(self.place, Place::LineStart | Place::Between) { self.scrap() } else { None }
     }
 
-    /// Nothing more comes for a moment: a frame of which only CR LF is missing is whole.
+    /// Nothing more comes for a moment: a frame of which only CR LF is missing is over, and ENQ or EOT inside a frame is one.
     pub fn settle(&mut self) -> Option<Event> {
+        if let Some(control) = self.held.take() {
+            return Some(self.control(control));
+        }
         match self.place {
-            Place::Tail(head, last, _) => Some(self.whole(head, last)),
+            Place::Tail(head, last, _) | Place::Check(head @ Head { fault: Some(_), .. }, last, _) => {
+                Some(self.whole(head, last))
+            }
             _ => None,
         }
     }
@@ -266,9 +285,10 @@ impl Receiver {
         self.text.len()
     }
 
-    /// Whether only the CR LF of a frame is missing.
+    /// Whether it matters that nothing more comes for a moment: see [`Self::settle`].
     pub fn is_undecided(&self) -> bool {
-        matches!(self.place, Place::Tail(..))
+        let is_over = matches!(self.place, Place::Tail(..) | Place::Check(Head { fault: Some(_), .. }, ..));
+        is_over || self.held.is_some()
     }
 
     /// What `byte` ends without being part of it: a frame that has no CR LF, records without framing that have no L record.
@@ -285,9 +305,12 @@ impl Receiver {
 
     fn step(&mut self, byte: u8) -> Option<Event> {
         match (self.place, byte) {
+            (Place::Number | Place::Text(_) | Place::Check(..) | Place::Overlong | Place::Other, ENQ | EOT) => {
+                self.held = Some(byte);
+                None
+            }
             (Place::Check(..) | Place::Tail(..) | Place::Number | Place::OtherTail(_), _) => self.around(byte),
-            (_, ENQ) => self.enquiry(),
-            (_, EOT) => self.end(),
+            (_, ENQ | EOT) => Some(self.control(byte)),
             (_, STX) => {
                 self.drop_text();
                 self.place = Place::Number;
@@ -295,15 +318,11 @@ impl Receiver {
             }
             (Place::Text(head), _) => self.in_text(head, byte),
             (Place::Overlong, ETX | ETB) => {
-                self.place = Place::OtherTail(2);
-                Some(Event::BadFrame(Fault::TooLong))
+                self.place = Place::Check(Head::bad(Fault::TooLong), true, None);
+                None
             }
             (Place::Overlong, _) => None,
-            (Place::Other, ETX | ETB) => {
-                self.place = Place::OtherTail(2);
-                let text = std::mem::take(&mut self.text);
-                if text.is_empty() { None } else { Some(Event::Other(text)) }
-            }
+            (Place::Other, ETX | ETB) => self.other(),
             (Place::Other, _) => {
                 self.keep(byte);
                 None
@@ -323,9 +342,11 @@ impl Receiver {
     /// The bytes around a frame's text.
     fn around(&mut self, byte: u8) -> Option<Event> {
         match (self.place, byte) {
-            (_, ENQ) => return self.enquiry(),
-            (_, EOT) => return self.end(),
-            (Place::Number, b'0'..=b'7') => self.place = Place::Text(Head { number: byte - b'0', sum: byte }),
+            (Place::Check(head, last, first), _) => return self.check(head, last, first, byte),
+            (Place::OtherTail(_), ENQ | EOT) => return Some(self.control(byte)),
+            (Place::Number, b'0'..=b'7') => {
+                self.place = Place::Text(Head { number: byte - b'0', sum: byte, fault: None });
+            }
             // Of several only the last is the beginning.
             (_, STX) => self.place = Place::Number,
             (Place::Number, ETX | ETB) => self.place = Place::OtherTail(2),
@@ -333,7 +354,6 @@ impl Receiver {
                 self.place = Place::Other;
                 self.keep(byte);
             }
-            (Place::Check(head, last, first), _) => return self.check(head, last, first, byte),
             (Place::Tail(head, last, false), b'\r') => self.place = Place::Tail(head, last, true),
             (Place::Tail(head, last, _), _) => return Some(self.whole(head, last)),
             (Place::OtherTail(left), _) if left > 0 && byte.is_ascii_hexdigit() => {
@@ -347,17 +367,41 @@ impl Receiver {
         None
     }
 
-    fn enquiry(&mut self) -> Option<Event> {
+    /// ENQ or EOT.
+    fn control(&mut self, byte: u8) -> Event {
         self.drop_text();
         self.place = Place::LineStart;
+        if byte == EOT {
+            return Event::End { frames: self.transfer.take().map_or(0, |transfer| transfer.frames) };
+        }
         let cut = self.transfer.replace(Transfer::default()).is_some_and(|transfer| transfer.frames > 0);
-        Some(Event::Enquiry { cut })
+        Event::Enquiry { cut }
     }
 
-    fn end(&mut self) -> Option<Event> {
-        self.drop_text();
-        self.place = Place::LineStart;
-        Some(Event::End { frames: self.transfer.take().map_or(0, |transfer| transfer.frames) })
+    /// ENQ or EOT that was a damaged byte of a frame.
+    fn within(&mut self, control: u8) {
+        match self.place {
+            Place::Text(head) => drop(self.in_text(head, control)),
+            Place::Check(head, last, first) => drop(self.check(head, last, first, control)),
+            Place::Number | Place::Other => {
+                self.place = Place::Other;
+                self.keep(control);
+            }
+            _ => {}
+        }
+    }
+
+    /// Text between STX and ETX that has no frame number.
+    fn other(&mut self) -> Option<Event> {
+        let text = std::mem::take(&mut self.text);
+        let speaks_astm = self.transfer.is_some_and(|transfer| transfer.last.is_some());
+        if speaks_astm || is_record(text.get(1..).unwrap_or_default()) {
+            self.junk += text.len() as u64;
+            self.place = Place::Check(Head::bad(Fault::Number), true, None);
+            return None;
+        }
+        self.place = Place::OtherTail(2);
+        if text.is_empty() { None } else { Some(Event::Other(text)) }
     }
 
     fn in_text(&mut self, head: Head, byte: u8) -> Option<Event> {
@@ -376,29 +420,33 @@ impl Receiver {
         None
     }
 
-    fn check(&mut self, head: Head, last: bool, first: Option<u8>, byte: u8) -> Option<Event> {
+    fn check(&mut self, mut head: Head, last: bool, first: Option<u8>, byte: u8) -> Option<Event> {
         let digit = char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        let (Some(digit), first) = (digit, first) else {
-            self.drop_text();
-            self.place = Place::Between;
-            self.between(byte);
-            return Some(Event::BadFrame(Fault::Malformed));
-        };
+        if digit.is_none() {
+            head.fault = head.fault.or(Some(Fault::Malformed));
+            if matches!(byte, b'\r' | b'\n') {
+                self.place = Place::Tail(head, last, byte == b'\r');
+                return if byte == b'\n' { Some(self.whole(head, last)) } else { None };
+            }
+        }
+        let digit = digit.unwrap_or_default();
         let Some(first) = first else {
             self.place = Place::Check(head, last, Some(digit));
             return None;
         };
-        if first << 4 | digit == head.sum {
-            self.place = Place::Tail(head, last, false);
-            return None;
+        if first << 4 | digit != head.sum {
+            head.fault = head.fault.or(Some(Fault::Checksum));
         }
-        self.drop_text();
-        self.place = Place::Between;
-        Some(Event::BadFrame(Fault::Checksum))
+        self.place = Place::Tail(head, last, false);
+        None
     }
 
     fn whole(&mut self, head: Head, last: bool) -> Event {
         self.place = Place::LineStart;
+        if let Some(fault) = head.fault {
+            self.drop_text();
+            return Event::BadFrame(fault);
+        }
         let frame = Frame { number: head.number, text: std::mem::take(&mut self.text), last };
         self.judge(frame)
     }
@@ -468,8 +516,21 @@ impl Receiver {
     }
 }
 
+impl Head {
+    /// Of a frame that is not good, whatever its checksum says.
+    fn bad(fault: Fault) -> Self {
+        Self { number: 0, sum: 0, fault: Some(fault) }
+    }
+}
+
 fn is_control(byte: u8) -> bool {
     matches!(byte, STX | ENQ | EOT)
+}
+
+/// Whether a record begins here: its type, then a delimiter.
+fn is_record(text: &[u8]) -> bool {
+    let [kind, delimiter, ..] = text else { return false };
+    b"HPORCQMSL".contains(kind) && delimiter.is_ascii_punctuation()
 }
 
 /// Writes a frame as a device does, at the end of `out`.

@@ -131,6 +131,65 @@ fn text_that_is_not_astm_comes_out_as_it_is() {
     assert_eq!(events.len(), 2, "{events:?}");
 }
 
+/// HEADER and the frame that follows it, of which one byte was damaged on the line.
+fn with_damage(at: usize, damaged: u8) -> Vec<Event> {
+    let mut second = frame(2, b"R|1|^^^Fe|24.5\r");
+    second[at] = damaged;
+    all(&[&[ENQ], HEADER, &second[..], &frame(2, b"R|1|^^^Fe|24.5\r")[..]].concat())
+}
+
+#[test]
+fn a_frame_of_which_any_byte_was_damaged_is_refused_and_never_acknowledged() {
+    let whole = frame(2, b"R|1|^^^Fe|24.5\r");
+    // A frame whose end is not recognised can't be answered: its sender waits, and asks again with ENQ.
+    let end = whole.len() - 5;
+    for at in (1..whole.len() - 2).filter(|at| *at != end) {
+        for damaged in [ENQ, EOT, b'r', b'8', 0x1e].into_iter().filter(|damaged| *damaged != whole[at]) {
+            let events = with_damage(at, damaged);
+            let answers: Vec<u8> = events.iter().filter_map(Event::answer).collect();
+            assert_eq!(answers, [ACK, ACK, NAK, ACK], "byte {at} became {damaged:#04x}: {events:?}");
+            assert_eq!(taken(&events).len(), 2, "byte {at} became {damaged:#04x}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_is_not_good_is_refused_when_it_is_over_and_not_before() {
+    for (damaged, rest) in
+        [("\x022R|1\r\x0300", ""), ("\x028R|1\r\x0300", "\r\n"), ("\x028R|1\r\x03", ""), ("\x022R|1\r\x030", "\r\n")]
+    {
+        let mut receiver = Receiver::default();
+        assert_eq!(run(&mut receiver, [&[ENQ][..], HEADER, damaged.as_bytes()]).len(), 2, "it may still go on");
+        let told = run(&mut receiver, [rest.as_bytes()]).into_iter().next().or_else(|| receiver.settle());
+        assert!(matches!(told, Some(Event::BadFrame(_))), "{told:?}");
+    }
+}
+
+#[test]
+fn the_number_of_the_first_frame_may_be_damaged_too() {
+    let mut damaged = HEADER.to_vec();
+    damaged[1] = b'q';
+    let events = all(&[&[ENQ], &damaged[..], HEADER].concat());
+    assert_eq!(events[1], Event::BadFrame(Fault::Number));
+    assert_eq!(taken(&events).len(), 1);
+}
+
+#[test]
+fn an_enquiry_inside_a_frame_is_one_when_nothing_follows_it() {
+    let mut receiver = Receiver::default();
+    assert_eq!(run(&mut receiver, [&[ENQ][..], HEADER, &[STX, b'2', b'R', ENQ]]).len(), 2);
+    assert!(receiver.is_undecided());
+    assert_eq!(receiver.settle(), Some(Event::Enquiry { cut: true }));
+    assert_eq!(run(&mut receiver, [&[STX, b'1', b'H', EOT][..]]), [Event::Junk(1)]);
+    assert_eq!((receiver.settle(), receiver.is_undecided()), (Some(Event::End { frames: 0 }), false));
+}
+
+#[test]
+fn a_frame_without_a_checksum_leaves_nothing_in_the_next() {
+    let events = all(&[&[ENQ, STX, b'1', b'H', ETX][..], b"\r\n", HEADER].concat());
+    assert_eq!(taken(&events), [(1, "H|\\^&\r".into())]);
+}
+
 #[test]
 fn records_without_framing_come_out_up_to_their_terminator() {
     let message = b"H|\\^&|||X\rP|1\rL|1|N\r";

@@ -6,6 +6,7 @@ mod device;
 mod durability;
 mod hostile;
 mod results;
+mod room;
 
 use std::fs;
 use std::path::Path;
