@@ -13,6 +13,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+mod zone;
+
+pub use zone::Zone;
+
 /// The name that [`Name::storage_commitment`] has.
 pub const STORAGE_COMMITMENT: &str = "storage-commitment";
 /// The name that [`Name::assembly`] has.

@@ -110,9 +110,12 @@ impl<'t> Loader<'_, 't> {
     fn codes(&mut self) -> Option<Arc<SiteCodes>> {
         let Some(value) = self.document.value(&["telemetry"]).cloned() else { return Some(Arc::default()) };
         let part = self.part::<TelemetryConfig>(&["telemetry"], "telemetry".to_owned(), &value)?;
-        let Some(file) = part.config.codes.map(|file| self.folder.join(file)) else { return Some(Arc::default()) };
+        let TelemetryConfig { codes, zone } = part.config;
+        let Some(file) = codes.map(|file| self.folder.join(file)) else {
+            return Some(Arc::new(SiteCodes::default().with_zone(zone)));
+        };
         match SiteCodes::load(&file) {
-            Ok(codes) => Some(Arc::new(codes)),
+            Ok(codes) => Some(Arc::new(codes.with_zone(zone))),
             Err(faults) => {
                 for fault in faults {
                     self.problems.under("telemetry", |problems| problems.error("codes", fault));

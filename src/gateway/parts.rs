@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use super::burials::Burials;
-use super::reports;
+use super::{forms, reports};
 use crate::callers::Callers;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
@@ -65,13 +65,15 @@ struct RunningUpstream {
 impl Parts {
     /// Nothing runs yet.
     pub fn new(spool: Spool, status: watch::Receiver<Arc<Status>>, config: &Config, sockets: Sockets) -> Self {
+        let kept = forms::recall(&config.spool.path);
+        let conversions = conversions(config).with_former(kept, &config.routes);
         Self {
             spool,
             status,
             config: config.clone(),
             sources: BTreeMap::new(),
             upstreams: BTreeMap::new(),
-            conversions: watch::Sender::new(Arc::new(conversions(config))),
+            conversions: watch::Sender::new(Arc::new(conversions)),
             burials: Burials::default(),
             callers: Callers::default(),
             sockets,
@@ -141,7 +143,8 @@ impl Parts {
     pub async fn put_in_force(&mut self) {
         self.spool.set_limits(&self.config.spool);
         let former = Arc::clone(&self.conversions.borrow());
-        let conversions = conversions(&self.config).with_former(&former, &self.config.routes);
+        let conversions = conversions(&self.config).with_former(former.lanes(), &self.config.routes);
+        self.keep_forms(&conversions);
         self.conversions.send_replace(Arc::new(conversions));
         for (name, source) in &self.sources {
             source.targets.send_replace(self.targets(name));
@@ -166,6 +169,14 @@ impl Parts {
 
     fn listens(&self) -> BTreeSet<SocketAddr> {
         self.config.sources.values().filter_map(|part| part.config.listens()).collect()
+    }
+
+    /// What waits in a lane that no route serves any more goes in its form after a restart too. Kept whether something waits now or not: a
+    /// message that is being committed may still be meant for it.
+    fn keep_forms(&self, conversions: &Conversions) {
+        let mut former = conversions.former(&self.config.routes);
+        former.retain(|lane| self.config.upstreams.contains_key(&lane.upstream));
+        forms::keep(&self.config.spool.path, &former);
     }
 
     /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.

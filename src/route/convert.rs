@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{Conversion, Form, RouteConfig, oru_record};
 use crate::envelope::{Body, Envelope, Flags, Meta};
@@ -34,6 +35,18 @@ pub struct Conversions {
     gateway: String,
     site: String,
     codes: Arc<SiteCodes>,
+}
+
+/// A lane, and the form in which its messages go, or went while a route served it.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lane {
+    /// The source.
+    pub source: Name,
+    /// The upstream.
+    pub upstream: Name,
+    /// What is made of its messages.
+    pub conversion: Conversion,
 }
 
 /// What a stored message is, by its media type.
@@ -70,14 +83,27 @@ impl Conversions {
 
     /// With those of `former` for lanes that no route serves any more: what waits in them was meant to go in that form.
     #[must_use]
-    pub fn with_former(mut self, former: &Self, routes: &[RouteConfig]) -> Self {
-        for ((source, upstream), conversion) in &former.lanes {
-            let routed = routes.iter().any(|route| route.from.contains(source) && route.to.contains(upstream));
-            if !routed {
-                self.lanes.insert((source.clone(), upstream.clone()), *conversion);
+    pub fn with_former(mut self, former: impl IntoIterator<Item = Lane>, routes: &[RouteConfig]) -> Self {
+        for Lane { source, upstream, conversion } in former {
+            if !is_routed(routes, &source, &upstream) {
+                self.lanes.insert((source, upstream), conversion);
             }
         }
         self
+    }
+
+    /// The lanes with a form that no route serves any more.
+    pub fn former(&self, routes: &[RouteConfig]) -> Vec<Lane> {
+        self.lanes().filter(|lane| !is_routed(routes, &lane.source, &lane.upstream)).collect()
+    }
+
+    /// All lanes with a form.
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
+        self.lanes.iter().map(|((source, upstream), conversion)| Lane {
+            source: source.clone(),
+            upstream: upstream.clone(),
+            conversion: *conversion,
+        })
     }
 
     /// What is made of messages of `source` for `upstream`.
@@ -133,7 +159,7 @@ impl Conversions {
     fn make(&self, conversion: Conversion, stored: Stored, body: &Bytes, envelope: &Envelope) -> Result<Made, String> {
         let mut record = match stored {
             Stored::Record => read(body)?,
-            Stored::Hl7 | Stored::Astm | Stored::Other => oru_record::record(body, envelope)?,
+            Stored::Hl7 | Stored::Astm | Stored::Other => oru_record::record(body, envelope, self.codes.zone.as_ref())?,
         };
         if conversion.form == Form::Raw {
             return raw(&record);
@@ -198,6 +224,10 @@ fn astm(form: Form, body: &[u8]) -> Result<Made, String> {
     }
     let bytes = astm_json::json(body).map_err(|error| error.to_string())?;
     Ok(Made { bytes, content_type: "application/json".to_owned(), control_id: None })
+}
+
+fn is_routed(routes: &[RouteConfig], source: &Name, upstream: &Name) -> bool {
+    routes.iter().any(|route| route.from.contains(source) && route.to.contains(upstream))
 }
 
 fn read(body: &[u8]) -> Result<Record, String> {

@@ -189,6 +189,73 @@ async fn observations(lines: &str) -> Record {
     serde_json::from_slice(&bytes(&made).await).unwrap()
 }
 
+async fn converted(to: Form, content_type: &str, body: impl Into<Bytes>, zone: Option<&str>) -> Result<String, String> {
+    let codes = SiteCodes::default().with_zone(zone.map(|zone| zone.parse().unwrap()));
+    let conversions = Conversions::new(&[], &name("box"), &name("site"), Arc::new(codes));
+    let made = conversions.apply(form(to), &envelope(content_type, body)).await?.unwrap();
+    Ok(String::from_utf8(bytes(&made).await).unwrap())
+}
+
+/// A monitor that names no zone in its times; the middle of what it sent.
+fn zoneless(header: &str) -> String {
+    format!(
+        "MSH|^~\\&|MON||||{header}||ORU^R01|1|P|2.6\rPID|||P\\T\\1^^^W&2.999&ISO^MR\rPV1||I|ICU^1&2\r\
+         OBR|1|1|1|x|||20260921154630\rOBX|1|NM|1^A^MDC|1.1.1.1|5||||||R\r\
+         OBX|2|NM|1^B^MDC|1.1.1.2|6||||||R|||20260921154500\r"
+    )
+}
+
+#[tokio::test]
+async fn times_without_a_zone_are_read_in_the_headers_or_the_sites_and_else_are_no_moment() {
+    for (header, zone, obr, obx) in [
+        ("20260921154640+0200", None, "20260921134630.000+0000", "20260921134500.000+0000"),
+        ("20260921154640", Some("Europe/Berlin"), "20260921134630.000+0000", "20260921134500.000+0000"),
+        ("20260921154640", None, "20260921134640.123+0000", "20260921134640.123+0000"),
+    ] {
+        let sent = converted(Form::Pcd01, "application/hl7-v2", zoneless(header), zone).await.unwrap();
+        let of = |name: &str, number: usize| {
+            let segment = sent.split('\r').rfind(|segment| segment.starts_with(name)).unwrap();
+            segment.split('|').nth(number).unwrap().to_owned()
+        };
+        assert_eq!((of("OBR", 7), of("OBX", 14)), (obr.to_owned(), obx.to_owned()), "{header} {zone:?}");
+        assert_eq!((of("PID", 3).as_str(), of("PV1", 3).as_str()), ("P\\T\\1^^^W&2.999&ISO^MR", "ICU^1&2"));
+        let unknown = header == "20260921154640" && zone.is_none();
+        assert_eq!(sent.contains("time: 2026-09-21T15:46:30 by the device's clock"), unknown, "{sent}");
+        assert_eq!(sent.contains("zone-unknown"), unknown, "{sent}");
+    }
+    let json = converted(Form::Json, "application/hl7-v2", zoneless("20260921154640"), Some("Europe/Berlin")).await;
+    let record: Record = serde_json::from_str(&json.unwrap()).unwrap();
+    assert_eq!(record.observations[0].at.as_deref(), Some("2026-09-21T15:46:30+02:00"));
+    assert!(record.observations[0].notes.iter().any(|note| note.name == "time-zone" && note.value == "of the site"));
+    let time = record.device_time.unwrap();
+    assert_eq!((time.quality, time.offset_ms), (ClockQuality::Measured, Some(-123)));
+}
+
+#[tokio::test]
+async fn characters_are_those_that_the_header_or_the_configuration_says_or_it_is_refused_in_words() {
+    let body = |said: &str, unit: &[u8]| {
+        let head = format!("MSH|^~\\&|MON||||||ORU^R01|1|P|2.6||||||{said}\rOBX|1|NM|T^Temp^L|1.1.1.1|5|");
+        [head.as_bytes(), unit, b"|||||R\r"].concat()
+    };
+    let text = async |said: &str, content_type: &str, unit: &[u8]| {
+        let json = converted(Form::Json, content_type, body(said, unit), None).await?;
+        Ok::<Record, String>(serde_json::from_str(&json).unwrap())
+    };
+    let hl7 = "application/hl7-v2";
+    let record = text("8859/15", hl7, b"\xA4/\xB5g").await.unwrap();
+    assert_eq!((record.observations[0].vendor_unit.as_deref(), record.about.len()), (Some("€/µg"), 0));
+    let record = text("", "application/hl7-v2; charset=windows-1252", b"\x80").await.unwrap();
+    assert_eq!(record.observations[0].vendor_unit.as_deref(), Some("€"));
+    let record = text("UNICODE UTF-8", hl7, b"\xB5g").await.unwrap();
+    assert_eq!(record.observations[0].vendor_unit.as_deref(), Some("µg"));
+    assert!(record.about[0].value.contains("the sender says utf-8, which it is not"), "{:?}", record.about);
+    let refused = text("8859/5", hl7, b"\xB5g").await.unwrap_err();
+    assert!(refused.contains("its characters are iso-8859-5 (MSH-18), which is not read here"), "{refused}");
+    let refused = text("KLINGON", hl7, b"\xB5g").await.unwrap_err();
+    assert!(refused.contains("of a name that is not known here") && !refused.contains("KLINGON"), "{refused}");
+    assert!(text("8859/5", hl7, b"ug").await.is_ok(), "ASCII is the same in all of them");
+}
+
 #[tokio::test]
 async fn what_is_no_value_is_none() {
     let lines = "OBX|1|NM|1^A^MDC|1.1.1.1|---||||||F\rOBX|2|NM|1^B^MDC|1.1.1.2|||||||R\rOBX|3|NM|1^C^MDC|1.1.1.3|5||||||P\r\
@@ -289,7 +356,10 @@ fn lanes_that_no_route_serves_any_more_keep_their_form() {
     let former = of(&[route("a", "x"), route("b", "y")]);
     let mut now = vec![route("b", "y")];
     now[0].form = None;
-    let now = of(&now).with_former(&former, &now);
+    let routes = now.clone();
+    let now = of(&now).with_former(former.lanes(), &now);
+    let kept: Vec<String> = now.former(&routes).iter().map(|lane| serde_json::to_string(lane).unwrap()).collect();
+    assert_eq!(kept, [r#"{"source":"a","upstream":"x","conversion":{"as":"json","with-raw":true}}"#]);
     assert_eq!(now.of(&name("a"), &name("x")), Some(form(Form::Json)));
     assert_eq!(now.of(&name("b"), &name("y")), None);
 }

@@ -4,14 +4,16 @@
 //! never moves what is already stored. In which form it goes is decided when it is sent ([`convert`]), over the stored bytes: a changed
 //! `as` holds for all that has not been sent. [`oru_record`] makes a record of an HL7 message on that way. Nothing here does I/O.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::values::{Name, Problems, SecretRef, Section};
 
+mod charset;
 pub mod convert;
 #[cfg(test)]
 mod convert_tests;
 mod oru_record;
+mod oru_time;
 
 /// Sources or upstreams in one route.
 const ROUTE_NAMES_MAX: usize = 256;
@@ -32,7 +34,7 @@ pub struct RouteConfig {
 }
 
 /// `as`: the form in which messages are sent.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {
     /// The record as JSON; of an HL7 message with observations, the record that it holds.
@@ -59,9 +61,11 @@ impl Form {
 }
 
 /// What a route makes of its messages when they are sent.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Conversion {
     /// The form.
+    #[serde(rename = "as")]
     pub form: Form,
     /// Whether the device's own bytes travel in the JSON.
     pub with_raw: bool,

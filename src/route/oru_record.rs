@@ -4,16 +4,17 @@
 //! not final, a waveform, are none. Which numbers stand for "no value" is known to nobody here: an HL7 sender says it with OBX-11.
 
 use super::Form;
+use super::charset::Charset;
+use super::oru_time::Times;
 use crate::envelope::Envelope;
 use crate::telemetry::codes::{self, MDC};
 use crate::telemetry::record::{
-    ClockQuality, Code, DeviceTime, Event, Mode, Named, Observation, Phase, Priority, Raw, Record, Time, VERSION,
-    Validity, Value,
+    Code, Event, Mode, Named, Observation, Phase, Priority, Raw, Record, Time, VERSION, Validity, Value,
 };
-use crate::wire::oru::{Group, Oru, Part, Segment, rfc3339};
+use crate::values::Zone;
+use crate::wire::hl7::Header;
+use crate::wire::oru::{Group, Oru, Part, Segment};
 
-/// A device clock that is further off was never set.
-const NEVER_SET_MS: u64 = 365 * 24 * 3600 * 1000;
 /// Levels of the device that are told.
 const LEVELS_MAX: usize = 64;
 /// Coding systems of table 0396 that have a URI.
@@ -24,14 +25,16 @@ const SYSTEMS: [(&str, &str); 4] = [
     ("UCUM", "http://unitsofmeasure.org"),
 ];
 
-/// Reads the body of a stored HL7 message.
+/// Reads the body of a stored HL7 message. `zone` is that of times that name none, in a message whose header names none.
 ///
 /// # Errors
-/// Why it holds no observations, in words.
-pub(super) fn record(body: &[u8], envelope: &Envelope) -> Result<Record, String> {
+/// Why it holds no observations, or none that can be read, in words.
+pub(super) fn record(body: &[u8], envelope: &Envelope, zone: Option<&Zone>) -> Result<Record, String> {
     let oru = Oru::read(body).map_err(|error| format!("{error}; as = \"{}\" is for ORU", Form::Json.as_str()))?;
-    let reader = Reader { decoder: Decoder::of(oru.header.charset()) };
     let meta = &envelope.meta;
+    let (charset, told) = Charset::of(charset_name(&oru.header, &meta.content_type), body)?;
+    let times = Times::of(oru.header.field(7), zone);
+    let reader = Reader { charset, times };
     let received = Time::from(meta.received);
     let (mut observations, mut events, mut device) = (Vec::new(), Vec::new(), Vec::new());
     let mut stream = String::new();
@@ -47,7 +50,7 @@ pub(super) fn record(body: &[u8], envelope: &Envelope) -> Result<Record, String>
             if is_level(segment) {
                 device.push(Named::new("level", reader.whole(segment.field(3))));
             } else if facets.is_none() || !is_facet(segment) {
-                observations.push(reader.observation(segment, &stream));
+                observations.push(reader.observation(segment, group.request.field(7), &stream));
             }
         }
         events.extend(facets);
@@ -56,6 +59,9 @@ pub(super) fn record(body: &[u8], envelope: &Envelope) -> Result<Record, String>
     if stream.is_empty() {
         stream = reader.text(oru.header.field(3));
     }
+    // MSH-7 is when it was sent; a sender without one says at least when it observed.
+    let sent = Some(oru.header.field(7)).filter(|sent| !sent.is_empty());
+    let sent = sent.or_else(|| Some(oru.groups.first()?.request.field(7).bytes())).unwrap_or_default();
     Ok(Record {
         v: VERSION,
         source: meta.source.to_string(),
@@ -64,45 +70,33 @@ pub(super) fn record(body: &[u8], envelope: &Envelope) -> Result<Record, String>
         boot: envelope.id.to_string(),
         seq: 1,
         received,
-        device_time: device_time(oru.header.field(7), received),
+        device_time: reader.times.device_time(sent, received),
         observations,
         events,
         gap: None,
         device,
-        about: Vec::new(),
+        about: told.map(|told| Named::new("charset", told)).into_iter().collect(),
         subject: reader.subject(&oru),
         raw: Some(Raw::of(body)),
     })
 }
 
-/// Which characters the bytes are.
-#[derive(Clone, Copy)]
-enum Decoder {
-    Utf8,
-    Latin1,
+/// The character set that the source's configuration or the header says; the configuration serves messages that say nothing.
+fn charset_name<'m>(header: &Header<'_>, content_type: &'m str) -> Option<&'m str> {
+    let said = content_type.split(';').find_map(|part| part.trim().strip_prefix("charset="));
+    let unknown = || (!header.field(18).trim_ascii().is_empty()).then_some("of a name that is not known here");
+    said.or_else(|| header.charset()).or_else(unknown)
 }
 
-struct Reader {
-    decoder: Decoder,
+/// What reads the fields of one message.
+struct Reader<'z> {
+    charset: Charset,
+    times: Times<'z>,
 }
 
-impl Decoder {
-    fn of(charset: Option<&str>) -> Self {
-        match charset {
-            Some("iso-8859-1" | "iso-8859-15" | "windows-1252") => Self::Latin1,
-            _ => Self::Utf8,
-        }
-    }
-}
-
-impl Reader {
+impl Reader<'_> {
     fn text(&self, bytes: &[u8]) -> String {
-        let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
-        match (self.decoder, std::str::from_utf8(bytes)) {
-            (Decoder::Utf8, Ok(text)) => text.to_owned(),
-            // What claims to be UTF-8 and is not is Latin-1 more often than anything else.
-            _ => latin1(bytes),
-        }
+        self.charset.text(bytes)
     }
 
     fn part(&self, part: Part<'_>) -> String {
@@ -124,7 +118,8 @@ impl Reader {
         }
     }
 
-    fn observation(&self, segment: &Segment<'_>, stream: &str) -> Observation {
+    /// `started` is OBR-7: when periodic values were measured.
+    fn observation(&self, segment: &Segment<'_>, started: Part<'_>, stream: &str) -> Observation {
         let (code, vendor_code) = self.code(segment.field(3));
         let (unit, vendor_unit) = self.unit(segment.field(6));
         let at = segment.field(14);
@@ -154,12 +149,15 @@ impl Reader {
         }
         let value = if waveform { None } else { self.value(segment) };
         let validity = validity(segment.field(11).bytes(), value.is_some());
-        let time = rfc3339(at.bytes());
-        if time.is_none() {
-            note("time", self.part(at));
-        }
         let mode = if at.is_empty() { Mode::Periodic } else { Mode::Episodic };
-        Observation { vendor_code, code, value, unit, vendor_unit, validity, mode, at: time, notes }
+        let said = if at.is_empty() { started } else { at };
+        let time = self.times.read(said.bytes());
+        match &time {
+            None => note("time", self.part(said)),
+            Some(time) => notes.extend(time.note()),
+        }
+        let at = time.map(|time| time.text);
+        Observation { vendor_code, code, value, unit, vendor_unit, validity, mode, at, notes }
     }
 
     /// OBX-5, by OBX-2; `None` where there is none.
@@ -257,6 +255,12 @@ impl Reader {
         for segment in group.observations.iter().filter(|segment| is_facet(segment)) {
             self.facet(segment, &mut event);
         }
+        let at = [first.field(14), group.request.field(7)].into_iter().find(|at| !at.is_empty());
+        if let Some(time) = at.and_then(|at| self.times.read(at.bytes())) {
+            let note = time.note();
+            event.details.push(Named::new("time", time.text));
+            event.details.extend(note);
+        }
         Some(event)
     }
 
@@ -293,8 +297,9 @@ impl Reader {
         }
     }
 
+    /// As HL7 writes it with the usual separators: that is how it can be passed on whole.
     fn subject(&self, oru: &Oru<'_>) -> Vec<Named> {
-        let first = |part: Part<'_>| part.repetitions().next().map(|one| self.whole(one)).unwrap_or_default();
+        let first = |part: Part<'_>| part.repetitions().next().map(|one| self.text(&one.usual())).unwrap_or_default();
         let told = [("patient-id", first(oru.patient.field(3))), ("location", first(oru.visit.field(3)))];
         let told = told.into_iter().filter(|(_, text)| !text.trim_matches('^').trim().is_empty());
         told.map(|(name, text)| Named::new(name, text)).collect()
@@ -311,7 +316,6 @@ fn coded(id: &str, text: &str, system: &str) -> Option<Code> {
     Some(Code { system: uri.to_owned().into(), code: id.to_owned().into(), name })
 }
 
-/// A number as it was written; `None` when it is none. The point may be a comma, as some devices of Europe write it.
 /// A number; with a decimal comma, as some devices write it, unless that could stand between thousands.
 fn number(text: &str) -> Option<String> {
     if text.split_once(',').is_some_and(|(_, after)| after.len() == 3) {
@@ -378,25 +382,4 @@ fn facet(segment: &Segment<'_>) -> Option<&'static str> {
         _ => return None,
     };
     Some(known)
-}
-
-/// The sender's clock by MSH-7.
-fn device_time(said: &[u8], received: Time) -> Option<DeviceTime> {
-    let text = String::from_utf8_lossy(said).trim().to_owned();
-    if text.is_empty() {
-        return None;
-    }
-    let read = rfc3339(said);
-    let moment: Option<jiff::Timestamp> = read.as_deref().and_then(|read| read.parse().ok());
-    let offset_ms = moment.map(|moment| moment.as_millisecond().saturating_sub(received.utc_us / 1000));
-    let quality = match (offset_ms, &read) {
-        (None, None) => ClockQuality::Unreadable,
-        (None, Some(_)) => ClockQuality::ZoneUnknown,
-        (Some(_), _) if !received.synchronised => ClockQuality::BoxUnsynchronised,
-        (Some(offset), _) if offset.unsigned_abs() > NEVER_SET_MS => ClockQuality::NeverSet,
-        (Some(_), _) => ClockQuality::Measured,
-    };
-    // The digits that it does not write are not known; the way of the message is short beside them.
-    let error_ms = offset_ms.map(|_| if text.contains('.') { 1 } else { 500 });
-    Some(DeviceTime { said: text, read, offset_ms, error_ms, quality })
 }

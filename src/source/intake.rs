@@ -3,7 +3,9 @@
 //! An [`Intake`] belongs to one source. It knows the source's routes (targets are decided at commit), counts, and holds the
 //! one budget for the bytes in flight of all connections. It never acknowledges: that is the source's part, after commit.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -11,7 +13,7 @@ use crate::callers::Callers;
 use crate::envelope::{Class, Flags, Meta, Stamp};
 use crate::spool::{
     CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, Lane,
-    STREAMED_BYTES_MAX, Spool,
+    STREAMED_BYTES_MAX, Spool, Submitted, Way,
 };
 use crate::status::SourceCounters;
 use crate::system::sockets::Sockets;
@@ -39,6 +41,8 @@ struct Inner {
     protocol: &'static str,
     class: Class,
     spool: Spool,
+    /// For messages that are sent off and waited for later.
+    way: Way,
     targets: watch::Receiver<Arc<[Name]>>,
     counters: Arc<SourceCounters>,
     in_flight: InFlight,
@@ -69,8 +73,8 @@ impl Intake {
         let in_flight = spool.in_flight().clone();
         let part = |bytes| Arc::new(Semaphore::new(of_one_source(bytes)));
         let (streamed, gathered) = (part(STREAMED_BYTES_MAX), part(GATHERED_BYTES_MAX));
-        let counters = Arc::default();
-        let inner = Inner { source, protocol, class, spool, targets, counters, in_flight, streamed, gathered };
+        let (counters, way) = (Arc::default(), spool.way(class, &source));
+        let inner = Inner { source, protocol, class, spool, way, targets, counters, in_flight, streamed, gathered };
         Self { inner: Arc::new(inner), callers: Callers::default(), sockets: Sockets::default() }
     }
 
@@ -156,6 +160,71 @@ impl Intake {
     pub fn begin_at(&self, received: Stamp) -> Incoming {
         let inner = &self.inner;
         Incoming { intake: self.clone(), draft: inner.spool.begin(inner.class, &inner.source), received }
+    }
+}
+
+impl Intake {
+    /// Sends off a message of at most [`FRAGMENT_BYTES`] that has wholly arrived and has no id of its own, and gives its end: Ok means that it
+    /// may be acknowledged. The order of the calls is that of the log. `among_others`: see [`Incoming::among_others`].
+    pub fn submit(&self, received: Stamp, body: &[u8], about: About, among_others: bool) -> Submission {
+        let is_flagged = about.flags != Flags::default();
+        self.inner.count(received, body.len() as u64);
+        let targets = self.inner.targets.borrow().to_vec();
+        let meta = self.inner.meta(received, targets, about);
+        let end = self.inner.way.submit(body, meta, among_others);
+        Submission { inner: Arc::clone(&self.inner), end, is_flagged }
+    }
+}
+
+/// The end of a message that was sent off (see [`Intake::submit`]). Dropped, the message is stored all the same and not counted as such.
+pub struct Submission {
+    inner: Arc<Inner>,
+    end: Submitted,
+    is_flagged: bool,
+}
+
+impl Future for Submission {
+    type Output = Result<Committed, CommitError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let outcome = Pin::new(&mut self.end).poll(context);
+        if let Poll::Ready(outcome) = &outcome {
+            self.inner.tell(outcome, self.is_flagged);
+        }
+        outcome
+    }
+}
+
+impl Inner {
+    fn meta(&self, received: Stamp, targets: Vec<Name>, about: About) -> Meta {
+        Meta {
+            source: self.source.clone(),
+            protocol: self.protocol.to_owned(),
+            content_type: about.content_type,
+            control_id: about.control_id,
+            targets,
+            flags: about.flags,
+            received,
+        }
+    }
+
+    /// Counts a message of the device that is about to be committed.
+    fn count(&self, received: Stamp, length: u64) {
+        self.counters.received.one();
+        self.counters.received_bytes.add(length);
+        self.counters.last_seen_ms.set(i64::try_from(received.uptime_ms).unwrap_or(i64::MAX));
+    }
+
+    /// Counts how its commit ended.
+    fn tell(&self, outcome: &Result<Committed, CommitError>, is_flagged: bool) {
+        match outcome {
+            Ok(Committed::Stored(_) | Committed::Differing(_)) => self.counters.stored.one(),
+            Ok(Committed::Repeat(_)) => self.counters.repeats.one(),
+            Err(_) => self.counters.refused.one(),
+        }
+        if outcome.as_ref().is_ok_and(|how| is_flagged || matches!(how, Committed::Differing(_))) {
+            self.counters.flagged.one();
+        }
     }
 }
 
@@ -258,16 +327,7 @@ impl Incoming {
     }
 
     fn meta(&self, targets: Vec<Name>, about: About) -> Meta {
-        let inner = &self.intake.inner;
-        Meta {
-            source: inner.source.clone(),
-            protocol: inner.protocol.to_owned(),
-            content_type: about.content_type,
-            control_id: about.control_id,
-            targets,
-            flags: about.flags,
-            received: self.received,
-        }
+        self.intake.inner.meta(self.received, targets, about)
     }
 
     /// Makes the message durable. Ok means: on stable storage, encrypted, with its targets; it may be acknowledged.
@@ -276,22 +336,12 @@ impl Incoming {
     /// [`CommitError`] when the log is full or has failed; nothing is stored then.
     pub async fn commit(self, about: About) -> Result<Committed, CommitError> {
         let inner = &self.intake.inner;
-        let counters = &inner.counters;
-        let (length, flagged) = (self.draft.len(), about.flags != Flags::default());
+        let (length, is_flagged) = (self.draft.len(), about.flags != Flags::default());
         let targets = inner.targets.borrow().to_vec();
         let meta = self.meta(targets, about);
-        counters.received.one();
-        counters.received_bytes.add(length);
-        counters.last_seen_ms.set(i64::try_from(self.received.uptime_ms).unwrap_or(i64::MAX));
+        inner.count(self.received, length);
         let outcome = self.draft.commit(meta).await;
-        match &outcome {
-            Ok(Committed::Stored(_) | Committed::Differing(_)) => counters.stored.one(),
-            Ok(Committed::Repeat(_)) => counters.repeats.one(),
-            Err(_) => counters.refused.one(),
-        }
-        if outcome.is_ok_and(|how| flagged || matches!(how, Committed::Differing(_))) {
-            counters.flagged.one();
-        }
+        inner.tell(&outcome, is_flagged);
         outcome
     }
 }

@@ -21,7 +21,7 @@ use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::system::serial::{Flow, Parity, SerialConfig};
 use crate::system::sockets::Sockets;
-use crate::values::{HostPort, Listen, Problems, SecretRef, Section, Span};
+use crate::values::{HostPort, Listen, Problems, SecretRef, Section, Span, Zone};
 use crate::wire::medibus::{ARGUMENT_BYTES_MAX, code, hex};
 
 /// The pauses between two questions of a kind.
@@ -203,19 +203,7 @@ impl MedibusConfig {
     }
 
     fn zone(&self) -> Option<TimeZone> {
-        match self.zone.as_bytes() {
-            [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
-                let number = |high: &u8, low: &u8| {
-                    let digit = |byte: &u8| char::from(*byte).to_digit(10).and_then(|digit| i32::try_from(digit).ok());
-                    Some(digit(high)? * 10 + digit(low)?)
-                };
-                let seconds = (number(h1, h2)? * 60 + number(m1, m2)?) * 60;
-                let seconds = if *sign == b'-' { -seconds } else { seconds };
-                Some(TimeZone::fixed(jiff::tz::Offset::from_seconds(seconds).ok()?))
-            }
-            b"UTC" => Some(TimeZone::UTC),
-            _ => TimeZone::get(&self.zone).ok(),
-        }
+        self.zone.parse().ok().map(|Zone(zone)| zone)
     }
 }
 

@@ -55,6 +55,8 @@ mod mqtt_greeting;
 mod mqtt_inlet;
 mod mqtt_reading;
 mod mqtt_ring;
+#[cfg(test)]
+mod mqtt_tests;
 pub mod plug;
 mod plug_journal;
 mod plug_line;

@@ -20,7 +20,9 @@ use super::intake::{Intake, STREAM_BYTES};
 use super::mqtt_clients::Clients;
 use super::mqtt_connection;
 use super::mqtt_endpoint::{Endpoint, TOPIC_BYTES_MAX};
+use super::profile::{Asking, Profile, ProfileRef};
 use super::readings::TelemetryLog;
+use super::serial::loaded;
 use super::{Source, SourceError, Stop};
 use crate::system::password::Hashed;
 use crate::system::sockets::Sockets;
@@ -36,6 +38,8 @@ const RECEIVE_MAXIMUM_MAX: u16 = 1024;
 const TIMEOUTS: (Span, Span) = (Span(Duration::from_millis(100)), Span(Duration::from_secs(3_600)));
 /// Clients that a source may list.
 const CLIENTS_MAX: usize = 4096;
+/// Rules for payloads: each message is held against them.
+const DECODERS_MAX: usize = 64;
 /// Topic filters that a client may have.
 const FILTERS_MAX: usize = 64;
 /// Bytes of an id, a user or a certificate's name in the configuration: it names a stream.
@@ -75,6 +79,19 @@ pub struct MqttConfig {
     /// Who may connect.
     #[serde(default)]
     pub client: Vec<ClientConfig>,
+    /// Which payloads are read; others are kept as they come.
+    #[serde(default)]
+    pub decode: Vec<DecodeConfig>,
+}
+
+/// `[[source.<name>.mqtt.decode]]`: payloads of these topics are read by a profile. The first that covers a topic counts.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DecodeConfig {
+    /// Topic filter.
+    pub topic: Filter,
+    /// Built in, or a file. A payload is a frame: framing and checksum of the profile are passed over.
+    pub profile: ProfileRef,
 }
 
 /// `[[source.<name>.mqtt.client]]`: who it is, and where it may publish. All that is given of id, user and certificate must fit.
@@ -154,6 +171,22 @@ impl MqttConfig {
         Rules { allow: self.allow.clone(), connections: self.max_connections }
     }
 
+    fn check_decoding(&self, problems: &mut Problems) {
+        if self.decode.len() > DECODERS_MAX {
+            problems.error("decode", format!("lists more than {DECODERS_MAX}: let one profile serve several topics"));
+        }
+        for (at, DecodeConfig { profile, .. }) in self.decode.iter().enumerate() {
+            let check = |problems: &mut Problems| match profile.load() {
+                Ok(profile) if profile.asking != Asking::default() => {
+                    problems.warn("profile", "this profile asks the device, which never happens over MQTT");
+                }
+                Ok(_) => {}
+                Err(found) => found.into_iter().for_each(|problem| problems.error("profile", problem)),
+            };
+            problems.under("decode", |problems| problems.under(&at.to_string(), check));
+        }
+    }
+
     fn check_clients(&self, problems: &mut Problems) {
         if self.client.is_empty() {
             problems.error(
@@ -226,6 +259,7 @@ impl Section for MqttConfig {
             }
         }
         self.check_clients(problems);
+        self.check_decoding(problems);
         if let Some(tls) = &self.tls {
             problems.under("tls", |problems| tls.check(problems));
         }
@@ -235,6 +269,7 @@ impl Section for MqttConfig {
         if let Some(tls) = &mut self.tls {
             tls.files(visit);
         }
+        self.decode.iter_mut().for_each(|rule| rule.profile.files(visit));
     }
 }
 
@@ -242,6 +277,13 @@ impl Section for MqttConfig {
 pub struct Mqtt {
     listener: Listener,
     config: MqttConfig,
+    decoders: Arc<[Decoder]>,
+}
+
+/// A filter and what reads the payloads of its topics.
+pub(super) struct Decoder {
+    pub(super) topic: Filter,
+    pub(super) profile: Arc<Profile>,
 }
 
 impl Source for Mqtt {
@@ -250,8 +292,10 @@ impl Source for Mqtt {
     const PROTOCOL: &'static str = "mqtt";
 
     async fn open(config: &MqttConfig, sockets: &Sockets) -> Result<Self, SourceError> {
+        let decoder = |rule: &DecodeConfig| Ok(Decoder { topic: rule.topic.clone(), profile: loaded(&rule.profile)? });
+        let decoders = config.decode.iter().map(decoder).collect::<Result<_, SourceError>>()?;
         let listener = Listener::open(config.listen, config.rules(), config.tls.as_ref(), sockets).await?;
-        Ok(Self { listener, config: config.clone() })
+        Ok(Self { listener, config: config.clone(), decoders })
     }
 
     fn endpoint(&self) -> String {
@@ -260,7 +304,7 @@ impl Source for Mqtt {
 
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
         let clients = Clients::new(&self.config.client, intake);
-        let endpoint = Arc::new(Endpoint::new(&self.config, clients, intake.clone(), stop.clone()));
+        let endpoint = Arc::new(Endpoint::new(&self.config, clients, &self.decoders, intake.clone(), stop.clone()));
         let serve = move |stream| mqtt_connection::serve(stream, Arc::clone(&endpoint));
         self.listener.run(intake.counters(), stop, serve).await
     }
@@ -307,6 +351,20 @@ mod tests {
         assert!(with("certificate = \"a\"\npublish = [\"#\"]").contains("add tls with a client-ca"));
         assert!(with("id = \"a\"\npublish = [\"#\"]").contains("whoever can connect may use this name"));
         assert!(problems("listen = \"127.0.0.1:1\"").join("").contains("nobody may connect"));
+    }
+
+    #[test]
+    fn a_profile_for_payloads_that_can_not_be_read_is_told_with_its_place() {
+        let with =
+            |rule: &str| problems(&format!("listen = \"127.0.0.1:1\"\n{CLIENT}[[decode]]\ntopic = \"a/#\"\n{rule}"));
+        assert!(with("profile = \"json\"").iter().all(|problem| !problem.contains("decode")));
+        let unknown = with("profile = \"jsn\"").join("\n");
+        assert!(unknown.contains("decode.0.profile: ") && unknown.contains("built-in profiles"), "{unknown}");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bad.toml");
+        std::fs::write(&file, "name = \"x\"\njson = true\n[[value]]\npointer = \"a\"\n").unwrap();
+        let bad = with(&format!("profile = \"{}\"", file.display())).join("\n");
+        assert!(bad.contains("bad.toml:4:11: is no JSON pointer: it begins with /"), "{bad}");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Who an MQTT client is: the rule of the configuration that fits it, its password, and the connection that has its client id now.
 //!
 //! A rule fits when all that it gives fits: certificate, user, client id. Passwords are checked off the runtime's threads and few at once; one
-//! that was right is known again without the work, by a keyed digest that lives as long as the source. A client id is the rule's own: a client
+//! that was right is known again without the work, by a keyed digest that lives as long as the source. A name that nobody has costs the same
+//! work as a wrong password and is answered alike, so that neither the words nor the time tell which names there are. A client id is the rule's own: a client
 //! can never take over the connection of another rule's, whatever id it gives.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::hmac;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::intake::Intake;
@@ -24,7 +25,7 @@ const CHECKS_AT_ONCE: usize = 2;
 /// All clients of a source.
 pub(super) struct Clients {
     all: Vec<Arc<Client>>,
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
     /// Of this run: the key of the digests of passwords that were right.
     key: Option<hmac::Key>,
 }
@@ -64,7 +65,7 @@ impl Clients {
         };
         let mut seed = [0; 32];
         let key = aws_lc_rs::rand::fill(&mut seed).ok().map(|()| hmac::Key::new(hmac::HMAC_SHA256, &seed));
-        Self { all: configs.iter().map(client).collect(), checks: Semaphore::new(CHECKS_AT_ONCE), key }
+        Self { all: configs.iter().map(client).collect(), checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)), key }
     }
 
     /// The client that says this CONNECT and showed a certificate with this common name.
@@ -73,7 +74,7 @@ impl Clients {
     /// What to answer.
     pub(super) async fn admit(&self, connect: &Connect<'_>, certificate: Option<&str>) -> Result<Arc<Client>, Reason> {
         let fits = |client: &&Arc<Client>| client.config.fits(connect, certificate);
-        let client = self.all.iter().find(fits).ok_or(Reason::NotAuthorised)?;
+        let Some(client) = self.all.iter().find(fits) else { return Err(self.unknown(connect).await) };
         if let Some(hashed) = &client.config.password {
             let given = connect.password.unwrap_or_default();
             if given.len() > PASSWORD_BYTES_MAX || !self.is_right(client, hashed, given).await {
@@ -83,21 +84,51 @@ impl Clients {
         Ok(Arc::clone(client))
     }
 
+    /// What to answer to somebody that no rule fits. Who gives a name is answered as one with a wrong password, after the same work.
+    async fn unknown(&self, connect: &Connect<'_>) -> Reason {
+        if connect.user.is_none() {
+            return Reason::NotAuthorised;
+        }
+        let given = connect.password.unwrap_or_default();
+        let another = self.all.iter().find_map(|client| client.config.password.as_ref());
+        if let Some(hashed) = another.filter(|_| given.len() <= PASSWORD_BYTES_MAX) {
+            let turn = Arc::clone(&self.checks).acquire_owned().await.ok();
+            checked(hashed, given, turn).await;
+        }
+        Reason::BadPassword
+    }
+
     async fn is_right(&self, client: &Client, hashed: &Hashed, given: &[u8]) -> bool {
-        let known = || whole(&client.known).as_ref().map(|tag| tag.as_ref().to_vec());
-        if let (Some(key), Some(tag)) = (&self.key, known())
-            && hmac::verify(key, given, &tag).is_ok()
-        {
+        if self.is_known(client, given) {
             return true;
         }
-        let Ok(_turn) = self.checks.acquire().await else { return false };
-        let (hash, password) = (hashed.clone(), zeroize::Zeroizing::new(given.to_vec()));
-        let right = tokio::task::spawn_blocking(move || hash.is_of(&password)).await.unwrap_or(false);
+        let Ok(turn) = Arc::clone(&self.checks).acquire_owned().await else { return false };
+        // Another connection may have shown the same one while this one waited for its turn.
+        if self.is_known(client, given) {
+            return true;
+        }
+        let right = checked(hashed, given, Some(turn)).await;
         if let (true, Some(key)) = (right, &self.key) {
             *whole(&client.known) = Some(hmac::sign(key, given));
         }
         right
     }
+
+    /// Whether it is the password that was right last.
+    fn is_known(&self, client: &Client, given: &[u8]) -> bool {
+        let tag = whole(&client.known).as_ref().map(|tag| tag.as_ref().to_vec());
+        self.key.as_ref().zip(tag).is_some_and(|(key, tag)| hmac::verify(key, given, &tag).is_ok())
+    }
+}
+
+/// Checks a password off the runtime's threads. The turn goes along: who does not wait for the end does not make room for another.
+async fn checked(hashed: &Hashed, given: &[u8], turn: Option<OwnedSemaphorePermit>) -> bool {
+    let (hash, password) = (hashed.clone(), zeroize::Zeroizing::new(given.to_vec()));
+    let work = move || {
+        let _turn = turn;
+        hash.is_of(&password)
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or(false)
 }
 
 impl ClientConfig {

@@ -24,6 +24,7 @@ use super::mqtt_inlet::{Inlet, Need};
 use super::mqtt_ring::Ring;
 use super::readings::Reading;
 use super::{mqtt_greeting, mqtt_reading};
+use crate::envelope::Stamp;
 use crate::system::stream::Stream;
 use crate::wire::mqtt_answer::{self as answer, Reason};
 use crate::wire::mqtt_packet::{Fault, Packet, Publish, Version};
@@ -32,8 +33,6 @@ use crate::wire::mqtt_packet::{Fault, Packet, Publish, Version};
 const QOS_0_FLIGHTS_MAX: usize = 16;
 /// Packet ids of QoS 2 that a client may have recorded and not released.
 const UNRELEASED_MAX: usize = 1024;
-/// A packet that has begun must end within this time.
-const PACKET_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long what came whole has to reach the disk once the connection has ended.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(4);
 /// How long a client has to take our last words.
@@ -47,6 +46,7 @@ pub(super) async fn serve(mut stream: Stream, endpoint: Arc<Endpoint>) {
     let Some(guest) = Box::pin(mqtt_greeting::greet(&mut stream, &endpoint)).await else { return };
     let mut connection = Connection {
         ring: Ring::new(Arc::clone(&endpoint.ringed)),
+        came: endpoint.intake.now(),
         stream,
         endpoint,
         place: guest.place,
@@ -79,6 +79,8 @@ struct Connection {
     inlet: Inlet,
     /// When the last bytes came.
     heard: Instant,
+    /// The same moment by the box's clocks: when the messages in them came.
+    came: Stamp,
     unfinished_since: Option<Instant>,
     out: Vec<u8>,
     flights: Flights,
@@ -116,6 +118,9 @@ impl Connection {
     async fn converse(&mut self) -> Closing {
         let mut landed = Vec::new();
         let mut clock = pin!(sleep_until(self.deadline()));
+        // Made once and not in each turn: to wait for one takes a lock that all connections of the source share.
+        let (stop, taken_over) = (self.endpoint.stop.clone(), self.place.taken_over.clone());
+        let (mut stopped, mut replaced) = (pin!(stop.cancelled()), pin!(taken_over.cancelled()));
         loop {
             if let Err(closing) = self.digest() {
                 return closing;
@@ -128,11 +133,11 @@ impl Connection {
                 clock.as_mut().reset(deadline);
             }
             let may_read = self.may_read();
-            let Self { stream, endpoint, place, inlet, flights, wait, .. } = self;
+            let Self { stream, inlet, flights, wait, .. } = self;
             let outcome = tokio::select! {
                 biased;
-                () = endpoint.stop.cancelled() => return Closing::Stopped,
-                () = place.taken_over.cancelled() => return Closing::TakenOver,
+                () = stopped.as_mut() => return Closing::Stopped,
+                () = replaced.as_mut() => return Closing::TakenOver,
                 () = flights.land(&mut landed) => self.acknowledge(&mut landed),
                 share = granted(wait) => {
                     self.granted(share);
@@ -154,13 +159,13 @@ impl Connection {
     fn deadline(&self) -> Instant {
         let far = || Instant::now() + Duration::from_secs(86_400);
         let silent = self.keep_alive.map(|span| self.heard + span);
-        let slow = self.unfinished_since.map(|since| since + PACKET_TIME_MAX);
+        let slow = self.unfinished_since.map(|since| since + self.endpoint.packet_time);
         [silent, slow].into_iter().flatten().min().unwrap_or_else(far)
     }
 
     fn late(&mut self) -> Result<(), Closing> {
         let now = Instant::now();
-        if self.unfinished_since.is_some_and(|since| now >= since + PACKET_TIME_MAX) {
+        if self.unfinished_since.is_some_and(|since| now >= since + self.endpoint.packet_time) {
             return Err(Closing::Slow);
         }
         if !self.may_read() {
@@ -187,6 +192,8 @@ impl Connection {
             Ok(0) => Err(Closing::Peer),
             Ok(_) => {
                 self.heard = Instant::now();
+                // Asking the system whether its clock is right takes longer than to read a packet: once for all of a read.
+                self.came = self.endpoint.intake.now();
                 Ok(())
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
@@ -281,8 +288,9 @@ impl Connection {
         if publish.qos == 2 && !self.is_new(publish.id)? {
             return Ok(());
         }
-        let reading = mqtt_reading::of_publish(publish, self.place.id(), self.endpoint.intake.now());
-        let bytes = mqtt_reading::bytes_of(&publish.message);
+        let profile = self.endpoint.profile(topic);
+        let reading = mqtt_reading::of_publish(publish, self.place.id(), self.came, profile);
+        let bytes = mqtt_reading::bytes_of(&publish.message, &reading);
         match waiting {
             Waiting::Nobody => self.ring(reading, bytes),
             _ => self.held = Some(Held { waiting, reading, bytes }),
@@ -361,8 +369,9 @@ impl Connection {
         };
         let Some((waiting, reading)) = next else { return };
         let among_others = more || self.flights.len() > 0 || self.ring.len() > 0;
-        let commit = self.place.client().readings().put(reading, share, among_others);
-        self.flights.push(waiting, Box::pin(commit));
+        // In two steps: what is sent off may be written at once, which must not hold up other connections of the client.
+        let numbered = self.place.client().readings().number(reading);
+        self.flights.push(waiting, numbered.send(share, among_others));
     }
 
     fn granted(&mut self, share: Share) {
@@ -409,10 +418,15 @@ impl Connection {
         let speaks = matches!(closing, Closing::Stopped);
         if timeout(DRAIN_TIME_MAX, self.drain(speaks)).await.is_err() {
             tracing::warn!(source = %self.endpoint.intake.source(), "the disk did not take all that came before the end of a connection");
+            // Of QoS 0 nobody says again what waits still; commits that nobody waits for count themselves.
+            let left = u64::try_from(self.ring.len()).unwrap_or(u64::MAX);
+            self.endpoint.intake.counters().refused.add(left);
+            self.place.client().readings().lose(left);
         }
         if let (true, Some(will)) = (closing.leaves_will(), self.will.take()) {
             let share = self.endpoint.intake.share(mqtt_reading::WILL_BYTES).await;
-            let commit = self.place.client().readings().put(*will, share, false);
+            let numbered = self.place.client().readings().number(*will);
+            let commit = numbered.send(share, false);
             // One that fails is told of by the next record of the stream.
             timeout(DRAIN_TIME_MAX, commit).await.ok();
         }

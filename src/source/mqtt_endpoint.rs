@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use super::Stop;
 use super::intake::Intake;
-use super::mqtt::MqttConfig;
+use super::mqtt::{Decoder, MqttConfig};
 use super::mqtt_clients::{Clients, Place};
 use super::mqtt_inlet::Inlet;
+use super::profile::Profile;
 use super::readings::Reading;
 use super::seldom::Seldom;
 use crate::wire::mqtt_packet::Version;
@@ -18,10 +19,15 @@ use crate::wire::mqtt_packet::Version;
 /// Bytes of a topic that is taken. The standard allows 64 KiB; nobody routes by that.
 pub(super) const TOPIC_BYTES_MAX: usize = 1024;
 
+/// A packet that has begun must end within this time.
+const PACKET_TIME_MAX: Duration = Duration::from_secs(30);
+
 /// What all connections of a source share.
 pub(super) struct Endpoint {
     /// Who may connect.
     pub clients: Clients,
+    /// What reads payloads.
+    pub decoders: Arc<[Decoder]>,
     /// The way into the spool.
     pub intake: Intake,
     /// The end of the source.
@@ -34,6 +40,8 @@ pub(super) struct Endpoint {
     pub connect_time: Duration,
     /// `write-timeout`.
     pub write_time: Duration,
+    /// How long a packet that has begun may take to end.
+    pub packet_time: Duration,
     /// Bytes in the rings of all connections.
     pub ringed: Arc<AtomicUsize>,
     /// The right to speak of those who were turned away, of connections that ended badly, of topics that were refused, of messages dropped.
@@ -47,22 +55,35 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(config: &MqttConfig, clients: Clients, intake: Intake, stop: Stop) -> Self {
+    pub(super) fn new(
+        config: &MqttConfig,
+        clients: Clients,
+        decoders: &Arc<[Decoder]>,
+        intake: Intake,
+        stop: Stop,
+    ) -> Self {
         let quiet = Seldom::default;
         Self {
             clients,
+            decoders: Arc::clone(decoders),
             intake,
             stop,
             packet_bytes_max: usize::try_from(config.max_packet_size.0).unwrap_or(usize::MAX),
             receive_maximum: config.receive_maximum,
             connect_time: config.connect_timeout.0,
             write_time: config.write_timeout.0,
+            packet_time: PACKET_TIME_MAX,
             ringed: Arc::default(),
             strangers: quiet(),
             endings: quiet(),
             refusals: quiet(),
             drops: quiet(),
         }
+    }
+
+    /// What reads the payloads of this topic, if anything does.
+    pub(super) fn profile(&self, topic: &str) -> Option<&Profile> {
+        self.decoders.iter().find(|decoder| decoder.topic.covers(topic)).map(|decoder| &*decoder.profile)
     }
 }
 

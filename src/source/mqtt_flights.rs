@@ -1,7 +1,7 @@
 //! Messages of one MQTT client on their way to the disk: committed together, told of in the order in which they came.
 //!
-//! Each is first polled in its turn, which sends it to the log's writer; only the front is waited for after that. So a client with many messages
-//! in flight shares syncs, and its acknowledgements keep the order that the standard asks for (MQTT-4.6.0-2, -3). Nothing is told of before its
+//! Each is on its way when it comes here, a long one when it is first polled, in its turn; only the front is waited for after that. So a client
+//! with many messages in flight shares syncs, and its acknowledgements keep the order that the standard asks for (MQTT-4.6.0-2, -3). Nothing is told of before its
 //! own commit has ended.
 
 use std::collections::VecDeque;
@@ -9,11 +9,9 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::spool::{CommitError, Committed};
+use super::readings::Put;
+use crate::spool::CommitError;
 use crate::wire::mqtt_answer::Reason;
-
-/// A commit under way.
-pub(super) type Commit = Pin<Box<dyn Future<Output = Result<Committed, CommitError>> + Send>>;
 
 /// What waits for the end of a flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +41,7 @@ struct Flight {
 }
 
 enum State {
-    Commit(Commit),
+    Commit(Put),
     Landed(Landing),
 }
 
@@ -59,7 +57,7 @@ pub(super) struct Flights {
 
 impl Flights {
     /// Sends one off.
-    pub(super) fn push(&mut self, waiting: Waiting, commit: Commit) {
+    pub(super) fn push(&mut self, waiting: Waiting, commit: Put) {
         self.unstarted += 1;
         self.add(waiting, State::Commit(commit));
     }
@@ -93,7 +91,7 @@ impl Flights {
 
     fn poll_land(&mut self, context: &mut Context<'_>, landed: &mut Vec<(Waiting, Landing)>) -> Poll<()> {
         let started = self.queue.len() - self.unstarted;
-        for flight in self.queue.iter_mut().skip(started) {
+        for flight in self.queue.iter_mut().skip(started).filter(|flight| flight.must_be_polled()) {
             flight.poll(context);
         }
         self.unstarted = 0;
@@ -112,9 +110,13 @@ impl Flights {
 }
 
 impl Flight {
+    fn must_be_polled(&self) -> bool {
+        matches!(&self.state, State::Commit(commit) if commit.must_be_polled())
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Option<Landing> {
         if let State::Commit(commit) = &mut self.state
-            && let Poll::Ready(outcome) = commit.as_mut().poll(context)
+            && let Poll::Ready(outcome) = Pin::new(commit).poll(context)
         {
             self.state = State::Landed(match outcome {
                 Ok(_) => Landing::Stored,
@@ -134,10 +136,11 @@ mod tests {
 
     use super::*;
     use crate::envelope::MessageId;
+    use crate::spool::Committed;
 
-    fn commit() -> (Commit, oneshot::Sender<Result<Committed, CommitError>>) {
-        let (end, ended) = oneshot::channel();
-        (Box::pin(async { ended.await.unwrap() }), end)
+    fn commit() -> (Put, oneshot::Sender<Result<Committed, CommitError>>) {
+        let (end, ended) = oneshot::channel::<Result<Committed, CommitError>>();
+        (Put::of(async { ended.await.unwrap() }), end)
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The first packet of an MQTT connection: who it is, what it may, and what it is told.
 //!
 //! All of it takes at most the connect-timeout. Whoever is not let in is told why in the protocol's words, a second later when it was about a
-//! name or a password, so that guessing is slow and does not tell a wrong name from a wrong password.
+//! name or a password, so that guessing is slow; a wrong name is answered as a wrong password is.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -170,7 +170,9 @@ fn words(reason: Reason) -> &'static str {
         Reason::NotAuthorised => {
             "no client of the configuration has this certificate, user and id, or its will has a topic that it may not use"
         }
-        Reason::BadPassword => "its password is wrong",
+        Reason::BadPassword => {
+            "its password is wrong, or no client of the configuration has this user with this certificate and id"
+        }
         Reason::BadClientId => "a client id that is too long, or none though a session was wanted",
         Reason::Quota => "this client has as many connections as it may: see its max-connections",
         Reason::Qos => "its will has QoS 2",

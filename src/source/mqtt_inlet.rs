@@ -72,8 +72,13 @@ impl Inlet {
 
     /// Done with all packets that are whole: tells what the rest needs before it is read on.
     pub(super) fn settle(&mut self, bytes_max: usize) -> Need {
-        self.bytes.drain(..self.taken);
-        self.taken = 0;
+        if self.taken > 0 {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+            // What was needed for a packet that is done is given back, though the next one may have begun.
+            self.share = None;
+            self.bytes.shrink_to(FREE_BYTES);
+        }
         if self.bytes.is_empty() {
             (self.unfinished, self.share) = (None, None);
             self.bytes.shrink_to(if self.busy { FREE_BYTES } else { IDLE_BYTES });
@@ -115,5 +120,42 @@ impl Inlet {
 
     fn left(&self) -> &[u8] {
         self.bytes.get(self.taken..).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::plug_tests::Room;
+
+    /// A PUBLISH of QoS 0 with a payload of so many bytes.
+    fn publish(payload: usize) -> Vec<u8> {
+        let length = payload + 3;
+        assert!((1 << 14..1 << 21).contains(&length));
+        let mut packet = vec![0x30];
+        packet.extend(
+            [length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14].map(|part| u8::try_from(part).unwrap()),
+        );
+        packet.extend([0, 1, b't']);
+        packet.resize(packet.len() + payload, b'x');
+        packet
+    }
+
+    /// A client that always cuts its packets kept the share of the first for as long as it was connected.
+    #[tokio::test]
+    async fn the_share_of_a_packet_goes_back_with_its_end_though_the_next_one_has_begun() {
+        const MOST: usize = 256 << 10;
+        let room = Room::new("mqtt");
+        let (long, short) = (publish(50_000), publish(17_000));
+        let mut inlet = Inlet { bytes: long.get(..20_000).unwrap().to_vec(), ..Inlet::default() };
+        assert_eq!(inlet.settle(MOST), Need::Gathered);
+        inlet.grant(room.intake.gather_share().await);
+        assert_eq!((inlet.settle(MOST), inlet.share.is_some()), (Need::Nothing, true), "it is asked for once");
+        inlet.bytes.extend_from_slice(&long[20_000..]);
+        inlet.bytes.extend_from_slice(&short[..10]);
+        let header = inlet.whole(MOST).unwrap().unwrap();
+        inlet.consume(header);
+        assert_eq!((inlet.settle(MOST), inlet.share.is_some()), (Need::Gathered, false));
+        assert!(inlet.is_unfinished() && inlet.bytes.capacity() <= FREE_BYTES, "{}", inlet.bytes.capacity());
     }
 }

@@ -1,21 +1,25 @@
 //! What an MQTT client sent, as a reading: its payload byte for byte, and beside it what the protocol said.
 //!
-//! Nothing is read out of a payload here, nothing is left out of what was said but user properties beyond the number that is kept.
+//! A payload is read by the profile of its topic, where there is one; one that it can't read is kept and flagged. Nothing is left out of what
+//! was said but user properties beyond the number that is kept.
 
 use std::borrow::Cow;
 
+use super::profile::Profile;
 use super::readings::Reading;
-use crate::envelope::Stamp;
+use crate::envelope::{Flags, Stamp};
 use crate::telemetry::record::{Event, Named, Raw};
 use crate::wire::mqtt_packet::{Message, Publish};
 
 /// Bytes of a stored record beside its payload, topic and properties, about: for the account of memory.
 const FRAME_BYTES: usize = 1024;
+/// Bytes of a value that was read, in memory and in the record, beside its own.
+const VALUE_BYTES: usize = 768;
 /// What a will may hold until it is stored: it came in a CONNECT, which is short.
 pub(super) const WILL_BYTES: usize = 64 << 10;
 
-/// A published message. `id` is the client id of its connection.
-pub(super) fn of_publish(publish: &Publish<'_>, id: &str, received: Stamp) -> Reading {
+/// A published message. `id` is the client id of its connection, `profile` what reads its payload.
+pub(super) fn of_publish(publish: &Publish<'_>, id: &str, received: Stamp, profile: Option<&Profile>) -> Reading {
     let mut about = about(&publish.message, publish.qos, id);
     let mut events = Vec::new();
     if publish.dup {
@@ -25,8 +29,24 @@ pub(super) fn of_publish(publish: &Publish<'_>, id: &str, received: Stamp) -> Re
         about.push(named("retain", "true"));
         events.push(event("retained", "the device marked it to be kept for later subscribers"));
     }
-    let raw = Some(Raw::of(publish.message.payload));
-    Reading { received: Some(received), events, about, raw, ..Reading::default() }
+    let payload = publish.message.payload;
+    let raw = Some(Raw::of(payload));
+    let Some(profile) = profile else {
+        return Reading { received: Some(received), events, about, raw, ..Reading::default() };
+    };
+    let decoded = profile.decode(payload, payload, received);
+    events.extend(decoded.events);
+    Reading {
+        received: Some(received),
+        device_time: decoded.device_time,
+        observations: decoded.observations,
+        events,
+        device: decoded.device,
+        about,
+        raw,
+        flags: if decoded.is_readable { Flags::default() } else { Flags::UNREADABLE },
+        ..Reading::default()
+    }
 }
 
 /// A will, to be stored when the connection breaks. The time of its reception is then.
@@ -41,10 +61,11 @@ pub(super) fn of_will(message: &Message<'_>, qos: u8, retain: bool, id: &str) ->
 }
 
 /// About how many bytes a reading of this message holds until it is stored.
-pub(super) fn bytes_of(message: &Message<'_>) -> usize {
+pub(super) fn bytes_of(message: &Message<'_>, reading: &Reading) -> usize {
     let user: usize = message.user.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
-    // The payload as text or base64, and again in the record.
-    FRAME_BYTES + 2 * message.topic.len() + 2 * user + 3 * message.payload.len()
+    let read = (reading.observations.len() + reading.events.len() + reading.device.len()) * VALUE_BYTES;
+    // The payload as text or base64, and again in the record; what was read of it is a part of it.
+    FRAME_BYTES + read + 2 * message.topic.len() + 2 * user + 5 * message.payload.len()
 }
 
 fn about(message: &Message<'_>, qos: u8, id: &str) -> Vec<Named> {

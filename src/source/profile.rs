@@ -22,13 +22,14 @@ pub mod number;
 mod tests;
 
 /// The profiles that are built in, by name.
-pub const BUILT_IN: [(&str, &str); 6] = [
+pub const BUILT_IN: [(&str, &str); 7] = [
     ("nonin-ascii", include_str!("../../config/profiles/nonin-ascii.toml")),
     ("nonin-frames", include_str!("../../config/profiles/nonin-frames.toml")),
     ("masimo-ascii-1", include_str!("../../config/profiles/masimo-ascii-1.toml")),
     ("nellcor-n595", include_str!("../../config/profiles/nellcor-n595.toml")),
     ("ge-giraffe", include_str!("../../config/profiles/ge-giraffe.toml")),
     ("csv", include_str!("../../config/profiles/csv.toml")),
+    ("json", include_str!("../../config/profiles/json.toml")),
 ];
 /// A longer file is no profile.
 const FILE_BYTES_MAX: usize = 256 << 10;
@@ -140,13 +141,28 @@ enum Decoding {
     /// A frame that fits the pattern, where there is one, is split at this byte sequence.
     Split(Option<Regex>, Vec<u8>),
     Binary,
+    /// A frame is a JSON text.
+    Json,
 }
 
 #[derive(Clone, Debug)]
 struct TimeField {
     from: Place,
-    format: String,
+    format: TimeFormat,
     utc_offset_min: i32,
+}
+
+/// How a device writes the time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum TimeFormat {
+    /// Seconds since 1970 UTC.
+    Unix,
+    /// Milliseconds since 1970 UTC.
+    UnixMs,
+    /// RFC 3339, with a zone or without.
+    Rfc3339,
+    /// As for strptime.
+    Pattern(String),
 }
 
 /// Where in a frame a field is.
@@ -155,6 +171,8 @@ enum Place {
     Group(String),
     /// From 0.
     Column(usize),
+    /// RFC 6901.
+    Pointer(String),
     Bytes {
         at: Vec<usize>,
         bits: u32,

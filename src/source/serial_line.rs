@@ -65,17 +65,22 @@ pub async fn serve<L: AsyncRead + AsyncWrite + Send>(
     let catcher = Catcher::new(&intake, profile.framer(), queue);
     let (reader, writer) = tokio::io::split(line);
     let talking = talk(reader, writer, catcher, &profile, &stop);
-    tokio::join!(talking, store_all(caught, &profile, &intake, &readings));
+    let (lost, ()) = tokio::join!(talking, store_all(caught, &profile, &intake, &readings));
+    if lost > 0 {
+        // No frame came after them on this line: the first one of the next line tells of them.
+        readings.lock().await.lose(lost);
+    }
 }
 
-/// Ends with the line; the catcher is dropped with it, which ends the storing once the queue is empty.
+/// Ends with the line; the catcher is dropped with it, which ends the storing once the queue is empty. Returns how many frames found no room
+/// and were not told of.
 async fn talk<L: AsyncRead + AsyncWrite + Send>(
     mut reader: ReadHalf<L>,
     mut writer: WriteHalf<L>,
     mut catcher: Catcher,
     profile: &Profile,
     stop: &Stop,
-) {
+) -> u64 {
     let mut schedule = Schedule::new(&profile.asking);
     let mut bytes = vec![0; READ_BYTES];
     loop {
@@ -110,6 +115,7 @@ async fn talk<L: AsyncRead + AsyncWrite + Send>(
         }
     }
     catcher.abandon();
+    catcher.lost
 }
 
 impl Catcher {
@@ -184,6 +190,10 @@ pub async fn store_all(
             tracing::debug!(source = %intake.source(), %error, "a reading could not be stored");
         }
     }
+    // Nothing came after what was left out last: the next line's first frame tells of it.
+    if let Some(gap) = noise.take_gap(0) {
+        readings.lock().await.miss(gap);
+    }
 }
 
 /// The reading of a frame; `None` when it can't be read and too many such were stored in this minute.
@@ -195,16 +205,12 @@ fn reading(frame: Caught, profile: &Profile, intake: &Intake, noise: &mut Noise)
         intake.counters().plug.unreadable(&frame.raw);
         flags = Flags::UNREADABLE;
         if !noise.admits(Instant::now()) {
+            noise.lost += frame.lost;
             intake.counters().discarded_bytes.add(u64::try_from(frame.raw.len()).unwrap_or(0));
             return None;
         }
     }
-    let gap = |reason, count| Gap { reason, from: None, to: None, count: Some(count), lasted_ms: None };
-    let gap = match (frame.lost, noise.take_left_out()) {
-        (0, 0) => None,
-        (0, left_out) => Some(gap(GapReason::Parse, left_out)),
-        (lost, left_out) => Some(gap(GapReason::Overflow, lost + left_out)),
-    };
+    let gap = noise.take_gap(frame.lost);
     Some(Reading {
         received: Some(frame.received),
         device_time: decoded.device_time,
@@ -224,6 +230,8 @@ struct Noise {
     since: Option<Instant>,
     stored: u32,
     left_out: u64,
+    /// Frames that found no room before those that were left out.
+    lost: u64,
 }
 
 impl Noise {
@@ -237,8 +245,14 @@ impl Noise {
         admitted
     }
 
-    fn take_left_out(&mut self) -> u64 {
-        std::mem::take(&mut self.left_out)
+    /// What is missing before a frame that is stored: what was left out, and what found no room, `lost` of it just before.
+    fn take_gap(&mut self, lost: u64) -> Option<Gap> {
+        let gap = |reason, count| Gap { reason, from: None, to: None, count: Some(count), lasted_ms: None };
+        match (std::mem::take(&mut self.lost) + lost, std::mem::take(&mut self.left_out)) {
+            (0, 0) => None,
+            (0, left_out) => Some(gap(GapReason::Parse, left_out)),
+            (lost, left_out) => Some(gap(GapReason::Overflow, lost + left_out)),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::plug_tests::{Device, LIMIT, Room};
 use super::serial::SerialSourceConfig;
+use super::serial_line::{Caught, store_all};
 use super::udp::UdpConfig;
 use super::{SourceConfig, Started};
 use crate::telemetry::record::{GapReason, Raw, Record, Value};
@@ -208,4 +209,40 @@ fn what_is_wrong_with_a_source_or_its_profile_is_told_at_its_key() {
     let mut open = Problems::default();
     toml::from_str::<UdpConfig>("listen = '0.0.0.0:1'\nprofile = 'csv'").unwrap().check(&mut open);
     assert_eq!(open.into_found()[0].path, ["listen"]);
+}
+
+/// Of frames that found no room, and frames that nobody can read, none is missing without a word, however the line ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_before_frames_that_are_left_out_or_before_the_end_of_a_line_is_told_by_the_next_reading() {
+    let mut room = Room::new("serial");
+    let profile =
+        super::serial::loaded(&toml::from_str::<Chosen>("profile = \"nonin-ascii\"").unwrap().profile).unwrap();
+    let readings = tokio::sync::Mutex::new(super::readings::Readings::new(&room.intake, "numerics"));
+    let frame = |line: &[u8], lost| Caught {
+        raw: line.to_vec(),
+        payload: Some(0..line.len()),
+        received: room.intake.now(),
+        lost,
+        about: Vec::new(),
+    };
+    let (queue, caught) = tokio::sync::mpsc::channel(100);
+    for number in 0..62 {
+        queue.send(frame(b"lost its way\x01", if number == 60 { 5 } else { 0 })).await.unwrap();
+    }
+    drop(queue);
+    store_all(caught, &profile, &room.intake, &readings).await;
+    let (queue, caught) = tokio::sync::mpsc::channel(100);
+    queue.send(frame(b"SPO2=98 HR=61", 0)).await.unwrap();
+    drop(queue);
+    store_all(caught, &profile, &room.intake, &readings).await;
+    for _ in 0..60 {
+        assert_eq!(room.record().await.gap, None);
+    }
+    let gap = room.record().await.gap.unwrap();
+    assert_eq!((gap.reason, gap.count), (GapReason::Overflow, Some(7)), "five found no room, two were left out");
+}
+
+#[derive(serde::Deserialize)]
+struct Chosen {
+    profile: super::profile::ProfileRef,
 }

@@ -110,6 +110,7 @@ mod space_tests;
 mod storage;
 #[cfg(test)]
 mod strain_tests;
+mod submit;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -142,6 +143,7 @@ pub use replay::{ReplayOrder, Replayed};
 pub use rescue::{Rescue, RescueError};
 pub use seal::Secret;
 pub use storage::{Disk, Storage};
+pub use submit::{Submitted, Way};
 pub use survey::{Damaged, Seen, Sight, Verified};
 pub use transfer::{Tail, Writing};
 

@@ -4,12 +4,15 @@
 //! a doubted value: such an observation is told without one (OBX-11 `X`). What HL7 has no field for, gaps, events and flags, follows as NTE, so
 //! that nothing is lost on the way. The same record gives the same bytes each time.
 //!
-//! * OBR-7 is when the record came, in UTC. OBX-14 is there for episodic values only: a periodic one was measured at OBR-7.
+//! * OBR-7 is when periodic values were measured: by the device's clock where it says so and its zone is known, else when the record came; in
+//!   UTC. OBX-14 is there for episodic values only. A device's clock that was never set is not used, and how far off it is is told.
 //! * OBX-4 counts metrics under the device as a whole (`1.0.0.n`): which of its parts measured them is not known here.
 //! * The device's own code stands beside the MDC code, and by itself where there is none.
 
 use super::codes::{self, MDC};
-use super::record::{Code, Event, Mode, Named, Observation, Phase, Priority, Record, Validity, Value};
+use super::record::{
+    ClockQuality, Code, Event, Gap, Mode, Named, Observation, Phase, Priority, Record, Validity, Value,
+};
 
 /// The media type of both.
 pub const CONTENT_TYPE: &str = "application/hl7-v2; charset=utf-8";
@@ -36,7 +39,8 @@ pub struct Sender<'a> {
 
 /// Writes the message.
 pub fn encode(record: &Record, sender: &Sender<'_>) -> String {
-    let mut message = Message { out: String::new(), record, sender, device: device(record, sender), observed: 0 };
+    let (device, out) = (device(record, sender), String::new());
+    let mut message = Message { out, record, sender, device, observed: 0, places: 0 };
     let alarms: Vec<&Event> = record.events.iter().filter(|event| is_alarm(event)).collect();
     if alarms.is_empty() || !record.observations.is_empty() {
         message.header(["ORU^R01^ORU_R01", PROFILES[0]]);
@@ -44,7 +48,12 @@ pub fn encode(record: &Record, sender: &Sender<'_>) -> String {
     } else {
         message.header(["ORU^R40^ORU_R40", PROFILES[1]]);
         for (index, alarm) in alarms.iter().enumerate() {
-            message.alarm(index + 1, alarm);
+            let at = message.alarm_time(alarm);
+            message.request(index + 1, ALARM, &at);
+            if index == 0 {
+                message.remark();
+            }
+            message.alarm(index + 1, alarm, &at);
         }
     }
     message.out
@@ -59,6 +68,8 @@ struct Message<'a> {
     device: String,
     /// OBX so far in this OBR.
     observed: usize,
+    /// Metrics so far in the message.
+    places: usize,
 }
 
 impl Message<'_> {
@@ -71,40 +82,89 @@ impl Message<'_> {
         self.out.push_str(&format!("MSH|{fields}\r"));
         let named = |name: &str| self.record.subject.iter().find(|named| named.name == name).map(|named| &named.value);
         // Who it is was never known here, or was known to the sender of the message that the record came in.
-        let patient = named("patient-id").map_or_else(|| "^^^^U".to_owned(), |id| components(id));
-        let location = named("location").map(|location| components(location)).unwrap_or_default();
+        let patient = named("patient-id").map_or_else(|| "^^^^U".to_owned(), |id| as_field(id));
+        let location = named("location").map(|location| as_field(location)).unwrap_or_default();
         self.segment("PID", &[(3, &patient), (5, "^^^^^^U")]);
         self.segment("PV1", &[(2, "U"), (3, &location)]);
     }
 
     fn observations(&mut self, alarms: &[&Event]) {
-        self.request(1, MONITORING);
-        for note in self.remarks() {
-            self.note(note);
-        }
-        for observation in &self.record.observations {
+        // Values that were measured at another time are observed under another order.
+        let measured = |observation: &Observation| match observation.mode {
+            Mode::Periodic => Some(self.device_moment(observation).unwrap_or_else(|| self.at())),
+            Mode::Episodic => None,
+        };
+        let times: Vec<Option<String>> = self.record.observations.iter().map(measured).collect();
+        let mut current = times.iter().flatten().next().cloned().unwrap_or_else(|| self.at());
+        let mut requests = 1;
+        self.request(requests, MONITORING, &current);
+        self.remark();
+        for (observation, time) in self.record.observations.iter().zip(times) {
+            if let Some(time) = time.filter(|time| *time != current) {
+                requests += 1;
+                current = time;
+                self.request(requests, MONITORING, &current);
+            }
             self.observation(observation);
         }
         for alarm in alarms {
-            self.observed += 1;
-            let (set, place) = (self.observed.to_string(), format!("1.0.0.{}", self.observed));
-            let (what, at, device) = (alarm_text(alarm), self.at(), self.device.clone());
-            let fields = [(1, set.as_str()), (2, "CWE"), (3, ALARM), (4, &place), (5, &what), (11, "R"), (14, &at)];
-            self.segment("OBX", &[&fields[..], &[(18, device.as_str())]].concat());
+            self.alarm_beside(alarm);
         }
     }
 
+    /// An alarm in a message of values: what is known of it beside its name stands in notes.
+    fn alarm_beside(&mut self, alarm: &Event) {
+        let (set, place) = self.next_place();
+        let (what, at, device) = (alarm_text(alarm), self.alarm_time(alarm), self.device.clone());
+        let fields = [(1, set.as_str()), (2, "CWE"), (3, ALARM), (4, &place), (5, &what), (11, "R"), (14, &at)];
+        self.segment("OBX", &[&fields[..], &[(18, device.as_str())]].concat());
+        let known =
+            [("phase", alarm.phase.map(|phase| word(&phase))), ("priority", alarm.priority.map(|of| word(&of)))];
+        for (name, value) in known {
+            if let Some(value) = value {
+                self.note(format!("{name}: {value}"));
+            }
+        }
+        for detail in alarm.details.iter().take(NOTES_MAX) {
+            self.note(format!("{}: {}", detail.name, detail.value));
+        }
+    }
+
+    /// OBX-1 and OBX-4 of the next metric.
+    fn next_place(&mut self) -> (String, String) {
+        self.observed += 1;
+        self.places += 1;
+        (self.observed.to_string(), format!("1.0.0.{}", self.places))
+    }
+
     /// OBR with ids that no other message has.
-    fn request(&mut self, number: usize, service: &str) {
+    fn request(&mut self, number: usize, service: &str, at: &str) {
         let Sender { gateway, id, .. } = self.sender;
-        let (set, id, at) = (number.to_string(), format!("{id}-{number}^{gateway}"), self.at());
-        self.segment("OBR", &[(1, &set), (2, &id), (3, &id), (4, service), (7, &at)]);
+        let (set, id) = (number.to_string(), format!("{id}-{number}^{gateway}"));
+        self.segment("OBR", &[(1, &set), (2, &id), (3, &id), (4, service), (7, at)]);
         self.observed = 0;
     }
 
+    /// When the device says that it measured a value, in UTC; `None` where that is no moment.
+    fn device_moment(&self, observation: &Observation) -> Option<String> {
+        self.moment(observation.at.as_deref()?)
+    }
+
+    /// A clock that was never set says nothing, whatever it shows.
+    fn moment(&self, at: &str) -> Option<String> {
+        let never_set = |quality| quality == ClockQuality::NeverSet;
+        let unset = self.record.device_time.as_ref().is_some_and(|time| never_set(time.quality));
+        zoned(at).filter(|_| !unset)
+    }
+
+    /// When an alarm was, by the device's clock where that is known, else when it came.
+    fn alarm_time(&self, alarm: &Event) -> String {
+        let said = alarm.details.iter().find(|detail| detail.name == "time");
+        said.and_then(|said| self.moment(&said.value)).unwrap_or_else(|| self.at())
+    }
+
     fn observation(&mut self, observation: &Observation) {
-        self.observed += 1;
-        let (set, place) = (self.observed.to_string(), format!("1.0.0.{}", self.observed));
+        let (set, place) = self.next_place();
         let (code, device) = (identifier(observation.code.as_ref(), &observation.vendor_code, ""), self.device.clone());
         let (kind, value) = match observation.usable() {
             Some(Value::Number(digits)) => number(digits).map_or_else(Default::default, |number| ("NM", number)),
@@ -119,12 +179,15 @@ impl Message<'_> {
         };
         let at = match observation.mode {
             Mode::Periodic => String::new(),
-            Mode::Episodic => observation.at.as_deref().and_then(zoned).unwrap_or_else(|| self.at()),
+            Mode::Episodic => self.device_moment(observation).unwrap_or_else(|| self.at()),
         };
         let fields = [(1, set.as_str()), (2, kind), (3, &code), (4, &place), (5, &value), (6, &unit), (11, status)];
         self.segment("OBX", &[&fields[..], &[(14, at.as_str()), (18, &device)]].concat());
         if kind.is_empty() {
             self.note(format!("validity: {}", word(&observation.validity)));
+        }
+        if let Some(at) = observation.at.as_deref().filter(|_| self.device_moment(observation).is_none()) {
+            self.note(format!("time: {at} by the device's clock, which is not set or whose zone is not known"));
         }
         for note in observation.notes.iter().take(NOTES_MAX) {
             self.note(format!("{}: {}", note.name, note.value));
@@ -132,8 +195,7 @@ impl Message<'_> {
     }
 
     /// One alert: its own OBR, and an OBX for each facet that is known (PCD-04, table of facets; the last part of OBX-4 names it).
-    fn alarm(&mut self, number: usize, alarm: &Event) {
-        self.request(number, ALARM);
+    fn alarm(&mut self, number: usize, alarm: &Event, at: &str) {
         let (phase, state) = match alarm.phase {
             Some(Phase::Start) => ("start", "active"),
             Some(Phase::Continue) => ("continue", "active"),
@@ -167,8 +229,8 @@ impl Message<'_> {
             self.observed += 1;
             let (set, place, device) =
                 (self.observed.to_string(), format!("1.0.0.{number}.{facet}"), self.device.clone());
-            let at = if facet == 1 { self.at() } else { String::new() };
-            let fields = [(1, set.as_str()), (2, kind), (3, code), (4, &place), (5, &value), (11, "R"), (14, &at)];
+            let at = if facet == 1 { at } else { "" };
+            let fields = [(1, set.as_str()), (2, kind), (3, code), (4, &place), (5, &value), (11, "R"), (14, at)];
             self.segment("OBX", &[&fields[..], &[(18, device.as_str())]].concat());
         }
         for detail in alarm.details.iter().take(NOTES_MAX) {
@@ -183,17 +245,26 @@ impl Message<'_> {
         if !record.received.synchronised {
             remarks.push("clock: the time of the gateway was not synchronised".to_owned());
         }
-        if let Some(gap) = &record.gap {
-            let count = gap.count.map(|count| format!(", {count} missing")).unwrap_or_default();
-            remarks.push(format!("gap: {}{count}", word(&gap.reason)));
+        remarks.extend(record.gap.as_ref().map(gap_text));
+        if let Some(time) = &record.device_time {
+            let off = time.offset_ms.map(|off| format!("{off} ms off the gateway's, "));
+            remarks.push(format!("device clock: {}; {}{}", time.said, off.unwrap_or_default(), word(&time.quality)));
         }
         for event in record.events.iter().filter(|event| !is_alarm(event)) {
             let text = [event.vendor_code.as_deref(), event.text.as_deref()].into_iter().flatten();
             remarks.push(format!("{}: {}", event.kind, text.collect::<Vec<_>>().join(" ")));
         }
+        let charset = record.about.iter().filter(|about| about.name == "charset");
+        remarks.extend(charset.map(|about| format!("charset: {}", about.value)));
         remarks.extend(record.device.iter().map(|Named { name, value }| format!("device {name}: {value}")));
         remarks.truncate(NOTES_MAX);
         remarks
+    }
+
+    fn remark(&mut self) {
+        for remark in self.remarks() {
+            self.note(remark);
+        }
     }
 
     fn note(&mut self, text: String) {
@@ -307,9 +378,27 @@ fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Components that stand apart by `^`, each escaped.
-fn components(text: &str) -> String {
-    text.split('^').map(escaped).collect::<Vec<_>>().join("^")
+fn gap_text(gap: &Gap) -> String {
+    let Gap { reason, from, to, count, lasted_ms } = gap;
+    let mut text = format!("gap: {}", word(reason));
+    text.extend(count.map(|count| format!(", {count} missing")));
+    text.extend(from.map(|from| format!(", from {from}")));
+    text.extend(to.map(|to| format!(", to {to}")));
+    text.extend(lasted_ms.map(|lasted| format!(", {lasted} ms")));
+    text
+}
+
+/// What is written as HL7 writes it, with the usual separators, as a field with one repetition. Its escapes are escapes already.
+fn as_field(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '|' | '~' => out.push_str(&escaped(c.encode_utf8(&mut [0; 4]))),
+            c if c.is_ascii_control() => out.push_str(&escaped(c.encode_utf8(&mut [0; 4]))),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// With HL7's escapes (2.7): a separator or a line end in a value must not end its field.

@@ -4,7 +4,7 @@
 
 use super::fixtures::{alarm, gap, observation, oximeter};
 use super::pcd::{Sender, encode};
-use super::record::{Event, Mode, Named, Phase, Record, Validity, Value};
+use super::record::{ClockQuality, DeviceTime, Event, Mode, Named, Phase, Record, Validity, Value};
 
 const SENDER: Sender<'_> = Sender { gateway: "icu-3-east", site: "st-marys", id: "00ff" };
 
@@ -85,9 +85,61 @@ fn only_an_episodic_value_has_a_time_of_its_own_and_it_is_told_in_utc() {
     record.observations[1].at = Some("2026-09-21T15:40:00".into());
     let observed = named(&record, "OBX");
     assert_eq!(field(&observed[0], 14), "20260921134000.000+0000");
-    // A time without a zone would be read as UTC: when it came is told instead.
+    // A time without a zone would be read as UTC: when it came is told instead, and what the device says beside it.
     assert_eq!(field(&observed[1], 14), "20260921134640.123+0000");
+    let notes = named(&record, "NTE");
+    assert!(notes.len() == 1 && notes[0].contains("time: 2026-09-21T15:40:00 by the device's clock"), "{notes:?}");
     assert_eq!(field(&named(&oximeter(), "OBX")[0], 14), "");
+}
+
+#[test]
+fn periodic_values_stand_under_an_order_with_the_time_at_which_the_device_measured_them() {
+    let mut record = oximeter();
+    record.observations[0].at = Some("2026-09-21T15:46:30+02:00".into());
+    record.observations[1].at = Some("2026-09-21T15:46:35+02:00".into());
+    let orders: Vec<String> = named(&record, "OBR").iter().map(|order| field(order, 7).to_owned()).collect();
+    assert_eq!(orders, ["20260921134630.000+0000", "20260921134635.000+0000"]);
+    let observed = named(&record, "OBX");
+    assert_eq!((field(&observed[1], 1), field(&observed[1], 4), field(&observed[1], 14)), ("1", "1.0.0.2", ""));
+    record.device_time = Some(clock(ClockQuality::NeverSet));
+    let orders = named(&record, "OBR");
+    assert_eq!((orders.len(), field(&orders[0], 7)), (1, "20260921134640.123+0000"), "a clock that was never set");
+}
+
+fn clock(quality: ClockQuality) -> DeviceTime {
+    DeviceTime { said: "12:00".into(), read: None, offset_ms: Some(-7), error_ms: None, quality }
+}
+
+#[test]
+fn whom_it_was_measured_on_is_passed_on_as_it_was_written() {
+    let mut record = oximeter();
+    record.subject =
+        vec![Named::new("patient-id", "A\\T\\1^^^WARD&2.999&ISO^MR"), Named::new("location", "ICU^Bed|4~5\r")];
+    assert_eq!(field(&named(&record, "PID")[0], 3), "A\\T\\1^^^WARD&2.999&ISO^MR");
+    assert_eq!(field(&named(&record, "PV1")[0], 3), "ICU^Bed\\F\\4\\R\\5\\X0D\\");
+}
+
+#[test]
+fn an_alarm_tells_what_is_missing_and_when_it_was() {
+    let mut record = oximeter();
+    record.observations.clear();
+    let at = Named::new("time", "2026-09-21T15:46:30+02:00");
+    record.events = vec![Event { details: vec![at], ..alarm("SH", "SpO2 high") }, alarm("PL", "Pulse low")];
+    record.gap = Some(gap());
+    record.device_time = Some(clock(ClockQuality::BoxUnsynchronised));
+    let text = segments(&record);
+    assert_eq!(field(&text[0], 8), "ORU^R40^ORU_R40");
+    let told: Vec<&String> = text[3..].iter().take_while(|segment| !segment.starts_with("OBX")).collect();
+    assert_eq!(field(told[0], 7), "20260921134630.000+0000");
+    assert_eq!(
+        told[1..],
+        [
+            "NTE|1|L|gap: unplugged, 12 missing, 12000 ms",
+            "NTE|1|L|device clock: 12:00; -7 ms off the gateway's, box-unsynchronised",
+        ]
+    );
+    assert_eq!(field(&named(&record, "OBX")[0], 14), "20260921134630.000+0000");
+    assert_eq!(named(&record, "NTE").iter().filter(|note| note.contains("gap")).count(), 1);
 }
 
 #[test]
@@ -130,7 +182,7 @@ fn gaps_events_and_an_unsure_clock_are_told_in_notes() {
     let notes = named(&record, "NTE");
     let expected = [
         "NTE|1|L|clock: the time of the gateway was not synchronised",
-        "NTE|1|L|gap: unplugged, 12 missing",
+        "NTE|1|L|gap: unplugged, 12 missing, 12000 ms",
         "NTE|1|L|unplugged: the cable",
         "NTE|1|L|device serial: 4711",
     ];
@@ -171,4 +223,6 @@ fn an_alarm_beside_values_travels_with_them() {
     assert_eq!(field(&text[0], 8), "ORU^R01^ORU_R01");
     let last = named(&record, "OBX").pop().unwrap();
     assert_eq!((field(&last, 3), field(&last, 4)), ("196616^MDC_EVT_ALARM^MDC", "1.0.0.3"));
+    let notes = named(&record, "NTE");
+    assert_eq!(notes, ["NTE|1|L|phase: start", "NTE|1|L|priority: high", "NTE|1|L|type: physiological"]);
 }

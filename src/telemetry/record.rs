@@ -48,8 +48,8 @@ pub struct Record {
     /// What the protocol said about the bytes: topic, peer, unit. No patient data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub about: Vec<Named>,
-    /// Whom and where it was measured, when the message that it came in says so: `patient-id` and `location`, with HL7's
-    /// components apart by `^`. Patient data: it goes upstream and nowhere else.
+    /// Whom and where it was measured, when the message that it came in says so: `patient-id` and `location`, as HL7 writes them with
+    /// the usual separators: components apart by `^`, subcomponents by `&`, escapes such as `\T\`. Patient data: it goes upstream and nowhere else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subject: Vec<Named>,
     /// The device's own bytes.
@@ -133,7 +133,7 @@ pub struct Observation {
     /// Periodic or episodic.
     #[serde(default)]
     pub mode: Mode,
-    /// When it was measured, by the device, where it says so for this one: RFC 3339.
+    /// When it was measured, by the device, where it says so: RFC 3339, without a zone where none is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
     /// Flags, limits, body site and the like, in the device's own words.
@@ -172,7 +172,7 @@ pub enum Validity {
     Valid,
     /// A person has confirmed it.
     Validated,
-    /// The device doubts it.
+    /// The device doubts it, or nobody has said what it means: a field that no profile describes.
     Questionable,
     /// The device is calibrating or testing.
     Calibrating,

@@ -1,12 +1,13 @@
 //! SenML JSON of a [`Record`] (RFC 8428), for consumers of sensors that know nothing of medicine.
 //!
-//! It is lossy, because SenML has no room: no code system, no validity, no device clock, no flags, no bytes. Only values that are valid
-//! or validated are written; an event is a text. The first entry counts the stream (`seq`), so that a loss is seen here as well.
+//! It is lossy, because SenML has no room: no code system, no validity, no flags, no bytes. Only values that are valid or validated are
+//! written, at the time that the device says where its zone is known. An event is a text, beside it what an alarm is known by. The first
+//! entry counts the stream (`seq`), so that a loss is seen here as well.
 
 use serde_json::{Map, Number, Value as Json, json};
 
 use super::codes;
-use super::record::{Observation, Record, Value};
+use super::record::{ClockQuality, Event, Observation, Record, Value};
 
 /// The media type.
 pub const CONTENT_TYPE: &str = "application/senml+json";
@@ -26,11 +27,14 @@ pub fn encode(record: &Record, gateway: &str) -> Vec<u8> {
         pack.push(json!({ "n": "gap", "vs": gap.reason }));
         pack.extend(gap.count.map(|count| json!({ "n": "gap-count", "v": count })));
     }
-    pack.extend(record.observations.iter().filter_map(entry));
-    for event in &record.events {
-        let text = [event.vendor_code.as_deref(), event.text.as_deref()].into_iter().flatten();
-        let text: Vec<&str> = text.collect();
-        pack.push(json!({ "n": format!("event:{}", name(&event.kind)), "vs": text.join(" ") }));
+    if let Some(time) = &record.device_time {
+        pack.push(json!({ "n": "device-clock", "vs": time.said }));
+        let off = time.offset_ms.and_then(|ms| Number::from_f64(ms as f64 / 1000.0));
+        pack.extend(off.map(|off| json!({ "n": "device-clock-offset", "u": "s", "v": off })));
+    }
+    pack.extend(record.observations.iter().filter_map(|observation| entry(observation, record)));
+    for (at, event) in record.events.iter().enumerate() {
+        pack.extend(told(event, at));
     }
     // It can't fail: the keys are strings.
     serde_json::to_vec(&pack).unwrap_or_default()
@@ -51,7 +55,29 @@ fn base(record: &Record, gateway: &str) -> Map<String, Json> {
     base
 }
 
-fn entry(observation: &Observation) -> Option<Json> {
+/// An event as entries: its text, and of an alarm its phase and its priority. Several of one kind have numbers.
+fn told(event: &Event, at: usize) -> Vec<Json> {
+    let text = [event.vendor_code.as_deref(), event.text.as_deref()].into_iter().flatten();
+    let number = if at == 0 { String::new() } else { format!(":{}", at + 1) };
+    let named = format!("event:{}{number}", name(&event.kind));
+    let mut told = vec![json!({ "n": named, "vs": text.collect::<Vec<_>>().join(" ") })];
+    told.extend(event.phase.map(|phase| json!({ "n": format!("{named}:phase"), "vs": phase })));
+    told.extend(event.priority.map(|priority| json!({ "n": format!("{named}:priority"), "vs": priority })));
+    told
+}
+
+/// When the device says that it measured it, in seconds from the pack's time; `None` where that is no moment or the pack has none.
+fn time(observation: &Observation, record: &Record) -> Option<Number> {
+    let unset = record.device_time.as_ref().is_some_and(|time| time.quality == ClockQuality::NeverSet);
+    let moment: jiff::Timestamp = observation.at.as_deref().filter(|_| !unset)?.parse().ok()?;
+    let utc_us = record.received.utc_us;
+    if utc_us / 1_000_000 < ABSOLUTE_TIME_MIN {
+        return None;
+    }
+    Number::from_f64(moment.as_microsecond().saturating_sub(utc_us) as f64 / 1e6)
+}
+
+fn entry(observation: &Observation, record: &Record) -> Option<Json> {
     let value = observation.usable()?;
     let code = observation.code.as_ref();
     let label = code.and_then(|code| code.name.as_deref()).unwrap_or(&observation.vendor_code);
@@ -64,6 +90,7 @@ fn entry(observation: &Observation) -> Option<Json> {
         }
         Value::Text(text) => drop(entry.insert("vs".to_owned(), text.as_str().into())),
     }
+    entry.extend(time(observation, record).map(|time| ("t".to_owned(), time.into())));
     Some(entry.into())
 }
 
@@ -102,7 +129,7 @@ fn name(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::telemetry::fixtures::{alarm, gap, observation, oximeter};
-    use crate::telemetry::record::Validity;
+    use crate::telemetry::record::{DeviceTime, Phase, Validity};
 
     fn pack(record: &Record) -> Vec<Json> {
         serde_json::from_slice(&encode(record, "icu-3-east")).unwrap()
@@ -116,6 +143,42 @@ mod tests {
             { "n": "MDC_PULS_OXIM_PULS_RATE", "u": "beat/min", "v": 61 }
         ]);
         assert_eq!(Json::from(pack(&oximeter())), expected);
+    }
+
+    #[test]
+    fn a_value_has_the_devices_time_and_each_alarm_its_phase() {
+        let mut record = oximeter();
+        record.observations[0].at = Some("2026-09-21T15:46:30.123456+02:00".into());
+        record.observations[1].at = Some("2026-09-21T15:46:30".into());
+        record.events =
+            vec![alarm("SH", "high"), Event { phase: Some(Phase::End), priority: None, ..alarm("PL", "low") }];
+        record.device_time = Some(DeviceTime {
+            said: "20260921154630".into(),
+            read: None,
+            offset_ms: Some(-10_500),
+            error_ms: None,
+            quality: ClockQuality::Measured,
+        });
+        let pack = pack(&record);
+        assert_eq!(
+            pack[1..3],
+            [
+                json!({ "n": "device-clock", "vs": "20260921154630" }),
+                json!({ "n": "device-clock-offset", "u": "s", "v": -10.5 }),
+            ]
+        );
+        assert_eq!((&pack[3]["t"], &pack[4]["t"]), (&json!(-10.0), &Json::Null), "a time without a zone is no moment");
+        let events: Vec<String> = pack[5..].iter().map(|entry| format!("{}={}", entry["n"], entry["vs"])).collect();
+        let expected = [
+            r#""event:alarm"="SH high""#,
+            r#""event:alarm:phase"="start""#,
+            r#""event:alarm:priority"="high""#,
+            r#""event:alarm:2"="PL low""#,
+            r#""event:alarm:2:phase"="end""#,
+        ];
+        assert_eq!(events, expected);
+        record.device_time.as_mut().unwrap().quality = ClockQuality::NeverSet;
+        assert_eq!(self::pack(&record)[3]["t"], Json::Null, "a clock that was never set says nothing");
     }
 
     #[test]
@@ -133,7 +196,9 @@ mod tests {
             { "n": "gap", "vs": "unplugged" },
             { "n": "gap-count", "v": 12 },
             { "n": "Leck__", "u": "l", "v": 36.7 },
-            { "n": "event:alarm", "vs": "SH high" }
+            { "n": "event:alarm", "vs": "SH high" },
+            { "n": "event:alarm:phase", "vs": "start" },
+            { "n": "event:alarm:priority", "vs": "high" }
         ]);
         assert_eq!(Json::from(pack(&record)), expected);
         assert_eq!((name("_x"), name("")), ("x_x".to_owned(), String::new()));

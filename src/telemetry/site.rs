@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::codes::{self, MDC};
 use super::record::{Code, Record};
-use crate::values::{Problems, SecretRef, Section};
+use crate::values::{Problems, SecretRef, Section, Zone};
 
 /// Largest file, in bytes.
 pub const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -35,6 +35,8 @@ const SOURCE: &str = "source";
 pub struct TelemetryConfig {
     /// The site's table; a relative path counts from the configuration file's folder.
     pub codes: Option<PathBuf>,
+    /// What devices' clocks show that name no zone, in HL7 messages that are sent in another form; without it such a time is no moment.
+    pub zone: Option<Zone>,
 }
 
 impl Section for TelemetryConfig {
@@ -43,11 +45,13 @@ impl Section for TelemetryConfig {
     fn files(&mut self, _visit: &mut dyn FnMut(&mut SecretRef)) {}
 }
 
-/// The table.
+/// The table, and what else the site knows of its devices.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct SiteCodes {
     /// By vendor code; those of one source before those of all.
     rows: Vec<Row>,
+    /// The zone of clocks that name none.
+    pub zone: Option<Zone>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,9 +63,15 @@ struct Row {
 }
 
 impl SiteCodes {
-    /// Whether there is no row.
+    /// Whether there is no row: a record goes as it is.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// The same, with the zone of clocks that name none.
+    #[must_use]
+    pub fn with_zone(self, zone: Option<Zone>) -> Self {
+        Self { zone, ..self }
     }
 
     /// Reads the file.

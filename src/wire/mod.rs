@@ -8,6 +8,7 @@
 //! * Laboratory analysers: `astm` the framing of E1381, `astm_record` the records of E1394, `astm_json` the same as JSON.
 //! * Serial lines: `serial_frame` frames, `checksum` what checks them. MEDIBUS: `medibus` frames, `medibus_data` what the answers hold.
 //! * Modbus: `modbus` requests and answers, `modbus_value` what registers mean. `result_file` what a file of results looks like.
+//! * Sensors: `json_leaves` the values of a JSON text.
 //! * MQTT: `mqtt` packets, `mqtt_label` what travels beside a message; `mqtt_packet` what a device sends to the ingest endpoint,
 //!   `mqtt_answer` what it is answered, `mqtt_topic` names and filters.
 
@@ -19,6 +20,7 @@ pub mod astm_record;
 pub mod checksum;
 pub mod dicom;
 pub mod hl7;
+pub mod json_leaves;
 pub mod medibus;
 pub mod medibus_data;
 pub mod mllp;

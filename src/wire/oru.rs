@@ -146,6 +146,28 @@ impl<'a> Part<'a> {
         Self { bytes: nth.unwrap_or_default(), separators: self.separators }
     }
 
+    /// The bytes with the usual separators in place of the sender's own, escapes and all: as a field of another message can have them. What
+    /// means nothing to the sender and would separate there is escaped.
+    pub fn usual(&self) -> Vec<u8> {
+        let own = self.separators;
+        let mut out = Vec::with_capacity(self.bytes.len());
+        for byte in self.bytes {
+            match *byte {
+                byte if byte == own.component => out.push(b'^'),
+                byte if byte == own.subcomponent => out.push(b'&'),
+                byte if byte == own.repetition => out.push(b'~'),
+                byte if byte == own.escape => out.push(b'\\'),
+                b'|' => out.extend_from_slice(b"\\F\\"),
+                b'^' => out.extend_from_slice(b"\\S\\"),
+                b'&' => out.extend_from_slice(b"\\T\\"),
+                b'~' => out.extend_from_slice(b"\\R\\"),
+                b'\\' => out.extend_from_slice(b"\\E\\"),
+                byte => out.push(byte),
+            }
+        }
+        out
+    }
+
     /// The bytes with their escapes resolved (HL7 v2.6, 2.7): the five separators and hexadecimal data. An escape that means something
     /// else (highlighting, formatting) stands as it was sent.
     pub fn unescaped(&self) -> Vec<u8> {
@@ -303,6 +325,14 @@ OBX|3|ST|0^MDCX_NOTE^MDC|1.1.1.2|a\\F\\b\\T\\c\\X0D\\d\\H\\e~second||||||R\r";
         ] {
             assert_eq!(rfc3339(time.as_bytes()).as_deref(), read, "{time}");
         }
+    }
+
+    #[test]
+    fn a_field_can_be_had_with_the_usual_separators() {
+        let with = |bytes, separators| String::from_utf8(Part { bytes, separators }.usual()).unwrap();
+        assert_eq!(with(b"A\\T\\1^^^W&2.999&ISO^MR", Separators::USUAL), "A\\T\\1^^^W&2.999&ISO^MR");
+        let odd = Separators { field: b'*', component: b':', repetition: b'!', escape: b'?', subcomponent: b'%' };
+        assert_eq!(with(b"A?S?1:W%2^9|a\\b&c~d!e", odd), "A\\S\\1^W&2\\S\\9\\F\\a\\E\\b\\T\\c\\R\\d~e");
     }
 
     #[test]

@@ -213,6 +213,25 @@ fn a_reload_that_changes_only_the_form_holds_for_what_waits() {
 }
 
 #[test]
+fn what_waits_for_a_retired_upstream_goes_in_the_form_of_its_former_route_after_a_restart_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let mut old = Engine::down();
+    let elsewhere = source("monitors") + &directory("out", &out) + &route("out", "as = \"raw\"");
+    let config = elsewhere.clone() + &engine("engine", old.port) + &route("engine", "as = \"pcd-01\"");
+    let gateway = Gateway::start(folder.path(), &config);
+    Device::connect(gateway.endpoint("monitors")).send(&corpus(ORU[0]));
+    let retired = format!("[upstream.engine]\nretired = \"drain\"\n{}", engine("engine", old.port));
+    assert_eq!(gateway.reload(&(elsewhere + &retired)), None);
+    gateway.stop();
+    let gateway = Gateway::again(folder.path());
+    old.restore();
+    eventually("what waited has arrived", || gateway.backlog() == 0 && old.count() == 1);
+    assert_eq!(field(&old.arrivals()[0], "MSH", 3), "test-box");
+}
+
+#[test]
 fn check_tells_forms_that_contradict_and_forms_that_an_upstream_can_not_take() {
     let folder = tempfile::tempdir().unwrap();
     let told = |rest: &str| {

@@ -14,6 +14,7 @@ use crate::support::wait::eventually;
 
 mod access;
 mod answers;
+mod decoding;
 mod durability;
 mod hostile;
 mod peers;
@@ -41,6 +42,7 @@ pub fn start(folder: &Path, lines: &str, clients: &str) -> Gateway {
 pub fn records(gateway: &Gateway, folder: &Path) -> Vec<Record> {
     eventually("everything that waits is delivered", || gateway.backlog() == 0);
     let files = fs::read_dir(folder.join("out")).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| !path.ends_with(".mounted"));
     let read = |path| serde_json::from_slice::<Record>(&fs::read(path).unwrap()).unwrap();
     let mut records: Vec<Record> = files.map(read).collect();
     records.sort_by_key(|record| (record.received.utc_us, record.seq));

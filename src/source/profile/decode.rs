@@ -1,19 +1,21 @@
 //! From a frame to observations, by a profile.
 //!
-//! A sentinel is never a value; what has no entry in the profile goes on under the device's own name; what is no number where one should be
-//! is told as unreadable and goes on as it came.
+//! A sentinel is never a value; what has no entry in the profile goes on under the device's own name, as questionable, since nobody has said
+//! which of its values are none; what is no number where one should be is told as unreadable and goes on as it came.
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
 use jiff::civil::{Date, DateTime, Time};
 use jiff::fmt::strtime::BrokenDownTime;
+use jiff::tz::Offset;
+use jiff::{SignedDuration, Timestamp};
 use regex::bytes::{Captures, Regex};
 
 use super::number::Decimal;
-use super::{Decoding, Field, Kind, Place, Profile, TimeField};
+use super::{Decoding, Field, Kind, Place, Profile, TimeField, TimeFormat};
 use crate::envelope::Stamp;
 use crate::telemetry::record::{ClockQuality, DeviceTime, Event, Mode, Named, Observation, Validity, Value};
+use crate::wire::json_leaves::{self, Leaf, Scalar};
 
 /// Longest text of a field that goes on as a text, in bytes; the frame has all of it.
 const TEXT_BYTES_MAX: usize = 500;
@@ -44,6 +46,7 @@ enum Fields<'f> {
     Groups(&'f Regex, Captures<'f>),
     Columns(Vec<&'f [u8]>),
     Bytes(&'f [u8]),
+    Leaves(Vec<Leaf>),
 }
 
 impl Profile {
@@ -73,6 +76,7 @@ impl Profile {
             Decoding::Split(_, _) if payload.is_empty() => None,
             Decoding::Split(_, separator) => Some(Fields::Columns(split(payload, separator))),
             Decoding::Binary => Some(Fields::Bytes(raw)),
+            Decoding::Json => json_leaves::leaves(payload).ok().map(Fields::Leaves),
         }
     }
 
@@ -88,6 +92,9 @@ impl Profile {
                 (0..columns.len()).map(|at| (Place::Column(at), format!("column {}", at + 1))).collect()
             }
             Fields::Bytes(_) => Vec::new(),
+            Fields::Leaves(leaves) => {
+                leaves.iter().map(|leaf| (Place::Pointer(leaf.pointer.clone()), leaf.pointer.clone())).collect()
+            }
         };
         for (place, label) in places.into_iter().filter(|(place, _)| !is_named(place)) {
             let Some(text) = fields.at(&place).filter(|text| !text.is_empty()) else { continue };
@@ -97,7 +104,9 @@ impl Profile {
             }
             let value =
                 if Decimal::read(&text).is_some() { Value::Number(text) } else { Value::Text(shortened(&text)) };
-            decoded.observations.push(Observation { value: Some(value), ..blank(label) });
+            // It may be a number that stands for none: only a profile can say so.
+            let validity = Validity::Questionable;
+            decoded.observations.push(Observation { value: Some(value), validity, ..blank(label) });
         }
     }
 }
@@ -122,6 +131,14 @@ impl Fields<'_> {
             (Self::Columns(columns), Place::Column(at)) => (*columns.get(*at)?).into(),
             (Self::Bytes(raw), Place::Bytes { at, bits, mask, signed }) => {
                 number(raw, at, *bits, *mask, *signed)?.into_bytes().into()
+            }
+            (Self::Leaves(leaves), Place::Pointer(pointer)) => {
+                // Of two members with one name the last one counts, as for most readers.
+                match &leaves.iter().rfind(|leaf| leaf.pointer == *pointer)?.scalar {
+                    Scalar::Null => b"".into(),
+                    Scalar::Bool(is) => is.to_string().into_bytes().into(),
+                    Scalar::Number(text) | Scalar::Text(text) => text.as_bytes().into(),
+                }
             }
             _ => return None,
         };
@@ -243,10 +260,8 @@ impl TimeField {
             quality: ClockQuality::Unreadable,
         };
         let Ok(ours) = Timestamp::from_microsecond(received.wall_us) else { return unreadable() };
-        let offset = jiff::tz::Offset::from_seconds(self.utc_offset_min * 60).unwrap_or(jiff::tz::Offset::UTC);
-        let ours_local = offset.to_datetime(ours);
-        let Some(read) = self.civil(said, ours_local) else { return unreadable() };
-        let Ok(theirs) = offset.to_timestamp(read) else { return unreadable() };
+        let offset = Offset::from_seconds(self.utc_offset_min * 60).unwrap_or(Offset::UTC);
+        let Some((read, theirs)) = self.moment(said, offset, ours) else { return unreadable() };
         let offset_ms = theirs.as_millisecond() - ours.as_millisecond();
         let quality = match () {
             () if offset_ms.abs() > NEVER_SET_MS => ClockQuality::NeverSet,
@@ -255,26 +270,49 @@ impl TimeField {
         };
         DeviceTime {
             said: said.to_owned(),
-            read: Some(read.to_string()),
+            read: Some(read),
             offset_ms: Some(offset_ms),
-            error_ms: Some(RESOLUTION_ERROR_MS),
+            error_ms: Some(if self.is_fine(said) { 1 } else { RESOLUTION_ERROR_MS }),
             quality,
         }
     }
 
-    /// The device's local time. A clock without a date means the day on which it is nearest to ours.
-    fn civil(&self, said: &str, ours: DateTime) -> Option<DateTime> {
-        let parsed = BrokenDownTime::parse(&self.format, said).ok()?;
-        if let Ok(whole) = parsed.to_datetime() {
-            return Some(whole);
-        }
-        let time: Time = parsed.to_time().ok()?;
-        let today: Date = ours.date();
-        let days = [today.yesterday().ok(), Some(today), today.tomorrow().ok()];
-        let near = |date: Date| {
-            let at = date.to_datetime(time);
-            (at.duration_since(ours).as_secs().abs(), at)
-        };
-        days.into_iter().flatten().map(near).min().map(|(_, at)| at)
+    /// Whether it tells more than seconds.
+    fn is_fine(&self, said: &str) -> bool {
+        self.format == TimeFormat::UnixMs || said.contains('.')
     }
+
+    /// The device's time as it is told, and the moment that it means; `offset` is that of a clock which names no zone.
+    fn moment(&self, said: &str, offset: Offset, ours: Timestamp) -> Option<(String, Timestamp)> {
+        let since_1970 = |seconds: f64| {
+            let moment = Timestamp::UNIX_EPOCH.checked_add(SignedDuration::try_from_secs_f64(seconds).ok()?).ok()?;
+            Some((moment.to_string(), moment))
+        };
+        let local = |read: DateTime| Some((read.to_string(), offset.to_timestamp(read).ok()?));
+        match &self.format {
+            TimeFormat::Unix => since_1970(said.parse().ok()?),
+            TimeFormat::UnixMs => since_1970(said.parse::<f64>().ok()? / 1000.0),
+            TimeFormat::Rfc3339 => match said.parse::<Timestamp>() {
+                Ok(moment) => Some((said.to_owned(), moment)),
+                Err(_) => local(said.parse().ok()?),
+            },
+            TimeFormat::Pattern(format) => local(civil(format, said, offset.to_datetime(ours))?),
+        }
+    }
+}
+
+/// The device's local time. A clock without a date means the day on which it is nearest to ours.
+fn civil(format: &str, said: &str, ours: DateTime) -> Option<DateTime> {
+    let parsed = BrokenDownTime::parse(format, said).ok()?;
+    if let Ok(whole) = parsed.to_datetime() {
+        return Some(whole);
+    }
+    let time: Time = parsed.to_time().ok()?;
+    let today: Date = ours.date();
+    let days = [today.yesterday().ok(), Some(today), today.tomorrow().ok()];
+    let near = |date: Date| {
+        let at = date.to_datetime(time);
+        (at.duration_since(ours).as_secs().abs(), at)
+    };
+    days.into_iter().flatten().map(near).min().map(|(_, at)| at)
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_spanned::Spanned;
 
 use super::number::Decimal;
-use super::{Asking, Decoding, Field, Kind, LineSettings, Place, Profile, TimeField};
+use super::{Asking, Decoding, Field, Kind, LineSettings, Place, Profile, TimeField, TimeFormat};
 use crate::telemetry::codes;
 use crate::telemetry::record::Mode;
 use crate::values::{Span, ValueError};
@@ -43,7 +43,9 @@ struct File {
     start_up: Vec<Spanned<Bytes>>,
     #[serde(default)]
     poll: Vec<PollFile>,
-    frame: Spanned<FrameFile>,
+    frame: Option<Spanned<FrameFile>>,
+    #[serde(default)]
+    json: bool,
     pattern: Option<Spanned<String>>,
     #[serde(default)]
     also: Vec<Spanned<String>>,
@@ -93,6 +95,24 @@ fn default_max() -> Spanned<usize> {
     Spanned::new(0..0, 1024)
 }
 
+/// What a profile of JSON texts that says nothing of frames has: a text in each line.
+fn lines_of_json() -> Spanned<FrameFile> {
+    let nowhere = 0..0;
+    let frame = FrameFile {
+        delimiter: Some(Spanned::new(nowhere.clone(), Bytes(vec![b'\n']))),
+        start: None,
+        end: None,
+        after: 0,
+        length: None,
+        sync: Vec::new(),
+        packet: None,
+        idle: None,
+        max_bytes: Spanned::new(nowhere.clone(), FRAME_BYTES_MAX),
+        checksum: ChecksumFile::default(),
+    };
+    Spanned::new(nowhere, frame)
+}
+
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct MaskFile {
@@ -138,6 +158,7 @@ enum ChecksumKind {
 struct TimeFile {
     group: Option<Spanned<String>>,
     column: Option<Spanned<usize>>,
+    pointer: Option<Spanned<String>>,
     format: Spanned<String>,
     utc_offset: Option<Spanned<String>>,
 }
@@ -147,6 +168,7 @@ struct TimeFile {
 struct ValueFile {
     group: Option<Spanned<String>>,
     column: Option<Spanned<usize>>,
+    pointer: Option<Spanned<String>>,
     bytes: Option<Spanned<Vec<usize>>>,
     #[serde(default = "default_bits")]
     bits: u32,
@@ -252,21 +274,28 @@ impl Reader<'_> {
         self.found.push(format!("{}:{line}:{column}: {what}", self.file));
     }
 
-    fn profile(&mut self, file: File) -> Option<Profile> {
+    fn profile(&mut self, mut file: File) -> Option<Profile> {
         let stream = file.stream.get_ref().clone();
         if stream.is_empty() || stream.len() > 40 || !stream.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
             self.note(file.stream.span(), "stream must be 1 to 40 of letters, digits and -");
         }
         let asking = self.asking(&file);
-        let checksum = self.checksum(&file.frame);
-        let framing = self.framing(&file.frame);
+        let Some(frame) = file.frame.take().or_else(|| file.json.then(lines_of_json)) else {
+            self.note(
+                0..0,
+                "say how frames are told apart: add [frame] with one of delimiter, start and end, length, idle",
+            );
+            return None;
+        };
+        let checksum = self.checksum(&frame);
+        let framing = self.framing(&frame);
         let decoding = self.decoding(&file);
         let also = file.also.iter().filter_map(|pattern| self.pattern(pattern)).collect();
         let decoding = decoding?;
         let values = file.value.iter().filter_map(|value| self.field(value, &decoding)).collect();
         let time = file.time.as_ref().and_then(|time| self.time(time, &decoding));
         let framing = framing?;
-        let skip = match (&framing, file.frame.get_ref().checksum.skip, file.frame.get_ref().checksum.kind) {
+        let skip = match (&framing, frame.get_ref().checksum.skip, frame.get_ref().checksum.kind) {
             (_, Some(skip), _) => skip,
             (Framing::StartEnd { start, .. }, None, ChecksumKind::Astm) => start.len(),
             _ => 0,
@@ -279,8 +308,8 @@ impl Reader<'_> {
             framing,
             checksum,
             skip,
-            frame_bytes_max: *file.frame.get_ref().max_bytes.get_ref(),
-            idle: file.frame.get_ref().idle.as_ref().map(|idle| idle.get_ref().0),
+            frame_bytes_max: *frame.get_ref().max_bytes.get_ref(),
+            idle: frame.get_ref().idle.as_ref().map(|idle| idle.get_ref().0),
             decoding,
             also,
             time,
@@ -379,7 +408,13 @@ impl Reader<'_> {
             self.note(split.span(), "must be 1 byte or more");
             return None;
         }
+        if file.json && (pattern.is_some() || file.split.is_some()) {
+            let span = file.pattern.as_ref().map(Spanned::span).or_else(|| file.split.as_ref().map(Spanned::span));
+            self.note(span.unwrap_or(0..0), "json = true reads the whole frame: take pattern or split out");
+            return None;
+        }
         Some(match (pattern, &file.split) {
+            _ if file.json => Decoding::Json,
             (guard, Some(split)) => Decoding::Split(guard, split.get_ref().0.clone()),
             (Some(pattern), None) => Decoding::Pattern(pattern),
             (None, None) => Decoding::Binary,
@@ -424,7 +459,16 @@ impl Reader<'_> {
     /// Where the field is, and how it is called when it has no label.
     fn place(&mut self, value: &Spanned<ValueFile>, decoding: &Decoding) -> Option<(Place, String)> {
         let file = value.get_ref();
+        if let (Decoding::Json, None, None, Some(pointer), None) =
+            (decoding, &file.group, &file.column, &file.pointer, &file.bytes)
+        {
+            return Some((self.pointer(pointer)?, pointer.get_ref().clone()));
+        }
         match (decoding, &file.group, &file.column, &file.bytes) {
+            (Decoding::Json, ..) => {
+                self.note(value.span(), "say which value of the JSON this is: pointer = \"/room/temperature\"");
+                None
+            }
             (Decoding::Pattern(pattern), Some(group), None, None) => {
                 let place = self.group(group, pattern)?;
                 Some((place, group.get_ref().clone()))
@@ -471,6 +515,19 @@ impl Reader<'_> {
         None
     }
 
+    fn pointer(&mut self, pointer: &Spanned<String>) -> Option<Place> {
+        let text = pointer.get_ref();
+        let is_escape = |rest: &str| rest.starts_with(['0', '1']);
+        let is_good = (text.is_empty() || text.starts_with('/')) && text.split('~').skip(1).all(is_escape);
+        if !is_good {
+            self.note(
+                pointer.span(),
+                "is no JSON pointer: it begins with /, as in \"/room/0/temperature\"; ~0 is ~ and ~1 is /",
+            );
+        }
+        is_good.then(|| Place::Pointer(text.clone()))
+    }
+
     fn column(&mut self, column: &Spanned<usize>) -> Option<Place> {
         let place = column.get_ref().checked_sub(1).map(Place::Column);
         if place.is_none() {
@@ -490,16 +547,25 @@ impl Reader<'_> {
     }
 
     fn time(&mut self, time: &TimeFile, decoding: &Decoding) -> Option<TimeField> {
-        let from = match (decoding, &time.group, &time.column) {
-            (Decoding::Pattern(pattern), Some(group), None) => self.group(group, pattern)?,
-            (Decoding::Split(..), None, Some(column)) => self.column(column)?,
+        let from = match (decoding, &time.group, &time.column, &time.pointer) {
+            (Decoding::Pattern(pattern), Some(group), None, None) => self.group(group, pattern)?,
+            (Decoding::Split(..), None, Some(column), None) => self.column(column)?,
+            (Decoding::Json, None, None, Some(pointer)) => self.pointer(pointer)?,
             _ => {
-                self.note(time.format.span(), "say where the time is: group with a pattern, column with split");
+                let text = "say where the time is: group with a pattern, column with split, pointer with json";
+                self.note(time.format.span(), text);
                 return None;
             }
         };
+        let format = match time.format.get_ref().as_str() {
+            "unix" => TimeFormat::Unix,
+            "unix-ms" => TimeFormat::UnixMs,
+            "rfc-3339" => TimeFormat::Rfc3339,
+            pattern => TimeFormat::Pattern(pattern.to_owned()),
+        };
         if jiff::fmt::strtime::format(time.format.get_ref(), jiff::civil::date(2026, 1, 1).at(0, 0, 0, 0)).is_err() {
-            self.note(time.format.span(), "is no format: write it as for strptime, \"%d-%b-%y %H:%M:%S\"");
+            let text = "is no format: write it as for strptime, \"%d-%b-%y %H:%M:%S\", or \"rfc-3339\", \"unix\" or \"unix-ms\"";
+            self.note(time.format.span(), text);
         }
         let utc_offset_min = match &time.utc_offset {
             None => 0,
@@ -508,7 +574,7 @@ impl Reader<'_> {
                 0
             }),
         };
-        Some(TimeField { from, format: time.format.get_ref().clone(), utc_offset_min })
+        Some(TimeField { from, format, utc_offset_min })
     }
 }
 

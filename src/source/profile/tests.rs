@@ -72,6 +72,50 @@ fn a_clock_without_a_date_is_read_on_the_nearest_day() {
     assert_eq!((time.offset_ms, time.read.as_deref()), (Some(12_000), Some("2026-03-02T00:00:02")));
 }
 
+/// Before this box knows the time, what a device's clock is off by is told with that doubt, and nothing is refused.
+#[test]
+fn an_offset_that_was_measured_by_an_unsure_clock_says_so() {
+    let unsure = Stamp { synchronised: false, ..NOON };
+    let line = b"12:00:07 SPO2=97 HR=72";
+    let decoded = profile("nonin-ascii").decode(line, line, unsure);
+    let time = decoded.device_time.unwrap();
+    assert_eq!((time.offset_ms, time.quality), (Some(7_000), ClockQuality::BoxUnsynchronised));
+    assert_eq!(decoded.observations[0].validity, Validity::Valid);
+}
+
+#[test]
+fn json_is_read_by_pointers_in_its_own_digits_and_its_times_in_every_form() {
+    let with = |time: &str| {
+        let text = format!(
+            "name = \"room\"\njson = true\n[time]\npointer = \"/ts\"\n{time}\n[[value]]\npointer = \"/t\"\nscale = 0.1\nunit = \"Cel\"\n\
+             [[value]]\npointer = \"/button\"\nkind = \"event\"\n"
+        );
+        Profile::parse(&text, "room.toml").unwrap()
+    };
+    for (form, said) in [
+        ("format = \"unix\"", "1772366402"),
+        ("format = \"unix-ms\"", "1772366402000"),
+        ("format = \"rfc-3339\"", "\"2026-03-01T13:00:02+01:00\""),
+        ("format = \"rfc-3339\"\nutc-offset = \"+01:00\"", "\"2026-03-01T13:00:02\""),
+        ("format = \"%d.%m.%Y %H:%M:%S\"", "\"01.03.2026 12:00:02\""),
+    ] {
+        let text = format!("{{\"ts\":{said},\"t\":3.65e2,\"h\":[40.50,null],\"button\":true}}");
+        let decoded = with(form).decode(text.as_bytes(), text.as_bytes(), NOON);
+        assert!(decoded.is_readable);
+        assert_eq!(values(&decoded), "/t=36.5Cel /h/0=40.50", "{form}");
+        assert_eq!(decoded.events[0].text.as_deref(), Some("true"));
+        let time = decoded.device_time.unwrap();
+        assert_eq!((time.offset_ms, time.quality), (Some(2_000), ClockQuality::Measured), "{form} {said}");
+    }
+    let text = b"{\"ts\":\"soon\",\"t\":\"warm\"}";
+    let odd = with("format = \"unix\"").decode(text, text, NOON);
+    assert!(!odd.is_readable && odd.observations[0].validity == Validity::Invalid);
+    assert_eq!(odd.device_time.unwrap().quality, ClockQuality::Unreadable);
+    assert_eq!(decoded(&profile("json"), b"{\"a\":1}\n{\"b\":2}\n").len(), 2, "lines, where nothing else is said");
+    let wrong = Profile::parse("name = \"x\"\njson = true\npattern = 'x'\n", "x.toml").unwrap_err();
+    assert_eq!(wrong, ["x.toml:3:11: json = true reads the whole frame: take pattern or split out"]);
+}
+
 /// One packet of 25 frames as the OEM specification draws it.
 fn nonin_packet(heart_rate: u16, saturation: u8) -> Vec<u8> {
     let (high, low) = (u8::try_from(heart_rate >> 7).unwrap(), u8::try_from(heart_rate & 0x7f).unwrap());
@@ -156,6 +200,10 @@ fn ge_giraffe() {
 fn any_line_between_commas() {
     let all = decoded(&profile("csv"), b"21.5, -3,closed,\"x\",\r\n");
     assert_eq!(values(all[0].as_ref().unwrap()), "column 1=21.5 column 2=-3 column 3=closed column 4=\"x\"");
+    let doubted = |decoded: &Option<Decoded>| {
+        decoded.as_ref().unwrap().observations.iter().all(|one| one.validity == Validity::Questionable)
+    };
+    assert!(doubted(&all[0]), "nobody has said whether -3 is a number or a sentinel: {all:?}");
     let all = decoded(&profile("csv"), b"21.5,---,--.-\r\n");
     let missing = &all[0].as_ref().unwrap().observations[1..];
     assert_eq!(missing.len(), 2);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{payload, records, sensors_to_folder};
+use super::{ANYBODY, payload, records, sensors_to_folder};
 use crate::support::gateway::Gateway;
 use crate::support::mqtt::{Sensor, hello, publish};
 use crate::support::rounds;
@@ -17,6 +17,49 @@ const SENSORS: usize = 6;
 /// Those from here on use QoS 2.
 const QOS_2_FROM: usize = 4;
 const IN_FLIGHT: usize = 16;
+
+/// A client with QoS 1 and a full log: it is told so, and nothing is acknowledged that is not stored.
+#[test]
+fn a_full_log_acknowledges_nothing_and_a_sensor_that_says_it_again_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let quota = "[spool.clinical]\nquota = \"64MiB\"\n";
+    let config = sensors_to_folder(folder.path(), "log = \"clinical\"", ANYBODY);
+    let config = quota.to_owned() + &config.replace("unsealed = true", "marker = \".mounted\"\nunsealed = true");
+    let gateway = Gateway::start(folder.path(), &config);
+    let at = gateway.endpoint("sensors");
+    let topic = "ward3/bed1/spo2";
+    let body = |number: u16| format!("{number:05}{}", "x".repeat(240 << 10)).into_bytes();
+    let mut sensor = Sensor::connect(at, &hello(5, "spo2"));
+    let mut acknowledged = 0;
+    loop {
+        let number = acknowledged + 1;
+        assert!(number < 1000, "a small quota can't hold all of this");
+        sensor.send(&publish(5, 0x02, number, topic, &body(number))).unwrap();
+        match sensor.read().unwrap().as_slice() {
+            [0x40, 2, ..] => acknowledged = number,
+            answer => break assert_eq!(answer, [0xE0, 1, 0x97], "told: quota exceeded"),
+        }
+    }
+    assert!(acknowledged > 50, "only {acknowledged} were taken");
+    // A client of 3.1.1 has no word for it: its connection ends without an acknowledgement.
+    let mut old = Sensor::connect(at, &hello(4, "spo2"));
+    old.send(&publish(4, 0x02, 1, topic, &body(acknowledged + 1))).unwrap();
+    old.is_closed_after(&[]);
+    std::fs::write(folder.path().join("out/.mounted"), "").unwrap();
+    eventually("what was acknowledged is delivered", || gateway.backlog() == 0);
+    let last = acknowledged + 1;
+    eventually("it is taken as soon as there is room", || {
+        let mut sensor = Sensor::connect(at, &hello(5, "spo2"));
+        sensor.send(&publish(5, 0x0A, last, topic, &body(last))).unwrap();
+        sensor.read().unwrap().starts_with(&[0x40, 2])
+    });
+    let records = records(&gateway, folder.path());
+    let number = |record| String::from_utf8(payload(record)[..5].to_vec()).unwrap().parse().unwrap();
+    let arrived: Vec<u16> = records.iter().map(number).collect();
+    assert_eq!(arrived, (1..=last).collect::<Vec<u16>>());
+    let missing = records.last().unwrap().gap.as_ref().and_then(|gap| gap.count).unwrap();
+    assert!(missing >= 2, "both refusals are told, since nobody here knows that they came again: {missing}");
+}
 
 fn text(sensor: usize, number: usize) -> Vec<u8> {
     format!("sensor {sensor} reading {number} {}", "\u{b0}".repeat(number % 97)).into_bytes()
