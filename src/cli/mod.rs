@@ -31,6 +31,7 @@ pub mod lane;
 pub mod ledger;
 pub mod mllp_client;
 pub mod monitors;
+pub mod oximeter;
 pub mod patients;
 mod plug_view;
 pub mod ports;
