@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::intake::{About, Incoming, Intake, Share};
 use crate::envelope::{Class, Flags, Stamp};
 use crate::spool::{CommitError, Committed};
+use crate::status::SourceCounters;
 use crate::telemetry::record::{
     CONTENT_TYPE, DeviceTime, Event, Gap, GapReason, Named, Observation, Raw, Record, VERSION,
 };
@@ -144,9 +145,11 @@ impl Readings {
         };
         Prepared {
             incoming: self.intake.begin_at(received),
+            counters: Arc::clone(self.intake.counters()),
             body: json(&record),
             about,
             told: lost,
+            tells_gap: record.gap.is_some(),
             lost: Arc::clone(&self.lost),
             of_device: true,
         }
@@ -176,10 +179,13 @@ impl Readings {
 /// A record that has its number.
 struct Prepared {
     incoming: Incoming,
+    counters: Arc<SourceCounters>,
     body: Vec<u8>,
     about: About,
     /// Lost readings of which it tells.
     told: u64,
+    /// It tells of something missing.
+    tells_gap: bool,
     lost: Arc<AtomicU64>,
     /// It came from the device, and is not a word of this box about it.
     of_device: bool,
@@ -194,6 +200,8 @@ impl Prepared {
         };
         if outcome.is_err() {
             self.lost.fetch_add(self.told + 1, Ordering::Relaxed);
+        } else if self.tells_gap {
+            self.counters.gaps.one();
         }
         outcome
     }
