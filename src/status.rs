@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +100,8 @@ pub struct SourceCounters {
     pub last_query_ms: Gauge,
     /// Grows while the source's task moves.
     pub turns: Counter,
+    /// Records that told of something missing before them.
+    pub gaps: Counter,
 }
 
 impl SourceCounters {
@@ -128,6 +131,7 @@ impl SourceCounters {
             plug: self.plug.snapshot(now_ms),
             queries: self.queries.value(),
             last_query_s: seconds_since(&self.last_query_ms, now_ms),
+            gaps: self.gaps.value(),
         }
     }
 }
@@ -153,6 +157,8 @@ pub struct UpstreamCounters {
     pub turns: Counter,
     /// The lanes that run, each by its source, with what grows while it moves.
     lanes: Mutex<Vec<(Name, Weak<Counter>)>>,
+    /// Since when it has been down, attempts between included.
+    down_since: Mutex<Option<Instant>>,
 }
 
 impl UpstreamCounters {
@@ -173,6 +179,12 @@ impl UpstreamCounters {
 
     /// Says how the connection stands now.
     pub fn set_link(&self, link: Link) {
+        let mut down_since = whole(&self.down_since);
+        match &link {
+            Link::Down(_) => *down_since = down_since.or_else(|| Some(Instant::now())),
+            Link::Up | Link::Idle => *down_since = None,
+            Link::Connecting => {}
+        }
         *whole(&self.link) = link;
     }
 
@@ -187,6 +199,7 @@ impl UpstreamCounters {
             dead: self.dead.value(),
             connects: self.connects.value(),
             last_receipt_s: seconds_since(&self.last_receipt_ms, now_ms),
+            down_s: whole(&self.down_since).map(|since| since.elapsed().as_secs()),
             link: whole(&self.link).clone(),
         }
     }
@@ -251,6 +264,9 @@ pub struct SourceStatus {
     /// Seconds since the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_query_s: Option<u64>,
+    /// Records that told of something missing before them: unplugged, unreadable, dropped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gaps: u64,
 }
 
 // Serde hands over a reference.
@@ -279,6 +295,9 @@ pub struct UpstreamStatus {
     pub connects: u64,
     /// Seconds since the last receipt; `None`: none since the start.
     pub last_receipt_s: Option<u64>,
+    /// For how long it can't be reached, seconds; `None`: it can, or was not tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_s: Option<u64>,
     /// The connection.
     pub link: Link,
 }

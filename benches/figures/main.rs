@@ -25,6 +25,7 @@ mod mqtt_floor;
 mod mqtt_load;
 mod proc;
 mod rows;
+mod serial;
 mod sink;
 mod subject;
 
@@ -41,6 +42,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("dicom", dicom::rows),
     ("mqtt", mqtt::rows),
     ("astm", astm::rows),
+    ("serial", serial::rows),
 ];
 
 /// How long and how often; set by the command line.
@@ -126,7 +128,7 @@ fn plan(arguments: Vec<String>) -> Plan {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt,astm]"
+        "{wrong}\nbenches/run [--quick] [--runs N] [--seconds N] [--folder DIR] [--wear-folder DIR] [--only floor,rate,wear,memory,drain,dicom,mqtt,astm,serial]"
     );
     std::process::exit(2);
 }

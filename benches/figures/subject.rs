@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::free_address;
+use crate::serial::PORTS;
 
 /// A start that takes longer is a failure.
 const STARTS_WITHIN: Duration = Duration::from_secs(120);
@@ -27,6 +28,8 @@ pub enum Upstream {
     Away,
     /// The folder `results`; the source is then ASTM.
     Folder,
+    /// An MQTT broker without TLS; the sources are then serial ports, too, in the folder `serial-ports` beside this one.
+    SerialTo(SocketAddr),
 }
 
 /// The password of the user `idle`.
@@ -49,10 +52,14 @@ fn config(folder: &Path, address: SocketAddr, upstream: Upstream, quota: &str) -
         Upstream::Mllp(_) | Upstream::Mqtt(_) => ("clinical", "mllp]"),
         Upstream::Away => ("telemetry", "mqtt]\nmax-connections = 4096"),
         Upstream::Folder => ("clinical", "astm]"),
+        Upstream::SerialTo(_) => ("telemetry", "mllp]"),
     };
+    let (ports, from) = ports(folder, upstream);
     let upstream = match upstream {
         Upstream::Mllp(to) => format!("[upstream.up.mllp]\naddress = \"{to}\"\nplain = true\n"),
-        Upstream::Mqtt(to) => format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n"),
+        Upstream::Mqtt(to) | Upstream::SerialTo(to) => {
+            format!("[upstream.up.mqtt]\naddress = \"{to}\"\nplain = true\n")
+        }
         Upstream::Dicom(to) => {
             format!("[upstream.up.dicom]\naddress = \"{to}\"\ncalled = \"ARCHIVE\"\nplain = true\n")
         }
@@ -80,12 +87,29 @@ quota = "{quota}"
 [source.load.{source}
 listen = "{address}"
 
-{upstream}
+{ports}{upstream}
 [[route]]
-from = ["load"]
+from = {from:?}
 to = ["up"]
 "#
     )
+}
+
+/// The sections of the serial sources, and the names of all sources.
+fn ports(folder: &Path, upstream: Upstream) -> (String, Vec<String>) {
+    let mut from = vec!["load".to_owned()];
+    let mut sections = String::new();
+    if let Upstream::SerialTo(_) = upstream {
+        let ports = folder.with_file_name("serial-ports");
+        for number in 1..=PORTS {
+            from.push(format!("monitor-{number}"));
+            sections += &format!(
+                "[source.monitor-{number}.serial]\nserial = {{ port = \"{}/port-{number}\", baud = 9600 }}\nprofile = \"masimo-ascii-1\"\n\n",
+                ports.display()
+            );
+        }
+    }
+    (sections, from)
 }
 
 fn mqtt_clients() -> String {
@@ -147,14 +171,23 @@ impl Subject {
         self.child.id()
     }
 
-    /// Syncs of all logs since its start, by its own account (`wardgate status --json`).
+    /// Syncs of all logs since its start, by its own account.
     pub fn syncs(&self) -> u64 {
+        self.status()["logs"].as_array().unwrap().iter().map(|log| log["syncs"].as_u64().unwrap()).sum()
+    }
+
+    /// Messages that all sources stored since its start, by its own account.
+    pub fn stored(&self) -> u64 {
+        self.status()["sources"].as_object().unwrap().values().map(|source| source["stored"].as_u64().unwrap()).sum()
+    }
+
+    /// `wardgate status --json`.
+    fn status(&self) -> serde_json::Value {
         let mut command = Command::new(executable());
         command.args(["status", "--json", "--socket"]).arg(self.folder.join("control.sock"));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        status["logs"].as_array().unwrap().iter().map(|log| log["syncs"].as_u64().unwrap()).sum()
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Asks it to stop and waits until it has.

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::answers::Damage;
 use crate::status::plug::{PlugState, PlugStatus};
-use crate::status::{Alarm, LaneStatus, Link, Status};
+use crate::status::{Alarm, LaneStatus, Link, Status, UpstreamStatus};
 use crate::values::{Name, counted};
 
 /// A lane whose oldest message waits for longer, in seconds, raises an alarm.
 const BACKLOG_AGE_S: u64 = 5 * 60;
+/// An upstream that can't be reached for longer, in seconds, raises an alarm, however little waits for it.
+const UPSTREAM_DOWN_S: u64 = 5 * 60;
 /// So long after the last question of a device that nobody answers, in seconds, its alarm goes.
 const QUERY_ALARM_S: u64 = 24 * 3600;
 /// A device that is missing for longer, in seconds, raises an alarm.
@@ -39,7 +41,22 @@ pub fn derive(status: &Status) -> Vec<Alarm> {
         alarms.extend(source.plug.as_ref().and_then(|plug| of_plug(name, plug)));
     }
     alarms.extend(status.lanes.iter().flat_map(|lane| of_lane(status, lane)));
+    alarms.extend(status.upstreams.iter().filter_map(|(name, upstream)| of_upstream(status, name, upstream)));
     alarms
+}
+
+/// An upstream that is away, unless one of its lanes tells of it.
+fn of_upstream(status: &Status, name: &Name, upstream: &UpstreamStatus) -> Option<Alarm> {
+    let (Link::Down(cause), Some(down_s)) = (&upstream.link, upstream.down_s) else { return None };
+    let old = |lane: &LaneStatus| lane.oldest_s.is_some_and(|age_s| age_s >= BACKLOG_AGE_S);
+    if down_s < UPSTREAM_DOWN_S || status.lanes.iter().any(|lane| lane.upstream == *name && old(lane)) {
+        return None;
+    }
+    let text = format!(
+        "this upstream can't be reached for {} min: {cause}. Little or nothing waits for it yet; it is tried again by itself",
+        down_s / 60
+    );
+    Some(alarm("upstream-down", name, text))
 }
 
 /// A device that is not there. A moment of it (a cable that is moved, a device that dials anew) is none for a person.
@@ -144,6 +161,19 @@ mod tests {
         let alarms = derive(&status);
         assert!(alarms.iter().any(|alarm| alarm.text.contains("connection refused")), "{alarms:?}");
         assert!(alarms.iter().any(|alarm| alarm.text.contains("wardgate dead list --upstream engine")));
+    }
+
+    #[test]
+    fn an_upstream_that_is_away_for_long_is_an_alarm_also_when_nothing_waits() {
+        let mut status = sample::healthy();
+        for (down_s, told) in [(60, vec![]), (600, vec!["upstream-down".to_owned()])] {
+            let upstream = status.upstreams.values_mut().next().unwrap();
+            (upstream.link, upstream.down_s) = (Link::Down("connection refused".into()), Some(down_s));
+            assert_eq!(codes(&status), told);
+        }
+        assert!(derive(&status)[0].text.contains("10 min: connection refused"));
+        status.lanes = sample::troubled().lanes;
+        assert!(!codes(&status).contains(&"upstream-down".to_owned()), "its lane tells of it");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::exit::{Exit, Failure, OrExit};
+use super::status_view::wrap;
 use super::table::{Column, Table, bytes, count, counted};
 use super::terminal::{confirm, note, plain, say, size};
 use super::{SocketArgs, say_json};
@@ -19,6 +20,9 @@ use crate::admin::ids::IdPattern;
 use crate::admin::operator::Saying;
 use crate::admin::verbs::{DeadQuery, DeadRef, DeadSelection, Request};
 use crate::values::Name;
+
+/// Reasons that are told whole below a list.
+const REASONS_MAX: usize = 10;
 
 /// Lists, shows, retries and discards the messages that an upstream refused for good.
 ///
@@ -191,7 +195,25 @@ fn list_text(list: &DeadList, width: usize) -> String {
         0 => String::new(),
         more => format!("\n… and {} more: --limit, --source, --upstream", count(more)),
     };
-    format!("{}{more}", table.render(width))
+    let shown = table.render(width);
+    // What was refused is nothing without the reason: those that the column cut short follow whole.
+    let reasons = if shown.contains('…') { reasons(list, width) } else { String::new() };
+    format!("{shown}{more}{reasons}")
+}
+
+/// The reasons, each once, with how many letters have it.
+fn reasons(list: &DeadList, width: usize) -> String {
+    let mut known: Vec<(&Name, &str, u64)> = Vec::new();
+    for letter in &list.letters {
+        match known.iter_mut().find(|(upstream, reason, _)| **upstream == letter.upstream && *reason == letter.reason) {
+            Some((_, _, times)) => *times += 1,
+            None => known.push((&letter.upstream, &letter.reason, 1)),
+        }
+    }
+    let lines = known.iter().take(REASONS_MAX).map(|(upstream, reason, times)| {
+        wrap(&plain(&format!("{upstream} refused {}: {reason}", counted(*times, "message"))), width)
+    });
+    format!("\n\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
@@ -225,12 +247,18 @@ fn letter_text(letter: &DeadLetter) -> String {
         ("tried", counted(letter.attempts.into(), "time")),
         ("received", letter.received.to_string()),
         ("given up", letter.given_up.to_string()),
-        ("size", format!("{} ({} bytes)", bytes(letter.bytes), letter.bytes)),
+        ("size", size_text(letter.bytes)),
         ("content type", letter.content_type.clone()),
         ("log", letter.log.to_string()),
         ("flags", if letter.flags.is_empty() { "none".to_owned() } else { letter.flags.join(", ") }),
     ];
     rows.map(|(name, value)| format!("{name:<13} {}", plain(&value))).join("\n")
+}
+
+/// `1.1 KiB (1100 bytes)`; a short one is told once.
+fn size_text(length: u64) -> String {
+    let short = bytes(length);
+    if short == format!("{length} B") { short } else { format!("{short} ({length} bytes)") }
 }
 
 async fn change(request: Request, done: &str, json: bool, socket: &SocketArgs) -> Result<(), Failure> {
@@ -301,9 +329,15 @@ mod tests {
         let text = list_text(&list, 90);
         assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
         assert!(text.starts_with("ID  "), "{text}");
-        assert!(text.ends_with("… and 2 more: --limit, --source, --upstream"), "{text}");
+        assert!(text.contains("… and 2 more: --limit, --source, --upstream"), "{text}");
         assert!(!text.contains('\x1b'));
+        assert!(text.contains("engine refused 1 message: AR: unsupported message type"), "{text}");
         assert_eq!(list_text(&DeadList::default(), 90), "no dead letters");
+    }
+
+    #[test]
+    fn a_size_is_not_told_twice_in_the_same_words() {
+        assert_eq!((size_text(348).as_str(), size_text(1_536).as_str()), ("348 B", "1.5 KiB (1536 bytes)"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! The verdict comes from the demo's own [`Books`]: what the devices were told is safe must be at the far end, byte for byte.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -15,6 +16,7 @@ use super::demo_view::{self, View};
 use super::exit::{Exit, Failure, OrExit};
 use super::ledger::{Books, Ledger};
 use super::monitors::Monitors;
+use super::oximeter::Oximeter;
 use super::scanner::Scanners;
 use super::sensors::Sensors;
 use super::terminal::{Screen, is_terminal, say, size};
@@ -38,8 +40,8 @@ const NAMED_MAX: usize = 10;
 
 /// Shows the whole at work on this machine: simulated devices, an upstream that is cut, a backlog that grows and drains.
 ///
-/// Needs no configuration, no root and no network. Monitors send realistic messages, a CT scanner sends studies, a laboratory analyser results
-/// and refrigerators their temperatures, all about invented patients, to a gateway with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
+/// Needs no configuration, no root and no network. Monitors send realistic messages, a CT scanner sends studies, a laboratory analyser results,
+/// a pulse oximeter its lines and refrigerators their temperatures, all about invented patients, to a gateway with a real, encrypted spool in a temporary folder; it forwards them over MQTT to a collector. The upstream is cut after 10
 /// seconds for some seconds, and again in each minute after.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -70,6 +72,9 @@ pub struct DemoArgs {
     /// How many laboratory analysers are simulated, on a pseudo-terminal; it sends a sample every 2 seconds (ASTM).
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=1))]
     analysers: u64,
+    /// How many pulse oximeters are simulated, on a pseudo-terminal; it writes a line a second (Masimo, ASCII 1).
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=1))]
+    oximeters: u64,
     /// How many refrigerators with a sensor are simulated; each publishes a reading a second (MQTT).
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=SENSORS_MAX))]
     sensors: u64,
@@ -90,20 +95,25 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let monitors = Monitors::start(count(args.monitors), &stage.endpoint("monitors")?, &books.messages);
     let scanners = Scanners::start(count(args.scanners), &stage.endpoint("scanners")?, &books.images);
     let sensors = Sensors::start(count(args.sensors), &stage.endpoint("sensors")?, &books.readings);
-    let analyser = stage.take_line().filter(|_| args.analysers > 0).map(|line| Analyser::start(line, &books.results));
+    let (analyser, oximeter) = stage.take_lines();
+    let analyser = analyser.filter(|_| args.analysers > 0).map(|line| Analyser::start(line, &books.results));
+    let oximeter = oximeter.filter(|_| args.oximeters > 0).map(|line| Oximeter::start(line, &books.lines));
     let played = play(&args, &mut stage, &books).await;
     stage.broker.restore();
     tokio::join!(monitors.stop(), scanners.stop(), sensors.stop());
-    let plugged_in = match analyser {
-        Some(analyser) => Some(analyser.stop().await),
-        None => None,
-    };
+    let mut plugged_in = Vec::new();
+    if let Some(analyser) = analyser {
+        plugged_in.push(analyser.stop().await);
+    }
+    if let Some(oximeter) = oximeter {
+        plugged_in.push(oximeter.stop().await);
+    }
     let drained = match played {
         Ok(()) => drain(&mut stage, &books).await,
         Err(failure) => Err(failure),
     };
     let struck = stage.strike().await;
-    drop(plugged_in); // before that the gateway would tell of an analyser that was unplugged
+    drop(plugged_in); // before that the gateway would tell of devices that were unplugged
     drained?;
     struck?;
     verdict(&books)
@@ -172,9 +182,23 @@ fn verdict(books: &Books) -> Result<(), Failure> {
     if !broken.is_empty() {
         return Err(Failure::new(Exit::Data, format!("BAD: {}", broken.join("; "))));
     }
-    let kept: Vec<String> =
-        simulated.iter().map(|(what, ledger)| format!("{} {what}", ledger.totals().acknowledged)).collect();
-    say(&format!("GOOD: {} were acknowledged, and every one of them has arrived, byte for byte", kept.join(" and ")))
+    let (unanswered, answered): (Vec<_>, Vec<_>) =
+        simulated.iter().partition(|(_, ledger)| Arc::ptr_eq(ledger, &books.lines));
+    let named = |devices: Vec<&(&str, &Arc<Ledger>)>| {
+        let named: Vec<String> =
+            devices.iter().map(|(what, ledger)| format!("{} {what}", ledger.totals().acknowledged)).collect();
+        named.join(" and ")
+    };
+    say(&match (named(answered), named(unanswered)) {
+        (answered, none) if none.is_empty() => {
+            format!("GOOD: {answered} were acknowledged, and every one of them has arrived, byte for byte")
+        }
+        (none, said) if none.is_empty() => format!("GOOD: every one of {said} has arrived, byte for byte"),
+        (answered, said) => format!(
+            "GOOD: {answered} were acknowledged, and every one of them has arrived, byte for byte; so have {said}, \
+             to which nobody answers"
+        ),
+    })
 }
 
 /// In which way a promise was broken.

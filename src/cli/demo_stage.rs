@@ -14,6 +14,7 @@ use super::exit::{Exit, Failure, OrExit};
 use super::inbox::Inbox;
 use super::ledger::Books;
 use super::own_gateway::{Folder, OwnGateway, SOCKET, STOP_MAX};
+use super::oximeter::PROFILE as OXIMETER_PROFILE;
 use super::scanner::GATEWAY_TITLE;
 use super::sensors::{self, TOPICS};
 use crate::collector::{self, Collection};
@@ -42,7 +43,7 @@ pub struct Stage {
     collector: JoinHandle<Result<(), Failure>>,
     collector_stop: CancellationToken,
     inbox: Option<Inbox>,
-    line: Option<Pty>,
+    lines: (Option<Pty>, Option<Pty>),
     cut: bool,
     status: Status,
 }
@@ -59,13 +60,15 @@ impl Stage {
         let broker = broker.or_exit(Exit::Unavailable, "can't start the demo's broker")?;
         let collector_stop = CancellationToken::new();
         let collector = tokio::spawn(collect(broker.address(), collected.clone(), collector_stop.clone()));
-        // Before the gateway, so that it finds the analyser plugged in.
-        let line = Pty::open(&folder.path().join("analyser")).or_exit(Exit::CannotCreate, "can't open a pseudo-terminal")?;
+        // Before the gateway, so that it finds the devices plugged in.
+        let line = |name: &str| {
+            Pty::open(&folder.path().join(name)).or_exit(Exit::CannotCreate, "can't open a pseudo-terminal").map(Some)
+        };
+        let lines = (line("analyser")?, line("oximeter")?);
         let configuration = configuration(folder.path(), broker.address(), doors, sensors);
         let (gateway, status) = OwnGateway::start(&folder, &configuration).await?;
         let inbox = Some(Inbox::new(&collected));
-        let (line, cut) = (Some(line), false);
-        Ok(Self { broker, folder, gateway, collector, collector_stop, inbox, line, cut, status })
+        Ok(Self { broker, folder, gateway, collector, collector_stop, inbox, lines, cut: false, status })
     }
 
     /// Where a source listens.
@@ -77,9 +80,9 @@ impl Stage {
         endpoint.ok_or_else(|| Failure::new(Exit::Software, "the demo's gateway does not say where it listens"))
     }
 
-    /// The analyser's end of its line; there is one.
-    pub fn take_line(&mut self) -> Option<Pty> {
-        self.line.take()
+    /// The devices' ends of the two serial lines, that of the analyser and that of the oximeter; there is one of each.
+    pub fn take_lines(&mut self) -> (Option<Pty>, Option<Pty>) {
+        std::mem::take(&mut self.lines)
     }
 
     fn bound(&self, source: &str) -> Option<String> {
@@ -92,7 +95,7 @@ impl Stage {
         let (monitors, scanners) = ["monitors", "scanners"].map(|name| self.bound(name).unwrap_or_default()).into();
         let socket = self.folder.path().join(SOCKET);
         let mut lines = vec![
-            "wardgate demo: monitors, a CT, an analyser, sensors > gateway > MQTT broker > collector. The patients are invented."
+            "wardgate demo: monitors, a CT, an analyser, an oximeter, sensors > gateway > MQTT broker > collector. The patients are invented."
                 .to_owned(),
             format!("  send a message yourself:  wardgate probe mllp {monitors}"),
             format!("  send an image yourself:   wardgate probe dicom {scanners} --called {GATEWAY_TITLE} --store"),
@@ -167,7 +170,7 @@ impl Stage {
 fn configuration(folder: &Path, broker: SocketAddr, doors: Doors, sensors: usize) -> String {
     let folder = folder.display();
     let clients: String = (1..=sensors.max(1)).map(client).collect();
-    let (mut devices, mut from) = (String::new(), vec!["monitors", "scanners", "analyser", "sensors"]);
+    let (mut devices, mut from) = (String::new(), vec!["monitors", "scanners", "analyser", "oximeter", "sensors"]);
     let everyone = |listen: &Listen| if listen.0.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
     if let Some(listen) = &doors.messages {
         let allow = everyone(listen);
@@ -201,6 +204,10 @@ ae-title = \"{GATEWAY_TITLE}\"
 
 [source.analyser.astm]
 serial = {{ port = \"{folder}/analyser\" }}
+
+[source.oximeter.serial]
+serial = {{ port = \"{folder}/oximeter\" }}
+profile = \"{OXIMETER_PROFILE}\"
 
 [source.sensors.mqtt]
 listen = \"127.0.0.1:0\"
@@ -259,7 +266,7 @@ mod tests {
             .unwrap();
             let loaded = config::load::<SourceConfig, UpstreamConfig>(&file).unwrap();
             let doors = usize::from(messages.is_some()) + usize::from(images.is_some());
-            assert_eq!(loaded.config.sources.len(), 4 + doors);
+            assert_eq!(loaded.config.sources.len(), 5 + doors);
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Moment {
     pub analyser: Simulated,
     /// Of the simulated sensors.
     pub sensors: Simulated,
+    /// Of the simulated oximeter.
+    pub oximeter: Simulated,
     /// Messages and images of real devices that arrived.
     pub strangers: usize,
 }
@@ -75,6 +77,7 @@ impl Moment {
             scanners: Simulated { totals: books.images.totals(), waiting: waiting_of("scanners") },
             analyser: Simulated { totals: books.results.totals(), waiting: waiting_of("analyser") },
             sensors: Simulated { totals: books.readings.totals(), waiting: waiting_of("sensors") },
+            oximeter: Simulated { totals: books.lines.totals(), waiting: waiting_of("oximeter") },
             strangers,
         }
     }
@@ -198,6 +201,9 @@ fn promises(moment: &Moment) -> Table {
         let numbers = [totals.sent, totals.acknowledged, waiting, totals.arrived].map(count);
         table.row(std::iter::once(name.to_owned()).chain(numbers));
     }
+    let Simulated { totals, waiting } = moment.oximeter;
+    let unanswered = [count(totals.sent), "-".to_owned(), count(waiting), count(totals.arrived)];
+    table.row(std::iter::once("oximeter lines".to_owned()).chain(unanswered));
     table
 }
 
@@ -219,6 +225,7 @@ mod tests {
             scanners: Simulated { totals: Totals { sent: 24, acknowledged: 24, arrived: 24 }, waiting: 0 },
             analyser: Simulated { totals: Totals { sent: 6, acknowledged: 6, arrived: 6 }, waiting: 0 },
             sensors: Simulated { totals: Totals { sent: 24, acknowledged: 24, arrived: 24 }, waiting: 0 },
+            oximeter: Simulated { totals: Totals { sent: 12, acknowledged: 12, arrived: 12 }, waiting: 0 },
             strangers: 0,
         }
     }
@@ -237,7 +244,8 @@ mod tests {
             screen = view.screen(&moment(u64::try_from(second).unwrap(), waiting, false), 80);
         }
         assert!(screen.contains("(highest 32)\n ▁▄█▂"), "{screen}");
-        assert!(screen.contains("CT images    24            24        0                    24"), "{screen}");
+        assert!(screen.contains("CT images         24            24        0                    24"), "{screen}");
+        assert!(screen.contains("oximeter lines"), "{screen}");
         assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
     }
 }

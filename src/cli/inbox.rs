@@ -70,7 +70,7 @@ impl Inbox {
 }
 
 /// Whether one of the demo's devices sent this; it is ticked off then. An image is known by its data set: its file's head is the
-/// gateway's. A reading is known by the device's own bytes in its record.
+/// gateway's. A reading, and a line of the oximeter, is known by the device's own bytes in its record.
 fn is_ours(path: &Path, length: u64, books: &Books) -> io::Result<bool> {
     let is_image = path.extension() == Some(OsStr::new("dcm"));
     if length > if is_image { IMAGE_BYTES_MAX } else { MESSAGE_BYTES_MAX } {
@@ -86,8 +86,12 @@ fn is_ours(path: &Path, length: u64, books: &Books) -> io::Result<bool> {
 }
 
 fn is_reading(bytes: &[u8], books: &Books) -> bool {
-    let payload = serde_json::from_slice::<Record>(bytes).ok().and_then(|record| record.raw?.bytes());
-    payload.is_some_and(|payload| books.readings.arrived(&fingerprint(&payload)))
+    let Ok(record) = serde_json::from_slice::<Record>(bytes) else { return false };
+    let Some(payload) = record.raw.and_then(|raw| raw.bytes()) else { return false };
+    let fingerprint = fingerprint(&payload);
+    // A line arrives as what it says, too: one that the profile could not read is missing.
+    let is_read = !record.observations.is_empty();
+    books.readings.arrived(&fingerprint) || (is_read && books.lines.arrived(&fingerprint))
 }
 
 /// The folders in a folder, without hidden ones; none when it is not there yet.
@@ -153,6 +157,31 @@ mod tests {
         inbox.sweep(&books).unwrap();
         assert_eq!((books.are_even(), inbox.strangers()), (false, 1));
         fs::write(source.join("2.json"), record("4.2")).unwrap();
+        inbox.sweep(&books).unwrap();
+        assert!(books.are_even());
+    }
+
+    #[test]
+    fn a_line_of_the_oximeter_has_arrived_when_its_bytes_did_and_its_values_with_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("demo/box/oximeter");
+        fs::create_dir_all(&source).unwrap();
+        let (books, line) = (Books::default(), fingerprint(b"SPO2=098%"));
+        books.lines.sending(line, "line 1");
+        books.lines.acknowledged(&line);
+        let record = |observations: &str| {
+            format!(
+                "{{\"v\":1,\"source\":\"oximeter\",\"stream\":\"numerics\",\"boot\":\"5f\",\"seq\":1,\
+                 \"received\":{{\"utc-us\":0,\"synchronised\":true,\"uptime-ms\":1}},\
+                 \"observations\":[{observations}],\"raw\":{{\"text\":\"SPO2=098%\"}}}}"
+            )
+        };
+        let mut inbox = Inbox::new(folder.path());
+        fs::write(source.join("1.json"), record("")).unwrap();
+        inbox.sweep(&books).unwrap();
+        assert_eq!(books.lines.missing(), ["line 1"]);
+        let value = "{\"vendor-code\":\"SPO2\",\"value\":{\"number\":\"098\"},\"unit\":\"%\",\"validity\":\"valid\"}";
+        fs::write(source.join("2.json"), record(value)).unwrap();
         inbox.sweep(&books).unwrap();
         assert!(books.are_even());
     }

@@ -1,6 +1,6 @@
 //! The demo's own books, one for each kind of device: what its devices sent, what was acknowledged to them, what arrived at
 //! the other end. By SHA-256 of the bytes, so that "arrived" means byte for byte; of an image, its data set, of a
-//! sensor's reading, its payload.
+//! sensor's reading, its payload, of an oximeter's line, the `raw` of its record.
 //!
 //! It knows nothing of the gateway: that is what makes its verdict worth something. A message leaves the book when it was
 //! both acknowledged and found at the other end, so that a demo that runs for days does not grow.
@@ -32,6 +32,8 @@ pub struct Books {
     pub results: Arc<Ledger>,
     /// Of the sensors.
     pub readings: Arc<Ledger>,
+    /// Of the oximeter, which nobody answers: what it said is in it as acknowledged.
+    pub lines: Arc<Ledger>,
 }
 
 impl Books {
@@ -41,12 +43,13 @@ impl Books {
     }
 
     /// Each book with the name of what is in it.
-    pub fn named(&self) -> [(&'static str, &Arc<Ledger>); 4] {
+    pub fn named(&self) -> [(&'static str, &Arc<Ledger>); 5] {
         [
             ("messages", &self.messages),
             ("images", &self.images),
             ("results", &self.results),
             ("readings", &self.readings),
+            ("lines of the oximeter", &self.lines),
         ]
     }
 }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod mllp_client;
 pub mod monitors;
 mod own_gateway;
+pub mod oximeter;
 pub mod patients;
 mod plug_view;
 pub mod ports;
@@ -51,6 +53,9 @@ pub mod terminal;
 pub mod vendor;
 mod watchdog;
 pub mod when;
+
+/// How long threads that still work on files may keep the process after all is done.
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -166,7 +171,11 @@ fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
 /// Runs a subcommand that carries the whole gateway, on as many threads as there are cores.
 fn block_on_all(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.or_exit(Exit::Software, "can't start the runtime")?.block_on(work)
+    let runtime = runtime.or_exit(Exit::Software, "can't start the runtime")?;
+    let outcome = runtime.block_on(work);
+    // A thread that hangs in the file system of a share must not keep the process. All that matters has been awaited.
+    runtime.shutdown_timeout(LEAVE_TIME_MAX);
+    outcome
 }
 
 /// Prints a value as JSON for scripts: one document, indented.

@@ -33,12 +33,17 @@ What the columns say (all counters count since the start of the service, which t
   studies    DICOM, the last ones: STUDY a label of this box for it, never its own UID; FROM the sender's AE title; INSTANCES
              stored; BEGAN with the first of them; QUIET FOR so long none came: compare with what the modality shows to see
              whether all arrived
+  devices    those that plug in, and analysers: LINE its settings; UNPLUGGED how often; UNREADABLE frames that the profile does not
+             know; QUERIES questions that nobody answers; GAPS records that tell of something missing; DROPPED readings that could
+             not be stored; NOISE bytes that belong to no frame
   peers      DICOM, who associated last: PEER its AE title, AT its address; CALLS the title that it calls us by; SOFTWARE its
              implementation; CERTIFICATE whom it names; LAST when it came
   upstreams  DELIVERED the upstream took them; RETRIED sent again; DEAD became dead letters since the start; LAST receipt;
              LINK the connection now
   lanes      from a source to an upstream: WAITING messages, their SIZE, the age of the OLDEST; DEAD dead letters kept now
-  logs       USED bytes of segments with something that must stay, of the QUOTA; SEGMENTS on disk; WRITTEN bytes and SYNCS
+  logs       USED bytes of the files that hold something that must stay (it waits, is dead, or is kept for replay), of the QUOTA;
+             SEGMENTS files of the log, each of 16 or 64 MiB, also those that wait to be used again: they keep their place on the disk;
+             WRITTEN bytes that went to the disk since the start, of all files of the log; SYNCS how often it was waited for
 
 A frame of a device that its profile can't read is shown as it came, so that the profile can be mended: keep it to yourself.
 Beside such frames there is no patient data in it. Safe: it only reads.")]

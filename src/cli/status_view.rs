@@ -16,6 +16,7 @@ pub fn render(status: &Status, width: usize) -> String {
     let mut parts = vec![headline(status, width)];
     parts.extend(alarms(status, width));
     parts.push(section(sources(status), "no sources are configured", width));
+    parts.extend(plug_view::devices(status).map(|table| table.render(width)));
     parts.extend(plug_view::unreadable(status).map(|table| table.render(width)));
     parts.extend(imaging_view::studies(status).map(|table| table.render(width)));
     parts.extend(imaging_view::peers(status).map(|table| table.render(width)));
@@ -213,7 +214,7 @@ fn ago(seconds: Option<u64>) -> String {
 }
 
 /// Breaks a text between words; further lines are indented.
-fn wrap(text: &str, width: usize) -> String {
+pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let Some(line) = lines.last_mut() else { break };

@@ -3,11 +3,13 @@
 //!
 //! Text that came from a peer or a disk passes through [`plain`] first: nobody upstream may move the cursor here.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, ErrorKind, IsTerminal, Write};
 
 use nix::sys::termios::{self, LocalFlags, SetArg};
 
 use super::exit::{Exit, Failure};
+use super::table::cut;
 
 /// Width where nobody says another.
 const WIDTH_DEFAULT: usize = 100;
@@ -99,9 +101,9 @@ impl Screen {
     /// # Errors
     /// [`Exit::Io`].
     pub fn draw(&mut self, text: &str) -> Result<(), Failure> {
-        let (_, height) = size();
+        let (width, height) = size();
         let mut frame = String::from("\x1b[?2026h\x1b[H");
-        for (row, line) in text.lines().take(height).enumerate() {
+        for (row, line) in fitted(text, width, height).iter().enumerate() {
             frame.push_str(if row == 0 { "" } else { "\r\n" });
             frame.push_str(line);
             frame.push_str("\x1b[K");
@@ -109,6 +111,17 @@ impl Screen {
         frame.push_str("\x1b[J\x1b[?2026l");
         write_all(&frame)
     }
+}
+
+/// The lines that fit, the last of which says how many did not.
+fn fitted(text: &str, width: usize, height: usize) -> Vec<Cow<'_, str>> {
+    let mut lines: Vec<Cow<'_, str>> = text.lines().map(Cow::Borrowed).collect();
+    if lines.len() > height {
+        let hidden = lines.len() - height + 1;
+        lines.truncate(height - 1);
+        lines.push(cut(&format!("... {hidden} more lines: make the window taller, or use --once"), width).into());
+    }
+    lines
 }
 
 impl Drop for Screen {
@@ -179,6 +192,12 @@ impl<R: BufRead> TakeLine for R {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_a_small_terminal_is_said() {
+        assert_eq!(fitted("a\nb\nc", 80, 3), ["a", "b", "c"]);
+        assert_eq!(fitted("a\nb\nc\nd", 80, 3), ["a", "b", "... 2 more lines: make the window taller, or use --once"]);
+    }
 
     #[test]
     fn a_peer_cannot_steer_the_terminal() {

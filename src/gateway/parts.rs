@@ -185,10 +185,10 @@ impl Parts {
         let names: Vec<Name> = self.upstreams.iter().filter(short).map(|(name, _)| name.clone()).collect();
         for name in names {
             let Some(upstream) = self.upstreams.remove(&name) else { continue };
-            let part = upstream.part.clone();
+            let (part, counters) = (upstream.part.clone(), Arc::clone(&upstream.counters));
             upstream.stop.cancel();
             upstream.end(&name).await;
-            self.start_upstream(name, part);
+            self.start_upstream(name, part, counters);
         }
         self.settle_burials().await;
     }
@@ -346,12 +346,14 @@ impl Parts {
     }
 
     async fn settle_upstreams(&mut self, identity_changed: bool) {
-        let mut kept = BTreeMap::new();
+        let (mut kept, mut counted) = (BTreeMap::new(), BTreeMap::new());
         for (name, upstream) in std::mem::take(&mut self.upstreams) {
             let same = self.config.upstreams.get(&name).and_then(Standing::part) == Some(&upstream.part);
             if same && !identity_changed && self.lanes_of(&name) == upstream.lanes {
                 kept.insert(name, upstream);
             } else {
+                // It counts since the start of the service, and not since it was given another lane.
+                counted.insert(name.clone(), Arc::clone(&upstream.counters));
                 upstream.stop.cancel();
                 upstream.end(&name).await;
             }
@@ -360,14 +362,15 @@ impl Parts {
         self.end_burials().await;
         for (name, standing) in self.config.upstreams.clone() {
             if let Some(part) = standing.part().filter(|_| !self.upstreams.contains_key(&name)) {
-                self.start_upstream(name, part.clone());
+                let counters = counted.remove(&name).unwrap_or_default();
+                self.start_upstream(name, part.clone(), counters);
             }
         }
     }
 
-    fn start_upstream(&mut self, name: Name, part: Part<UpstreamConfig>) {
+    fn start_upstream(&mut self, name: Name, part: Part<UpstreamConfig>, counters: Arc<UpstreamCounters>) {
         let lanes = self.lanes_of(&name);
-        let (counters, holds): (Arc<UpstreamCounters>, Arc<Holds>) = Default::default();
+        let holds: Arc<Holds> = Arc::default();
         let gateway = &self.config.gateway;
         let identity = Identity { gateway: gateway.name.clone(), site: gateway.site.clone(), upstream: name.clone() };
         let forwarding = Forwarding {
@@ -401,6 +404,11 @@ impl Parts {
             let lanes = self.lanes_of(&name);
             self.burials.settle(&self.spool, &name, lanes).await;
         }
+    }
+
+    /// Whether a route leads to an upstream.
+    pub(super) fn leads_to(&self, upstream: &Name) -> bool {
+        self.config.sources.keys().any(|source| route::targets(&self.config.routes, source).contains(upstream))
     }
 
     /// The lanes to an upstream: of each source that is routed there, and of each that still has something for it.

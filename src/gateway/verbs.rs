@@ -110,8 +110,19 @@ impl Operator for Gateway {
 
     async fn replay(&self, request: ReplayRequest, _outlet: &Outlet) -> Answer<ReplayReport> {
         self.expect_known(Some(&request.source), None).await?;
-        let configured: BTreeSet<Name> = self.parts.lock().await.config().upstreams.keys().cloned().collect();
+        let (configured, routed) = {
+            let parts = self.parts.lock().await;
+            let configured: BTreeSet<Name> = parts.config().upstreams.keys().cloned().collect();
+            (configured, parts.leads_to(&request.upstream))
+        };
         expect_among("upstream", &request.upstream, &configured)?;
+        if !routed {
+            let text = format!(
+                "no route leads to \"{0}\", so that it is not known what it takes, and in which form: add a [[route]] with to = [\"{0}\"]",
+                request.upstream
+            );
+            return Err(Refusal::bad(text));
+        }
         let order = ReplayOrder {
             source: request.source,
             from_us: request.from.0.as_microsecond(),

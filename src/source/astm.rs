@@ -22,6 +22,7 @@ use super::plug::{Line, Plug, PlugConfig};
 use super::{Source, SourceError, Stop, astm_gather};
 use crate::system::serial::SerialConfig;
 use crate::system::sockets::Sockets;
+use crate::system::tls::ServerTls;
 use crate::values::{ByteSize, HostPort, Listen, Problems, SecretRef, Section, Span};
 
 /// What `max-message-size` may be.
@@ -53,6 +54,8 @@ pub struct AstmConfig {
     pub allow: Vec<IpNet>,
     /// With `listen`: connections at once; more wait.
     pub connections: Option<usize>,
+    /// With `listen`: speak TLS; with a `client-ca` devices must show a certificate.
+    pub tls: Option<ServerTls>,
     /// A longer message is stored in pieces, flagged as incomplete.
     #[serde(default = "default_message_size")]
     pub max_message_size: ByteSize,
@@ -80,6 +83,7 @@ impl AstmConfig {
             listen: self.listen,
             allow: self.allow.clone(),
             connections: self.connections,
+            tls: self.tls.clone(),
         }
     }
 }
@@ -93,7 +97,9 @@ impl Section for AstmConfig {
         }
     }
 
-    fn files(&mut self, _: &mut dyn FnMut(&mut SecretRef)) {}
+    fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
+        PlugConfig::files(&mut self.tls, visit);
+    }
 }
 
 /// An analyser's place.
@@ -217,6 +223,9 @@ mod tests {
     fn what_is_missing_unsafe_or_impossible_is_named_by_its_key() {
         assert_eq!(problems("").len(), 1);
         assert_eq!(problems("listen = \"0.0.0.0:4001\""), ["listen"]);
+        let tls = "tls = { certificate = \"a.pem\", key = \"a.key\", client-ca = \"ca.pem\" }";
+        assert!(!problems(&format!("listen = \"0.0.0.0:4001\"\n{tls}")).contains(&"listen".to_owned()));
+        assert!(problems(&format!("connect = \"10.0.0.5:4000\"\n{tls}")).contains(&"tls".to_owned()));
         assert_eq!(problems("connect = \"10.0.0.5:4000\"\nmax-message-size = \"1KiB\""), ["max-message-size"]);
     }
 }

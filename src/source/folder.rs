@@ -11,6 +11,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,10 +25,12 @@ use super::{Source, SourceError, Stop};
 use crate::envelope::MessageId;
 use crate::system::sockets::Sockets;
 use crate::values::{ByteSize, Problems, SecretRef, Section, Span};
+use away::{Afterwards, Places};
 use scan::{Asides, Rules, Scan, Seen, Stamp, scan};
-use store::{Settings, Taken, blocking};
-use take::Afterwards;
+use store::{HUNG, Settings, Taken, Worker};
+use take::Held;
 
+mod away;
 mod scan;
 mod store;
 mod take;
@@ -43,7 +46,7 @@ const PATTERN_BYTES_MAX: usize = 128;
 /// Stored files that could not be put away; more are not taken until that works again.
 const STUCK_MAX: usize = 1024;
 /// A file system that does not answer for so long is told as missing.
-const HUNG_AFTER: Duration = Duration::from_secs(30);
+const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// How long a round may go on after the source was stopped.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// The pause after the log refused a file.
@@ -213,6 +216,7 @@ impl FolderConfig {
             ignore: self.ignore.clone(),
             sub_folders: self.sub_folders,
             size_max: self.max_size.0,
+            progress: Arc::default(),
         }
     }
 }
@@ -225,10 +229,11 @@ pub struct Folder {
     asides: Arc<Mutex<Asides>>,
     watch: Watch,
     /// Stored files that are still there since they could not be put away.
-    stuck: HashMap<PathBuf, (Stamp, MessageId)>,
+    stuck: HashMap<PathBuf, (Stamp, MessageId, Held)>,
     /// Files can be put away, as far as is known.
     tried: bool,
     left_alone: Seldom,
+    stays: Seldom,
 }
 
 /// Since when each file has been as it is.
@@ -263,7 +268,8 @@ impl Source for Folder {
     /// A folder that is not there yet is waited for, and no reason to refuse a configuration.
     async fn open(config: &FolderConfig, _sockets: &Sockets) -> Result<Self, SourceError> {
         let rules = config.file.iter().map(|rule| (rule.pattern.clone(), rule.content_type.clone())).collect();
-        let settings = Settings { root: config.path.clone(), afterwards: config.afterwards(), rules };
+        let (root, afterwards, worker) = (config.path.clone(), config.afterwards(), Worker::default());
+        let settings = Settings { root, afterwards, rules, worker };
         Ok(Self {
             config: config.clone(),
             settings: Arc::new(settings),
@@ -273,6 +279,7 @@ impl Source for Folder {
             stuck: HashMap::new(),
             tried: false,
             left_alone: Seldom::default(),
+            stays: Seldom::default(),
         })
     }
 
@@ -308,7 +315,8 @@ impl Folder {
     async fn round(&mut self, journal: &mut Journal, intake: &Intake, stop: &Stop) -> Duration {
         let began = Instant::now();
         let every = self.config.every.0;
-        let scan = match answered(journal, self.look()).await {
+        let progress = Arc::clone(&self.rules.progress);
+        let scan = match answered(journal, self.look(), &progress).await {
             Ok(scan) => scan,
             Err(cause) => {
                 self.tried = false;
@@ -328,7 +336,9 @@ impl Folder {
             Ok(_) if full => PAUSE_LEAST,
             Ok(_) => pause,
             Err(cause) => {
-                tracing::warn!(source = %intake.source(), cause, "files are left where they are");
+                if let Some(unsaid) = self.stays.speak() {
+                    tracing::warn!(source = %intake.source(), cause, unsaid, "files are left where they are");
+                }
                 REFUSED_PAUSE
             }
         }
@@ -338,7 +348,7 @@ impl Folder {
     async fn look(&mut self) -> Result<Scan, String> {
         let (rules, asides, marker) = (Arc::clone(&self.rules), Arc::clone(&self.asides), self.config.marker.clone());
         let (tried, afterwards) = (self.tried, self.settings.afterwards.clone());
-        let looked = blocking(move || {
+        let looked = self.settings.worker.act(move || {
             let shown = rules.root.display();
             let missing = |error: io::Error| format!("{shown} can't be looked into: {error}");
             if let Some(marker) = marker
@@ -347,9 +357,13 @@ impl Folder {
                 return Err(format!("{shown} has no \"{marker}\" in it: mount the disk or share"));
             }
             let mut asides = asides.lock().unwrap_or_else(PoisonError::into_inner);
+            if !tried {
+                // What a crash left comes back before the look.
+                away::recover(&rules.root).map_err(missing)?;
+            }
             let scan = scan(&rules, &mut asides).map_err(missing)?;
             if !tried {
-                take::can_put_away(&rules.root, &afterwards)?;
+                away::can_put_away(&rules.root, &afterwards)?;
             }
             Ok(scan)
         });
@@ -374,7 +388,7 @@ impl Folder {
         let (mut again, mut new) = (Vec::new(), Vec::new());
         for seen in settled {
             match self.stuck.remove(&seen.path) {
-                Some((stamp, id)) if stamp == seen.stamp => again.push((seen, id)),
+                Some((stamp, id, held)) if stamp == seen.stamp => again.push((seen, id, held)),
                 _ => new.push(seen),
             }
         }
@@ -390,7 +404,7 @@ impl Folder {
             self.leave_alone(unreadable, intake);
             self.put_away(stored).await?;
             if let Some(error) = refused {
-                return Err(error.to_string());
+                return Err(error);
             }
         }
         Ok(done)
@@ -410,44 +424,67 @@ impl Folder {
         }
     }
 
-    async fn put_away(&mut self, stored: Vec<(Seen, MessageId)>) -> Result<(), String> {
+    async fn put_away(&mut self, stored: Vec<(Seen, MessageId, Held)>) -> Result<(), String> {
         if stored.is_empty() {
             return Ok(());
         }
         let settings = Arc::clone(&self.settings);
-        let outcome = blocking(move || {
-            let put = |(seen, id): &(Seen, MessageId)| take::put_away(&settings.root, seen, *id, &settings.afterwards);
-            stored.into_iter().map(|stored| (put(&stored), stored)).collect::<Vec<_>>()
-        });
-        let outcome = outcome.await.map_err(|error| error.to_string())?;
-        let mut failed = None;
-        for (put, (seen, id)) in outcome {
-            match put {
-                Ok(()) => {}
-                Err(error) => {
-                    self.stuck.insert(seen.path, (seen.stamp, id));
-                    failed = Some(error);
-                }
-            }
-        }
-        let Some(error) = failed else { return Ok(()) };
+        let put = self.settings.worker.act_in_time(move || put_all_away(&settings, stored));
+        let failed = match put.await {
+            Ok(failed) => failed,
+            // What was not put away is read again, and known as a second copy.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(HUNG.to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let Some((_, _, _, error)) = failed.first() else { return Ok(()) };
+        let error = error.to_string();
+        self.stuck.extend(failed.into_iter().map(|(seen, id, held, _)| (seen.path, (seen.stamp, id, held))));
         self.tried = false;
         if self.stuck.len() >= STUCK_MAX {
             return Err(format!("{} stored files can't be put away ({error}): no more are taken", self.stuck.len()));
         }
-        tracing::warn!(path = %self.config.path.display(), %error, "a stored file can't be put away: it is tried again");
+        if let Some(unsaid) = self.stays.speak() {
+            let path = self.config.path.display();
+            tracing::warn!(%path, error, unsaid, "a stored file can't be put away: it is tried again");
+        }
         Ok(())
     }
 }
 
-/// Waits for the file system, and says so when it does not answer.
-async fn answered<T>(journal: &mut Journal, act: impl Future<Output = T>) -> T {
+/// Puts stored files away; those that could not be, and why.
+fn put_all_away(settings: &Settings, stored: Vec<(Seen, MessageId, Held)>) -> Vec<(Seen, MessageId, Held, io::Error)> {
+    let (places, mut failed) = (Places::open(&settings.root, &settings.afterwards), Vec::new());
+    let mut paths = Vec::with_capacity(stored.len());
+    for (seen, id, held) in stored {
+        let put = match &places {
+            Ok(places) => places.put_away(&seen, &held, id),
+            Err(error) => Err(error.kind().into()),
+        };
+        paths.push(seen.path.clone());
+        if let Err(error) = put {
+            let now = places.as_ref().ok().and_then(|places| places.now(&seen));
+            failed.push((seen, id, held.let_go(now), error));
+        }
+    }
+    if let Ok(places) = &places {
+        places.tidy(paths.iter().map(PathBuf::as_path));
+    }
+    failed
+}
+
+/// Waits for the file system, and says so when it does not answer: a folder of very many files on a slow share takes its time.
+async fn answered<T>(journal: &mut Journal, act: impl Future<Output = T>, progress: &AtomicU64) -> T {
     let mut act = pin!(act);
+    let mut before = progress.load(Ordering::Relaxed);
     loop {
         tokio::select! {
             outcome = &mut act => return outcome,
             () = sleep(HUNG_AFTER) => {}
         }
-        journal.missing("the file system does not answer: look at the share, or at the disk").await;
+        let now = progress.load(Ordering::Relaxed);
+        if now == before {
+            journal.missing(HUNG).await;
+        }
+        before = now;
     }
 }

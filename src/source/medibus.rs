@@ -21,6 +21,7 @@ use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::system::serial::{Flow, Parity, SerialConfig};
 use crate::system::sockets::Sockets;
+use crate::system::tls::ServerTls;
 use crate::values::{HostPort, Listen, Problems, SecretRef, Section, Span, Zone};
 use crate::wire::medibus::{ARGUMENT_BYTES_MAX, code, hex};
 
@@ -47,6 +48,8 @@ pub struct MedibusConfig {
     /// With `listen`: networks that may connect.
     #[serde(default)]
     pub allow: Vec<IpNet>,
+    /// With `listen`: speak TLS; with a `client-ca` devices must show a certificate.
+    pub tls: Option<ServerTls>,
     /// Which model's line settings.
     #[serde(default)]
     pub model: Model,
@@ -169,6 +172,7 @@ impl MedibusConfig {
             listen: self.listen,
             allow: self.allow.clone(),
             connections: None,
+            tls: self.tls.clone(),
         }
     }
 
@@ -182,6 +186,7 @@ impl MedibusConfig {
             negotiate: self.negotiate.0,
             only: self.only().unwrap_or_default(),
             faults: Seldom::default(),
+            greetings: Seldom::default(),
         }
     }
 
@@ -245,8 +250,9 @@ impl Section for MedibusConfig {
         }
     }
 
-    // Nothing of a line on the desk is secret.
-    fn files(&mut self, _visit: &mut dyn FnMut(&mut SecretRef)) {}
+    fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
+        PlugConfig::files(&mut self.tls, visit);
+    }
 }
 
 /// A MEDIBUS device.

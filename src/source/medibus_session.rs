@@ -63,6 +63,8 @@ pub struct Settings {
     pub only: Vec<(u8, Vec<u8>)>,
     /// What is told at most once a minute.
     pub faults: Seldom,
+    /// What is logged of the beginnings of its communication.
+    pub greetings: Seldom,
 }
 
 /// Why a session is over.
@@ -127,8 +129,10 @@ struct Session<'a, S> {
     asked: Stamp,
     first_byte: Stamp,
     last_byte: Instant,
-    /// The flow control byte that holds us up, and until when at most.
-    paused: Option<(u8, Instant)>,
+    /// The device holds us up, until then at most.
+    paused: Option<Instant>,
+    /// When an XON came that ended no pause.
+    lone_xon: Option<Instant>,
     quiet_since: Option<Instant>,
 }
 
@@ -153,6 +157,7 @@ where
         first_byte: stamp,
         last_byte: now,
         paused: None,
+        lone_xon: None,
         quiet_since: None,
     };
     let end = match session.run().await {
@@ -222,7 +227,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
 
     async fn welcome(&mut self, device: Vec<Named>) {
         let model = device.first().map_or("", |model| model.value.as_str());
-        tracing::info!(source = %self.intake.source(), model, "the device answers");
+        if let Some(unsaid) = self.settings.greetings.speak() {
+            tracing::info!(source = %self.intake.source(), model, unsaid, "the device answers");
+        }
         self.intake.counters().set_trouble(None);
         self.chart.identified(device).await;
         if let Some(since) = self.quiet_since.take() {
@@ -346,11 +353,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
                 None
             }
             Heard::Flow(byte) => {
-                // Documents and drivers do not agree which of the two stops the line: the first one does, the other lets it go on.
-                self.paused = match self.paused {
-                    Some((first, _)) if first != byte => None,
-                    _ => Some((byte, Instant::now() + PAUSE_TIME_MAX)),
-                };
+                self.flow(byte);
                 None
             }
             Heard::Command(code) => {
@@ -373,11 +376,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
         }
     }
 
+    /// XOFF stops us and XON lets us go on. A lone XON says nothing: devices send it when they are switched on. Some documents have the two the
+    /// other way round, so that an XOFF soon after one is no stop either: a question that is lost is asked again, and a line that stands still is not.
+    fn flow(&mut self, byte: u8) {
+        let now = Instant::now();
+        let is_pair = self.lone_xon.take().is_some_and(|at| now - at < PAUSE_TIME_MAX);
+        match (byte, self.paused) {
+            (medibus::XON, Some(_)) => self.paused = None,
+            (medibus::XON, None) => self.lone_xon = Some(now),
+            _ if is_pair => {}
+            _ => self.paused = Some(now + PAUSE_TIME_MAX),
+        }
+    }
+
     /// Sends what waits and reads once. Whether bytes came before `deadline`.
     async fn read(&mut self, deadline: Instant) -> Result<bool, End> {
         let mut deadline = deadline;
         match self.paused {
-            Some((_, until)) if until > Instant::now() => deadline = deadline.min(until),
+            Some(until) if until > Instant::now() => deadline = deadline.min(until),
             _ => {
                 self.paused = None;
                 self.flush().await?;
@@ -451,7 +467,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<'_, S> {
         self.quiet_since = Some(self.last_byte);
         let text = "the device does not answer: check that it is switched on, that its port is set to MEDIBUS, and its line settings";
         self.intake.counters().set_trouble(Some(text.to_owned()));
-        tracing::warn!(source = %self.intake.source(), "{text}");
+        self.complain(text);
     }
 
     fn complain(&self, text: &str) {

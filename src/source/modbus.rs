@@ -16,6 +16,7 @@ use super::intake::Intake;
 use super::plug::{Line, Plug, PlugConfig};
 use super::plug_journal::Journal;
 use super::readings::TelemetryLog;
+use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::system::backoff::Backoff;
 use crate::system::serial::SerialConfig;
@@ -265,12 +266,15 @@ async fn run_port(serial: &SerialConfig, bus: Bus, intake: &Intake, stop: &Stop)
     let mut plug = Plug::open(config, &Sockets::default()).await?;
     // The port has one line at a time; the bus outlives it.
     let bus = Arc::new(Mutex::new(bus));
-    let (ours, stopping) = (intake.clone(), stop.clone());
+    let (ours, stopping, broken) = (intake.clone(), stop.clone(), Arc::new(Seldom::default()));
     let serve = move |line: Line| {
-        let (bus, intake, stop) = (Arc::clone(&bus), ours.clone(), stopping.clone());
+        let (bus, intake, stop, broken) = (Arc::clone(&bus), ours.clone(), stopping.clone(), Arc::clone(&broken));
         async move {
-            if let Ending::Lost(error) = bus.lock().await.run(line, &intake, &stop).await {
-                tracing::warn!(source = %intake.source(), %error, "the port is opened anew");
+            let ending = bus.lock().await.run(line, &intake, &stop).await;
+            if let Ending::Lost(error) = ending
+                && let Some(unsaid) = broken.speak()
+            {
+                tracing::warn!(source = %intake.source(), %error, unsaid, "the port is opened anew");
             }
         }
     };

@@ -22,8 +22,9 @@ use crate::status::plug::PlugState;
 use crate::system::serial::{self, SerialConfig, SerialPort};
 use crate::system::sockets::Sockets;
 use crate::system::stream::{self, Stream};
+use crate::system::tls::ServerTls;
 use crate::system::watch::Watch;
-use crate::values::{HostPort, Listen, Problems};
+use crate::values::{HostPort, Listen, Problems, SecretRef, Section};
 
 pub use super::plug_line::Line;
 
@@ -62,6 +63,8 @@ pub struct PlugConfig {
     pub allow: Vec<IpNet>,
     /// With `listen`: connections at once.
     pub connections: Option<usize>,
+    /// With `listen`: speak TLS; with a `client-ca` devices must show a certificate.
+    pub tls: Option<ServerTls>,
 }
 
 impl PlugConfig {
@@ -87,21 +90,37 @@ impl PlugConfig {
         self.check_door(problems);
     }
 
+    /// The files that it names.
+    pub fn files(tls: &mut Option<ServerTls>, visit: &mut dyn FnMut(&mut SecretRef)) {
+        if let Some(tls) = tls {
+            tls.files(visit);
+        }
+    }
+
     fn check_door(&self, problems: &mut Problems) {
         let Some(listen) = self.listen else {
-            for (key, given) in [("allow", !self.allow.is_empty()), ("connections", self.connections.is_some())] {
+            let keys = [
+                ("allow", !self.allow.is_empty()),
+                ("connections", self.connections.is_some()),
+                ("tls", self.tls.is_some()),
+            ];
+            for (key, given) in keys {
                 if given {
                     problems.error(key, "goes with listen only: take it out");
                 }
             }
             return;
         };
-        if !listen.0.ip().to_canonical().is_loopback() && self.allow.is_empty() {
+        let known_peers = !self.allow.is_empty() || self.tls.as_ref().is_some_and(ServerTls::is_mutual);
+        if !listen.0.ip().to_canonical().is_loopback() && !known_peers {
             let text = format!(
                 "{listen} can be reached from the network and anybody may connect: add allow = [\"10.20.0.5/32\"] with the \
-                 addresses of the devices (all of them: [\"0.0.0.0/0\", \"::/0\"])"
+                 addresses of the devices (all of them: [\"0.0.0.0/0\", \"::/0\"]), or tls with a client-ca"
             );
             problems.error("listen", text);
+        }
+        if let Some(tls) = &self.tls {
+            problems.under("tls", |problems| tls.check(problems));
         }
         if self.connections.is_some_and(|connections| !(1..=CONNECTIONS_MAX).contains(&connections)) {
             problems.error("connections", format!("must be from 1 to {CONNECTIONS_MAX}"));
@@ -135,9 +154,9 @@ impl Plug {
         let way = match config {
             PlugConfig { serial: Some(serial), .. } => Way::Serial(serial),
             PlugConfig { connect: Some(address), .. } => Way::Connect(address),
-            PlugConfig { listen: Some(listen), allow, connections, .. } => {
+            PlugConfig { listen: Some(listen), allow, connections, tls, .. } => {
                 let rules = Rules { allow, connections: connections.unwrap_or(CONNECTIONS_DEFAULT) };
-                Way::Listen(Box::new(Listener::open(listen, rules, None, sockets).await?))
+                Way::Listen(Box::new(Listener::open(listen, rules, tls.as_ref(), sockets).await?))
             }
             _ => return Err(SourceError::Open("no place of the device is configured".into())),
         };

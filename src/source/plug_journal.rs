@@ -1,6 +1,7 @@
 //! What is told of a plug: the status, one log line when it changes, and the records `unplugged` and `plugged` with the gap.
 //!
-//! A cause that stays the same is said once, however often the port is tried.
+//! A cause that stays the same is said once, however often the port is tried; a line that comes and goes is said once a minute, with how
+//! often it did.
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 
 use super::intake::Intake;
 use super::readings::{Reading, Readings};
+use super::seldom::Seldom;
 use crate::status::plug::PlugState;
 use crate::telemetry::record::{Event, Gap, GapReason};
 
@@ -22,12 +24,15 @@ pub struct Journal {
     readings: Readings,
     grace: Duration,
     missing: Option<Missing>,
+    log: Seldom,
 }
 
 struct Missing {
     since: Instant,
     cause: String,
     told: bool,
+    /// Whether it stands in the log.
+    logged: bool,
 }
 
 impl Journal {
@@ -42,17 +47,33 @@ impl Journal {
     }
 
     fn new(intake: &Intake, grace: Duration) -> Self {
-        Self { intake: intake.clone(), readings: Readings::new(intake, STREAM), grace, missing: None }
+        Self {
+            intake: intake.clone(),
+            readings: Readings::new(intake, STREAM),
+            grace,
+            missing: None,
+            log: Seldom::default(),
+        }
     }
 
     /// The device is not there, or can't be used.
     pub async fn missing(&mut self, cause: &str) {
         let now = Instant::now();
-        let missing = self.missing.get_or_insert_with(|| Missing { since: now, cause: String::new(), told: false });
-        if missing.cause != cause {
-            tracing::warn!(source = %self.intake.source(), cause, "waiting for the device");
+        let new = || Missing { since: now, cause: String::new(), told: false, logged: false };
+        let missing = self.missing.get_or_insert_with(new);
+        let speak = if missing.cause != cause {
             cause.clone_into(&mut missing.cause);
             self.intake.counters().plug.set(PlugState::Missing(cause.to_owned()), self.intake.uptime_ms());
+            missing.logged = false;
+            self.log.speak()
+        } else if missing.logged {
+            None
+        } else {
+            self.log.speak_yet()
+        };
+        if let Some(unsaid) = speak {
+            missing.logged = true;
+            tracing::warn!(source = %self.intake.source(), cause, unsaid, "waiting for the device");
         }
         if missing.told || now - missing.since < self.grace {
             return;
@@ -66,7 +87,9 @@ impl Journal {
         self.intake.counters().plug.set(PlugState::Plugged, self.intake.uptime_ms());
         let Some(missing) = self.missing.take() else { return };
         let lasted_ms = u64::try_from(missing.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(source = %self.intake.source(), missing_ms = lasted_ms, "the device is there");
+        if missing.logged {
+            tracing::info!(source = %self.intake.source(), missing_ms = lasted_ms, "the device is there");
+        }
         if missing.told {
             let gap =
                 Gap { reason: GapReason::Unplugged, from: None, to: None, count: None, lasted_ms: Some(lasted_ms) };

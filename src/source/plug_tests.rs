@@ -23,8 +23,11 @@ use crate::envelope::Class;
 use crate::spool::{Disk, Lane, Secret, Spool, SpoolConfig};
 use crate::status::plug::PlugState;
 use crate::system::sockets::Sockets;
+use crate::system::stream::dial;
+use crate::system::test_pki::Pki;
+use crate::system::tls::{ClientTls, ServerTls};
 use crate::telemetry::record::{GapReason, Record};
-use crate::values::{Name, Problems};
+use crate::values::{HostPort, Name, Problems};
 
 pub const LIMIT: Duration = Duration::from_secs(20);
 
@@ -251,6 +254,32 @@ async fn a_device_that_dials_is_served() {
     assert_eq!(next(&mut hears).await, "end");
     let plug = room.intake.counters().plug.snapshot(0).unwrap();
     assert_eq!((plug.state, plug.last_bytes.as_str()), (PlugState::Listening, "454e51"));
+    room.stop.cancel();
+    timeout(LIMIT, task).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_dials_with_tls_is_served_and_one_without_its_certificate_is_not() {
+    let (room, pki) = (Room::new("serial"), Pki::new());
+    let (certificate, key) = pki.leaf("server", &["localhost"]);
+    let tls = Some(ServerTls { certificate, key, client_ca: Some(pki.ca()), client_certificate: Default::default() });
+    let listen = Some("127.0.0.1:0".parse().unwrap());
+    let (mut hears, task, endpoint) = listening(PlugConfig { listen, tls, ..PlugConfig::default() }, &room);
+    let port = endpoint.rsplit(':').next().unwrap().to_owned();
+    let address: HostPort = format!("localhost:{port}").parse().unwrap();
+    let mut plain = TcpStream::connect(&endpoint).await.unwrap();
+    plain.write_all(b"in clear").await.unwrap();
+    let stranger = ClientTls { ca: pki.ca(), certificate: None, key: None, server_name: None }.connector().unwrap();
+    if let Ok(mut stranger) = dial(&address, Some(&stranger), LIMIT).await {
+        stranger.write_all(b"nobody").await.ok();
+    }
+    let (certificate, key) = pki.leaf("analyser", &["analyser"]);
+    let known = ClientTls { ca: pki.ca(), certificate: Some(certificate), key: Some(key), server_name: None };
+    let mut device = dial(&address, Some(&known.connector().unwrap()), LIMIT).await.unwrap();
+    device.write_all(b"ENQ").await.unwrap();
+    device.flush().await.unwrap();
+    assert_eq!(next(&mut hears).await, "ENQ", "and nothing of the others");
+    drop(device);
     room.stop.cancel();
     timeout(LIMIT, task).await.unwrap().unwrap();
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::intake::{About, Intake, Share, Submission};
 use crate::envelope::{Class, Flags, Stamp};
 use crate::spool::{CommitError, Committed, FRAGMENT_BYTES};
+use crate::status::SourceCounters;
 use crate::telemetry::record::{
     CONTENT_TYPE, DeviceTime, Event, Gap, GapReason, Named, Observation, Raw, Record, VERSION,
 };
@@ -140,7 +141,7 @@ impl Readings {
             control_id: Vec::new(),
             flags,
         };
-        let untold = Untold { gap, is_stored: false, lost: Arc::clone(&self.lost) };
+        let untold = Untold { gap, is_stored: false, lost: Arc::clone(&self.lost), counters: Arc::clone(self.intake.counters()) };
         Prepared { intake: self.intake.clone(), received, body, about, untold, of_device: true }
     }
 
@@ -268,12 +269,15 @@ struct Untold {
     gap: Option<Gap>,
     is_stored: bool,
     lost: Arc<Mutex<Option<Gap>>>,
+    counters: Arc<SourceCounters>,
 }
 
 impl Drop for Untold {
     fn drop(&mut self) {
-        if !self.is_stored {
-            self.gap.take().into_iter().chain([overflow(1)]).for_each(|gap| add(&self.lost, gap));
+        match (self.is_stored, self.gap.take()) {
+            (true, Some(_told)) => self.counters.gaps.one(),
+            (true, None) => {}
+            (false, gap) => gap.into_iter().chain([overflow(1)]).for_each(|gap| add(&self.lost, gap)),
         }
     }
 }

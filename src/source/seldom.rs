@@ -26,6 +26,17 @@ impl Seldom {
         self.speak_at(Instant::now())
     }
 
+    /// The same for what was counted already and still waits to be said.
+    pub fn speak_yet(&self) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let now = Instant::now();
+        if state.last.is_some_and(|last| now.saturating_duration_since(last) < PAUSE) {
+            return None;
+        }
+        state.last = Some(now);
+        Some(std::mem::take(&mut state.unsaid).saturating_sub(1))
+    }
+
     fn speak_at(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.last.is_some_and(|last| now.saturating_duration_since(last) < PAUSE) {

@@ -17,6 +17,7 @@ use super::serial_line;
 use super::{Source, SourceError, Stop};
 use crate::system::serial::SerialConfig;
 use crate::system::sockets::Sockets;
+use crate::system::tls::ServerTls;
 use crate::values::{HostPort, Listen, Problems, SecretRef, Section, Span};
 
 /// `[source.<name>.serial]`.
@@ -34,6 +35,8 @@ pub struct SerialSourceConfig {
     pub allow: Vec<IpNet>,
     /// With `listen`: connections at once.
     pub connections: Option<usize>,
+    /// With `listen`: speak TLS; with a `client-ca` devices must show a certificate.
+    pub tls: Option<ServerTls>,
     /// What the device's frames look like: built in, or a file.
     pub profile: ProfileRef,
     /// The log that its readings belong to.
@@ -45,8 +48,8 @@ pub struct SerialSourceConfig {
 
 impl SerialSourceConfig {
     fn plug(&self) -> PlugConfig {
-        let Self { serial, connect, listen, allow, connections, .. } = self.clone();
-        PlugConfig { serial, connect, listen, allow, connections }
+        let Self { serial, connect, listen, allow, connections, tls, .. } = self.clone();
+        PlugConfig { serial, connect, listen, allow, connections, tls }
     }
 }
 
@@ -68,6 +71,7 @@ impl Section for SerialSourceConfig {
 
     fn files(&mut self, visit: &mut dyn FnMut(&mut SecretRef)) {
         self.profile.files(visit);
+        PlugConfig::files(&mut self.tls, visit);
     }
 }
 

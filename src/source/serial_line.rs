@@ -1,17 +1,17 @@
 //! One line of a device with a profile: asks what the profile asks, cuts frames, and stores each as a reading.
 //!
 //! Reading and storing go on side by side with a short queue between them, so that a slow disk does not lose bytes at once; when it fills,
-//! what is lost is counted and told as a gap. Frames that can't be read are stored as they came, a bounded number a minute.
+//! what is lost is counted and told as a gap. Nobody waits for these readings: all lines store at the same moments, so that they share syncs. Frames that can't be read are stored as they came, a bounded number a minute.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Stop;
-use super::intake::Intake;
+use super::intake::{Intake, Share};
 use super::profile::{Asking, Profile};
 use super::readings::{Reading, Readings};
 use crate::envelope::{Flags, Stamp};
@@ -22,6 +22,10 @@ use crate::wire::serial_frame::{Found, Framer};
 const READ_BYTES: usize = 2048;
 /// Frames between reading and storing.
 const QUEUE_FRAMES: usize = 128;
+/// Their bytes; they are a part of what all sources may hold in memory together.
+const QUEUE_BYTES: usize = 256 << 10;
+/// Readings are stored at moments so far apart, the same for all lines of the box.
+const BEAT_MS: u64 = 100;
 /// Frames that can't be read and are stored all the same, each minute: noise must not fill the log.
 const UNREADABLE_A_MINUTE: u32 = 60;
 /// A device that does not take what is said to it for so long is not there.
@@ -43,11 +47,17 @@ pub struct Caught {
     pub about: Vec<Named>,
 }
 
+/// What a frame may hold in memory while it waits: of its queue, and of all sources.
+pub type Room = (OwnedSemaphorePermit, Share);
+
 /// The reading side of a queue, and what is counted there.
 pub struct Catcher {
     intake: Intake,
     framer: Framer,
-    queue: mpsc::Sender<Caught>,
+    queue: mpsc::Sender<(Caught, Room)>,
+    /// Bytes that the queue may hold yet.
+    room: Arc<Semaphore>,
+    room_bytes: usize,
     /// When the first byte of what the framer keeps came.
     begun: Option<Stamp>,
     lost: u64,
@@ -62,7 +72,7 @@ pub async fn serve<L: AsyncRead + AsyncWrite + Send>(
     stop: Stop,
 ) {
     let (queue, caught) = mpsc::channel(QUEUE_FRAMES);
-    let catcher = Catcher::new(&intake, profile.framer(), queue);
+    let catcher = Catcher::new(&intake, profile.framer(), queue, QUEUE_BYTES);
     let (reader, writer) = tokio::io::split(line);
     let talking = talk(reader, writer, catcher, &profile, &stop);
     let (lost, ()) = tokio::join!(talking, store_all(caught, &profile, &intake, &readings));
@@ -88,7 +98,7 @@ async fn talk<L: AsyncRead + AsyncWrite + Send>(
         let read = tokio::select! {
             () = stop.cancelled() => break,
             read = reader.read(&mut bytes) => read,
-            () = tokio::time::sleep(silent.unwrap_or(NEVER)) => {
+            () = sleep(silent.unwrap_or(NEVER)) => {
                 catcher.idle();
                 continue;
             }
@@ -119,9 +129,10 @@ async fn talk<L: AsyncRead + AsyncWrite + Send>(
 }
 
 impl Catcher {
-    /// Nothing is kept yet.
-    pub fn new(intake: &Intake, framer: Framer, queue: mpsc::Sender<Caught>) -> Self {
-        Self { intake: intake.clone(), framer, queue, begun: None, lost: 0 }
+    /// Nothing is kept yet. The queue holds `room_bytes` at most, and one frame in any case.
+    pub fn new(intake: &Intake, framer: Framer, queue: mpsc::Sender<(Caught, Room)>, room_bytes: usize) -> Self {
+        let room = Arc::new(Semaphore::new(room_bytes));
+        Self { intake: intake.clone(), framer, queue, room, room_bytes, begun: None, lost: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -149,7 +160,8 @@ impl Catcher {
     fn look(&mut self, about: &[Named], step: impl FnOnce(&mut Framer, &mut dyn FnMut(Found<'_>))) {
         let now = self.intake.now();
         let mut received = self.begun.take().unwrap_or(now);
-        let (counters, queue, lost) = (self.intake.counters(), &self.queue, &mut self.lost);
+        let (intake, queue, lost) = (&self.intake, &self.queue, &mut self.lost);
+        let (counters, room, room_bytes) = (intake.counters(), &self.room, self.room_bytes);
         step(&mut self.framer, &mut |found| {
             let (raw, payload) = match found {
                 Found::Frame { raw, payload } => (raw, Some(payload)),
@@ -160,15 +172,17 @@ impl Catcher {
                 }
                 Found::Junk(count) => return counters.discarded_bytes.add(u64::try_from(count).unwrap_or(0)),
             };
-            let caught = Caught { raw: raw.to_vec(), payload, received, lost: *lost, about: about.to_vec() };
-            // What follows in the same read has just begun.
-            received = now;
-            match queue.try_send(caught) {
-                Ok(()) => *lost = 0,
-                Err(_) => {
-                    *lost += 1;
-                    counters.refused.one();
-                }
+            let began = std::mem::replace(&mut received, now); // what follows in the same read has just begun
+            let bytes = raw.len() + about.iter().map(|named| named.value.len()).sum::<usize>();
+            let ours = u32::try_from(bytes.min(room_bytes)).unwrap_or(u32::MAX);
+            let ours = Arc::clone(room).try_acquire_many_owned(ours).ok();
+            let room = ours.and_then(|ours| Some((ours, intake.try_share(bytes)?)));
+            let caught = || Caught { raw: raw.to_vec(), payload, received: began, lost: *lost, about: about.to_vec() };
+            if room.is_some_and(|room| queue.try_send((caught(), room)).is_ok()) {
+                *lost = 0;
+            } else {
+                *lost += 1;
+                counters.refused.one();
             }
         });
         self.begun = (!self.framer.is_empty()).then_some(received);
@@ -177,13 +191,26 @@ impl Catcher {
 
 /// Stores what was caught, until the catcher is gone.
 pub async fn store_all(
-    mut caught: mpsc::Receiver<Caught>,
+    mut caught: mpsc::Receiver<(Caught, Room)>,
     profile: &Profile,
     intake: &Intake,
     readings: &Mutex<Readings>,
 ) {
     let mut noise = Noise::default();
-    while let Some(frame) = caught.recv().await {
+    loop {
+        let next = match caught.try_recv() {
+            Ok(next) => Some(next),
+            Err(_) => {
+                let next = caught.recv().await;
+                if next.is_some() {
+                    sleep(until_beat(intake.uptime_ms())).await;
+                }
+                next
+            }
+        };
+        let Some((frame, room)) = next else { break };
+        // Its record takes a share of its own, and nobody holds one while he waits for another.
+        drop(room);
         let Some(reading) = reading(frame, profile, intake, &mut noise) else { continue };
         // One that can't be stored is counted by the intake, and told by the next one that can.
         if let Err(error) = readings.lock().await.store(reading).await {
@@ -194,6 +221,11 @@ pub async fn store_all(
     if let Some(gap) = noise.take_gap(0) {
         readings.lock().await.miss(gap);
     }
+}
+
+/// How long it is to the next moment at which readings are stored.
+fn until_beat(uptime_ms: u64) -> Duration {
+    Duration::from_millis(BEAT_MS - uptime_ms % BEAT_MS)
 }
 
 /// The reading of a frame; `None` when it can't be read and too many such were stored in this minute.
@@ -303,5 +335,16 @@ impl<'a> Schedule<'a> {
             }
         }
         said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lines_store_at_the_same_moments_and_none_waits_long() {
+        let moments: Vec<u128> = (7_001..=7_100).map(|now| u128::from(now) + until_beat(now).as_millis()).collect();
+        assert!(moments[..99].iter().all(|moment| *moment == 7_100) && moments[99] == 7_200, "{moments:?}");
     }
 }

@@ -225,14 +225,16 @@ async fn what_is_lost_before_frames_that_are_left_out_or_before_the_end_of_a_lin
         lost,
         about: Vec::new(),
     };
+    let space = Arc::new(Semaphore::new(100));
+    let space = || (Arc::clone(&space).try_acquire_owned().unwrap(), room.intake.try_share(1).unwrap());
     let (queue, caught) = tokio::sync::mpsc::channel(100);
     for number in 0..62 {
-        queue.send(frame(b"lost its way\x01", if number == 60 { 5 } else { 0 })).await.unwrap();
+        queue.send((frame(b"lost its way\x01", if number == 60 { 5 } else { 0 }), space())).await.unwrap();
     }
     drop(queue);
     store_all(caught, &profile, &room.intake, &readings).await;
     let (queue, caught) = tokio::sync::mpsc::channel(100);
-    queue.send(frame(b"SPO2=98 HR=61", 0)).await.unwrap();
+    queue.send((frame(b"SPO2=98 HR=61", 0), space())).await.unwrap();
     drop(queue);
     store_all(caught, &profile, &room.intake, &readings).await;
     for _ in 0..60 {

@@ -30,6 +30,8 @@ use crate::wire::serial_frame::{Framer, Framing};
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 /// Datagrams between the socket and the spool.
 const QUEUE_DATAGRAMS: usize = 256;
+/// Their bytes; they are a part of what all sources may hold in memory together.
+const QUEUE_BYTES: usize = 1 << 20;
 /// After an error of the socket (out of memory, a peer's ICMP message).
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
@@ -130,7 +132,7 @@ impl Source for Udp {
             Datagram::Frames => self.profile.framer(),
             Datagram::Frame => Framer::new(Framing::Idle, Checksum::None, 0, DATAGRAM_BYTES_MAX + 1),
         };
-        let catcher = Catcher::new(intake, framer, queue);
+        let catcher = Catcher::new(intake, framer, queue, QUEUE_BYTES);
         let readings = Mutex::new(Readings::new(intake, self.profile.stream.clone()));
         let storing = store_all(caught, &self.profile, intake, &readings);
         tokio::join!(self.take(catcher, intake, stop), storing);

@@ -120,7 +120,7 @@ mod transfer_tests;
 mod uptime;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -148,6 +148,7 @@ pub use survey::{Damaged, Seen, Sight, Verified};
 pub use transfer::{Tail, Writing};
 
 use crate::envelope::{BodyError, Class, Envelope, MessageId, Stamp};
+use crate::system::disk;
 use crate::values::{ByteSize, Name, Problems, SecretRef, Section, Span};
 use duplicates::Duplicates;
 use index::Index;
@@ -232,6 +233,24 @@ impl SpoolConfig {
         self.log(class).quota.map_or(default, |quota| quota.0)
     }
 
+    /// A quota that the disk does not have is no quota. Where the spool is not on this machine, its disk is not known.
+    fn check_disk(&self, problems: &mut Problems) {
+        let is_here = self.path.is_dir() || self.path.parent().is_some_and(Path::is_dir);
+        let Some(space) = is_here.then(|| disk::space(&self.path).ok()).flatten() else { return };
+        let all: u64 = Class::ALL.iter().map(|class| self.quota(*class)).sum();
+        if all > space.total {
+            let quotas: Vec<String> =
+                Class::ALL.iter().map(|class| format!("{class} {}", ByteSize(self.quota(*class)))).collect();
+            let text = format!(
+                "the quotas are {} together ({}), and the whole disk has {}: it is full before they are. Lower them",
+                ByteSize(all),
+                quotas.join(", "),
+                ByteSize(space.total >> 20 << 20)
+            );
+            problems.warn("path", text);
+        }
+    }
+
     fn limits(&self, class: Class) -> Limits {
         let log = self.log(class);
         Limits {
@@ -256,6 +275,7 @@ impl Section for SpoolConfig {
                 }
             });
         }
+        self.check_disk(problems);
         for recipient in &self.recovery {
             if recipient.parse::<age::x25519::Recipient>().is_err() {
                 problems.error("recovery", format!("\"{recipient}\" is not an age recipient (age1...)"));

@@ -14,7 +14,7 @@ use super::frame::BLOCK;
 use super::keys::Keyring;
 use super::log::{Effect, FreeFile, Held, State};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Data, Footer, Kind, Opening};
+use super::record::{self, Data, Footer, Kind, LaneExtent, Opening};
 use super::segment::{FIRST_GROUP, Identity, Opened, Segment};
 use super::storage::Storage;
 use crate::envelope::{Class, MessageId};
@@ -366,43 +366,51 @@ fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
             if lane.cursor >= last {
                 continue;
             }
-            let (count, bytes) = match lane.cursor < first {
-                true => (lane_extent.count.saturating_sub(lost), lane_extent.bytes),
+            let (count, bytes, since) = match lane.cursor < first {
+                true => {
+                    let LaneExtent { count, bytes, since_uptime_ms, .. } = lane_extent;
+                    (count.saturating_sub(lost), bytes, Some(since_uptime_ms))
+                }
+                // Not that of the segment's first message, which may have been delivered long ago.
                 false => count_behind(&segment, end, lane.cursor.ordinal, &key)?,
             };
             lane.backlog += count;
             lane.backlog_bytes += bytes;
-            lane.since_uptime_ms = lane.since_uptime_ms.or(Some(lane_extent.since_uptime_ms));
+            lane.since_uptime_ms = lane.since_uptime_ms.or(since);
         }
     }
     Ok(())
 }
 
+/// Messages behind a cursor and their bytes, and the uptime of the reception of the first.
 fn count_behind(
     segment: &Arc<Segment>,
     end: u64,
     ordinal: u32,
     (source, upstream): &super::log::LaneKey,
-) -> io::Result<(u64, u64)> {
+) -> io::Result<(u64, u64, Option<u64>)> {
     let mut walker = Walker::new(Arc::clone(segment));
-    let (mut count, mut total) = (0, 0);
+    let (mut count, mut total, mut since) = (0, 0, None);
     let kinds = [Kind::Data as u8, Kind::Replay as u8];
     loop {
         match walker.next(end, &|header| header.ordinal > ordinal && kinds.contains(&header.kind))? {
-            Step::End => return Ok((count, total)),
+            Step::End => return Ok((count, total, since)),
             Step::Damaged { .. } | Step::Skipped { .. } => {}
             Step::Frame(frame) => {
-                let bytes = match effect_of(&segment.identity, &frame) {
-                    Effect::Message { source: from, targets, length, .. }
+                let (bytes, received_ms) = match effect_of(&segment.identity, &frame) {
+                    Effect::Message { source: from, targets, length, received, .. }
                         if from == *source && targets.contains(upstream) =>
                     {
-                        length
+                        (length, received.1)
                     }
-                    Effect::Replay(replay) if replay.source == *source && replay.upstream == *upstream => replay.length,
+                    Effect::Replay(replay) if replay.source == *source && replay.upstream == *upstream => {
+                        (replay.length, replay.stamp.uptime_ms)
+                    }
                     _ => continue,
                 };
                 count += 1;
                 total += bytes;
+                since = since.or(Some(received_ms));
             }
         }
     }

@@ -154,6 +154,28 @@ async fn a_delivered_message_is_not_sent_again_after_a_clean_stop() {
 }
 
 #[tokio::test]
+async fn after_a_restart_what_waits_is_as_old_as_its_oldest_and_not_as_what_was_delivered_before() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    // Of one second of service, and of now.
+    for (body, received) in [(&b"delivered"[..], None), (b"waiting", Some(3_600_000))] {
+        let mut draft = spool.begin(Class::Clinical, &name("icu"));
+        draft.write(body).await.unwrap();
+        let mut meta = meta(&spool, "icu", &["engine"]);
+        meta.received.uptime_ms = received.unwrap_or(1_000);
+        draft.commit(meta).await.unwrap();
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    let entry = lane.next().await;
+    lane.advance(entry.place);
+    spool.close();
+    let spool = open(&disk.after_kill(), 8);
+    let status = spool.lanes().into_iter().find(|lane| lane.upstream == name("engine")).unwrap();
+    assert_eq!(status.backlog, 1);
+    assert!(status.oldest_s.unwrap() < 60, "{status:?}");
+}
+
+#[tokio::test]
 async fn a_full_log_refuses_then_drains_and_takes_messages_again_by_itself() {
     let disk = SimDisk::new();
     let spool = open(&disk, 5);

@@ -4,6 +4,7 @@
 //! what to do next.
 
 pub mod backoff;
+pub mod beneath;
 pub mod certificate;
 pub mod clock;
 pub mod credentials;

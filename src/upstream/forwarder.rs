@@ -130,7 +130,7 @@ impl Connection {
     }
 
     fn link(&self, link: Link) {
-        *self.counters.link.lock().unwrap_or_else(PoisonError::into_inner) = link;
+        self.counters.set_link(link);
     }
 }
 

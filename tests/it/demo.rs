@@ -35,6 +35,9 @@ fn a_demo_that_ends_while_the_upstream_is_cut_delivers_what_waits_and_leaves_not
     let images: u64 = verdict.split(" and ").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
     assert_eq!(images, 24, "one study of the CT: {verdict}");
     assert!(verdict.contains(" results and ") && verdict.contains(" readings were acknowledged"), "{verdict}");
+    let (lines, _) = verdict.split_once(" lines of the oximeter").expect(verdict);
+    let lines: u64 = lines.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(lines >= 10, "the oximeter writes one a second: {verdict}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the temporary folder is gone");
 }
 

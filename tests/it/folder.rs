@@ -7,13 +7,14 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::support::gateway::Gateway;
-use crate::support::process::Process;
+use crate::support::process::{Process, run};
 use crate::support::rounds;
-use crate::support::tools::python_peer;
+use crate::support::tools::{python_peer, system};
 use crate::support::wait::{eventually, holds_within};
 
 /// A folder that is watched, and one for what the service delivers.
@@ -274,6 +275,96 @@ fn a_service_that_is_killed_while_it_takes_files_loses_none() {
     assert_eq!(delivered.keys().cloned().collect::<BTreeSet<_>>(), written);
     let copies: usize = delivered.values().map(|count| count - 1).sum();
     eprintln!("{rounds} kills, {} files, none lost, {copies} second copies", written.len());
+}
+
+/// A file system of its own that can be made to hang, as a share does whose server is gone: what would change it waits.
+struct Share {
+    folder: PathBuf,
+}
+
+impl Share {
+    /// `None` where this user, or this machine, may not mount.
+    fn mount(image: &Path, folder: &Path) -> Option<Self> {
+        fs::create_dir(folder).unwrap();
+        File::create(image).unwrap().set_len(16 << 20).unwrap();
+        let done = |command: &mut Command| run(command).status.success();
+        let mounted = nix::unistd::geteuid().is_root()
+            && done(system("mkfs.ext4").arg("-q").arg(image))
+            && done(system("mount").args(["-o", "loop"]).arg(image).arg(folder));
+        mounted.then(|| Self { folder: folder.to_owned() })
+    }
+
+    fn hangs(&self, hangs: bool) -> bool {
+        run(system("fsfreeze").arg(if hangs { "--freeze" } else { "--unfreeze" }).arg(&self.folder)).status.success()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.hangs(false);
+        run(system("umount").arg("--lazy").arg(&self.folder));
+    }
+}
+
+#[test]
+fn a_share_that_hangs_is_told_and_stops_no_other_source() {
+    let desk = Desk::new();
+    let place = |name: &str| desk.folder.path().join(name);
+    let Some(share) = Share::mount(&place("image"), &place("share")) else {
+        return eprintln!("no right to mount a file system here: not tried");
+    };
+    let source = |name: &str, path: &Path, settle: &str| {
+        format!(
+            "[source.{name}.folder]\npath = \"{}\"\nthen = \"delete\"\nevery = \"100ms\"\nsettle = \"{settle}\"\n",
+            path.display()
+        )
+    };
+    let config = format!(
+        "{}{}[upstream.out.directory]\npath = \"{}\"\nunsealed = true\n[[route]]\nfrom = [\"far\", \"near\"]\nto = [\"out\"]\n",
+        source("far", &share.folder, "2s"),
+        source("near", &desk.watched(), "200ms"),
+        desk.out().display()
+    );
+    let gateway = Gateway::start(desk.folder.path(), &config);
+    let state = || gateway.status()["sources"]["far"]["plug"]["state"].clone();
+    eventually("the share is there", || state() == "plugged");
+    fs::write(share.folder.join("far.txt"), "from the share").unwrap();
+    assert!(share.hangs(true));
+    desk.awaits(&[b"from the share"]);
+    for number in 0..3 {
+        let body = format!("near {number}");
+        desk.put(format!("{number}.txt"), body.as_bytes());
+        desk.awaits(&[body.as_bytes()]);
+    }
+    eventually("the others are put away", || files_left(&desk) == 0);
+    assert!(holds_within(std::time::Duration::from_secs(120), || state() == "missing"), "{}", gateway.status());
+    desk.put("still.txt", b"still near");
+    desk.awaits(&[b"still near"]);
+    let threads = fs::read_dir(format!("/proc/{}/task", gateway.process.pid())).unwrap().count();
+    assert!(threads < 40, "{threads} threads");
+    assert!(share.hangs(false));
+    eventually("it goes on when the share answers", || state() == "plugged" && files(&share.folder).is_empty());
+    gateway.stop();
+    assert!(desk.delivered().values().all(|count| *count == 1), "nothing was sent twice");
+}
+
+#[test]
+fn a_sub_folder_that_is_replaced_by_a_link_gives_nothing_of_what_it_leads_to() {
+    let desk = Desk::new();
+    let outside = desk.folder.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret.txt"), "not the folder's").unwrap();
+    desk.put("sub/a.txt", b"ours");
+    let gateway = desk.start(&format!("{FAST}\nsub-folders = true\nthen = \"delete\""));
+    desk.awaits(&[b"ours"]);
+    // In the moment between the look and the reading nobody can be quick enough here; the parts of it are proven beside the code.
+    fs::remove_dir_all(desk.watched().join("sub")).unwrap();
+    symlink(&outside, desk.watched().join("sub")).unwrap();
+    desk.put("b.txt", b"after the link");
+    desk.awaits(&[b"after the link"]);
+    gateway.stop();
+    assert_eq!(desk.delivered().len(), 2);
+    assert!(outside.join("secret.txt").exists());
 }
 
 /// Memory of a process that is not shared with files, in KiB.

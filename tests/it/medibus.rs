@@ -1,4 +1,4 @@
-//! MEDIBUS: a ventilator on a pseudo-terminal (`peers/medibus_device.py`, which is not ours), the real executable, and the records that arrive.
+//! MEDIBUS: a ventilator on a pseudo-terminal (`peers/medibus_device.py`, and by another hand `peers/medibus_ventilator.py`), the real executable, and the records that arrive.
 //!
 //! A pseudo-terminal has no parity, so that the line settings of the models are held by the tests of the source alone.
 
@@ -43,6 +43,17 @@ impl Ward {
     fn device(&self, arguments: &[&str]) -> Process {
         let mut device = Process::start(&mut self.device_command(arguments));
         device.line_with("ready ");
+        device
+    }
+
+    /// The device of the other hand, with these oddities.
+    #[track_caller]
+    fn other_device(&self, oddities: &[&str]) -> Process {
+        let mut command = python_peer("medibus_ventilator.py");
+        command.arg("--link").arg(self.path().join("port"));
+        command.args(oddities.iter().flat_map(|oddity| ["--oddity", oddity]));
+        let mut device = Process::start(&mut command);
+        device.line_with("ready");
         device
     }
 
@@ -149,6 +160,88 @@ fn the_values_of_a_ventilator_arrive_with_codes_units_and_its_own_bytes() {
     assert_eq!(gateway.status()["sources"]["vent"]["trouble"], Value::Null);
     gateway.stop();
     assert!(device.said().contains("host"), "{}", device.said());
+}
+
+#[test]
+fn a_device_made_by_another_hand_is_understood_as_well() {
+    let ward = Ward::new();
+    let mut device = ward.other_device(&[]);
+    let gateway = ward.gateway(OFTEN);
+    let numerics = ward.eventually("numerics", 4);
+    let first = of_page(&numerics, "24");
+    let value = |code: &str| observation(first, code)["value"]["number"].clone();
+    let expected =
+        [("78", "5"), ("7D", "22"), ("88", "0.5"), ("B9", "12.3"), ("D6", "14"), ("C1", "36.9"), ("F9", "-1.5")];
+    for (code, number) in expected {
+        assert_eq!(value(&format!("CP1:{code}")), number, "{code}");
+    }
+    assert_eq!(observation(first, "CP1:F0")["validity"], "not-available");
+    assert_eq!(observation(of_page(&numerics, "2B"), "CP2:21")["value"]["number"], "3.2");
+    let named = serde_json::json!({ "name": "model", "value": "Ventilator Sim" });
+    assert!(numerics[0]["device"].as_array().unwrap().contains(&named), "{}", numerics[0]["device"]);
+    let settings = ward.eventually("settings", 3);
+    for (code, number) in
+        [("SET:01", "21.0"), ("SET:04", "0.50"), ("SET:0B", "12"), ("CP1:7D:HIGH", "40"), ("CP1:B9:LOW", "3.0")]
+    {
+        let all = settings.iter().flat_map(|record| record["observations"].as_array().unwrap());
+        let found: Vec<&Value> = all.filter(|one| one["vendor-code"] == code).collect();
+        assert_eq!(found.first().map(|one| &one["value"]["number"]), Some(&number.into()), "{code}");
+    }
+    eventually("its alarms and texts", || ward.events("alarms").len() >= 2 && ward.events("texts").len() >= 2);
+    assert_eq!(ward.events("alarms"), ["alarm CP1:1D start", "alarm CP1:25 start"]);
+    let alarms = ward.records("alarms")[0]["events"].to_string();
+    assert!(alarms.contains("APNOEA") && alarms.contains("\"31\""), "{alarms}");
+    assert_eq!(ward.events("texts"), ["text TXT:1E start", "text TXT:07 start"]);
+    let clock = ward.eventually("clock", 1);
+    assert_eq!(clock[0]["device-time"]["quality"], "measured", "{}", clock[0]);
+    assert!(clock[0]["device-time"]["offset-ms"].as_i64().unwrap().abs() < 5_000, "{}", clock[0]);
+    assert_eq!(gateway.status()["sources"]["vent"]["discarded-bytes"], 0);
+    device.line_with("51");
+    assert!(!device.said().contains("damaged"), "{}", device.said());
+    gateway.stop();
+}
+
+#[test]
+fn the_oddities_of_that_device_change_no_value_and_it_is_answered() {
+    let ward = Ward::new();
+    let mut device = ward.other_device(&["asks", "realtime", "handshake", "corrupt", "deaf", "chatty"]);
+    let gateway = ward.gateway(OFTEN);
+    for answer in ["answered 51", "answered 52", "answered 30"] {
+        device.line_with(answer);
+    }
+    let numerics = ward.eventually("numerics", 12);
+    for record in &numerics {
+        let (code, number) = if record["about"][0]["value"] == "24" { ("CP1:7D", "22") } else { ("CP2:21", "3.2") };
+        assert_eq!(observation(record, code)["value"]["number"], number);
+        assert!(record["observations"].as_array().unwrap().len() <= 8, "{record}");
+    }
+    ward.holds_no_gap("numerics");
+    eventually("alarms come through", || ward.events("alarms").contains(&"alarm CP1:1D start".to_owned()));
+    assert!(!device.said().contains("damaged"), "{}", device.said());
+    gateway.stop();
+}
+
+#[test]
+fn answers_of_that_device_may_come_byte_by_byte() {
+    let ward = Ward::new();
+    let _device = ward.other_device(&["dribble"]);
+    let gateway = ward.gateway(&OFTEN.replace("quiet = '1s'", "quiet = '5s'"));
+    let numerics = ward.eventually("numerics", 2);
+    assert_eq!(observation(of_page(&numerics, "24"), "CP1:78")["value"]["number"], "5");
+    gateway.stop();
+}
+
+#[test]
+fn that_device_forgets_that_communication_was_begun_and_is_begun_with_anew() {
+    let ward = Ward::new();
+    let device = ward.other_device(&["restarts"]);
+    let gateway = ward.gateway(OFTEN);
+    let beginnings = || device.lines().iter().filter(|line| line.as_str() == "51").count();
+    eventually("it is begun with twice", || beginnings() >= 2);
+    let before = ward.records("numerics").len();
+    ward.eventually("numerics", before + 4);
+    ward.holds_no_gap("numerics");
+    gateway.stop();
 }
 
 #[test]

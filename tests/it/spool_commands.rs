@@ -171,6 +171,19 @@ fn a_replay_to_an_upstream_that_never_had_the_source_is_delivered_at_once() {
 }
 
 #[test]
+fn a_replay_to_an_upstream_that_no_route_leads_to_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("cold")).unwrap();
+    let cold = format!("[upstream.cold.directory]\npath = \"{}/cold\"\nunsealed = true\n", folder.path().display());
+    let gateway = Gateway::start(folder.path(), &(waiting_box() + &cold));
+    send(gateway.endpoint("monitors"), 0..1);
+    let range = ["replay", "--source", "monitors", "--from", "1h", "--to", "now", "--upstream", "cold", "--yes"];
+    let refused = gateway.asked(&range);
+    assert!(!refused.status.success() && refused.said.contains("to = [\"cold\"]"), "{}", refused.said);
+    assert_eq!(held(&folder.path().join("cold")).len(), 0);
+}
+
+#[test]
 fn a_dead_box_is_read_with_the_recovery_identity_of_the_hospital() {
     let folder = tempfile::tempdir().unwrap();
     let (file, recipient) = identity(folder.path(), "hospital.txt");

@@ -4,13 +4,15 @@
 //! gone. Links are never followed, since what they lead to is not the folder's. All of this blocks: it runs on a thread that may.
 
 use std::collections::{BinaryHeap, HashMap};
-use std::fs::{self, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::system::beneath::{About, Beneath};
 
 /// Files that are remembered from one look to the next.
 pub const WATCHED_MAX: usize = 4096;
@@ -33,8 +35,8 @@ pub struct Stamp {
 
 impl Stamp {
     /// Of a file as it is now.
-    pub fn of(about: &Metadata) -> Self {
-        Self { changed: (about.mtime(), about.mtime_nsec()), size: about.size() }
+    pub fn of(about: &About) -> Self {
+        Self { changed: about.changed, size: about.size }
     }
 }
 
@@ -60,6 +62,8 @@ pub struct Rules {
     pub sub_folders: bool,
     /// A larger file is left where it is.
     pub size_max: u64,
+    /// Counts the entries that were looked at: a look that takes long goes on as long as this does.
+    pub progress: Arc<AtomicU64>,
 }
 
 /// What one look showed.
@@ -112,37 +116,36 @@ pub fn scan(rules: &Rules, asides: &mut Asides) -> io::Result<Scan> {
     let mut scan = Scan::default();
     let mut folders = vec![(PathBuf::new(), 0)];
     let mut left = ENTRIES_MAX;
+    let root = Beneath::open(&rules.root)?;
     while let Some((folder, depth)) = folders.pop() {
-        let entries = match fs::read_dir(rules.root.join(&folder)) {
-            Ok(entries) => entries,
-            Err(error) if depth == 0 => return Err(error),
-            Err(_) => {
-                scan.closed += 1;
-                continue;
-            }
-        };
-        for entry in entries {
-            left = left.saturating_sub(1);
-            let entry = match entry {
-                _ if left == 0 => break,
+        let mut broken = None;
+        let looked = root.entries(&folder, |entry| {
+            rules.progress.fetch_add(1, Ordering::Relaxed);
+            let (name, about) = match entry {
                 Ok(entry) => entry,
-                // A share that goes away in the middle must not look like a folder that is empty.
-                Err(error) if depth == 0 => return Err(error),
-                Err(_) => break,
+                Err(error) => {
+                    broken = Some(error);
+                    return false;
+                }
             };
-            let (name, path) = (entry.file_name(), folder.join(entry.file_name()));
+            let path = folder.join(&name);
             if rules.ignores(name.as_bytes()) {
-                continue;
-            }
-            // Of the entry itself, not of what a link leads to. One that is gone meanwhile is no error.
-            let Ok(about) = entry.metadata() else { continue };
-            if about.is_dir() {
+                // Not looked at.
+            } else if about.is_folder {
                 if rules.looks_into(&path, depth) && folders.len() < FOLDERS_MAX {
                     folders.push((path, depth + 1));
                 }
-            } else if about.is_file() && about.size() > 0 {
+            } else if about.is_file && about.size > 0 {
                 consider(Seen { stamp: Stamp::of(&about), path }, rules, (&mut oldest, &mut scan, asides));
             }
+            left = left.saturating_sub(1);
+            left > 0
+        });
+        match (looked, broken) {
+            // A share that goes away in the middle must not look like a folder that is empty.
+            (Err(error), _) | (Ok(()), Some(error)) if depth == 0 => return Err(error),
+            (Err(_), _) => scan.closed += 1,
+            _ => {}
         }
     }
     scan.files = oldest.into_sorted_vec();
@@ -205,13 +208,21 @@ pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
 
     fn rules(root: &Path) -> Rules {
         let ignore = vec!["*.part".to_owned(), "*.tmp".to_owned()];
-        Rules { root: root.to_owned(), done: Some("done".into()), ignore, sub_folders: false, size_max: 100 }
+        Rules {
+            root: root.to_owned(),
+            done: Some("done".into()),
+            ignore,
+            sub_folders: false,
+            size_max: 100,
+            progress: Arc::default(),
+        }
     }
 
     fn names(scan: &Scan) -> Vec<String> {

@@ -1,33 +1,21 @@
-//! Taking a file: read as it was seen, stored, and only then moved away or deleted, if it is still the file that was stored.
+//! Reading a file as it was seen, and what is said of it. It is held open until it is put away (`away.rs`).
 //!
-//! What is done to the file system is here and blocks; it runs on threads that may. Names of files may hold a patient's name: they are
-//! never logged.
+//! Reading blocks; it runs on a thread that may. Names of files may hold a patient's name: they are never logged.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-
-use nix::fcntl::OFlag;
+use std::path::Path;
 
 use super::scan::{Seen, Stamp, matches};
-use crate::envelope::{Flags, MessageId};
+use crate::envelope::Flags;
 use crate::source::intake::About;
+use crate::system::beneath::{self, Beneath};
 use crate::wire::hl7::Header;
 use crate::wire::result_file::{self, HEAD_BYTES_MAX, Kind};
 
 /// Longest control id that is made of a file's name, bytes: its end.
 const NAME_BYTES_MAX: usize = 512;
-
-/// What becomes of a file after it was stored.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Afterwards {
-    /// It is deleted.
-    Delete,
-    /// It is moved into this folder.
-    Move(PathBuf),
-}
 
 /// Why a file was not taken.
 #[derive(Debug)]
@@ -36,39 +24,71 @@ pub enum TakeError {
     Changed,
     /// It can't be read: why.
     Unreadable(io::Error),
+    /// The file system does not answer.
+    Hung,
 }
 
-/// Opens a file that was seen.
+/// A file that was read to its end, as it was then. It is held open, so that no other file is given its number meanwhile.
+#[derive(Debug)]
+pub struct Held {
+    about: beneath::About,
+    _file: Option<File>,
+}
+
+impl Held {
+    /// The same without the open file, for one that waits for being put away: as it is `now`, if it is still the same. Its name may have
+    /// been changed and changed back.
+    pub fn let_go(self, now: Option<beneath::About>) -> Self {
+        let about = now.filter(|now| self.is(now)).unwrap_or(self.about);
+        Self { about, _file: None }
+    }
+
+    /// Whether this is the file that was read, and nothing about it has changed since.
+    pub fn is_as_read(&self, now: &beneath::About) -> bool {
+        *now == self.about
+    }
+
+    /// Whether this, found under another name, is the very file that was read.
+    pub fn is(&self, now: &beneath::About) -> bool {
+        (now.place, now.size, now.changed) == (self.about.place, self.about.size, self.about.changed)
+    }
+}
+
+/// Opens a file that was seen; never a link that was put in its place.
 ///
 /// # Errors
 /// [`TakeError`].
-pub fn open(root: &Path, seen: &Seen) -> Result<File, TakeError> {
-    // Never a link that was put in its place, never waiting for the other end of a pipe.
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(root.join(&seen.path));
-    let file = file.map_err(unreadable)?;
+pub fn open(root: &Beneath, seen: &Seen) -> Result<File, TakeError> {
+    let file = root.file(&seen.path).map_err(unreadable)?;
     unchanged(&file, seen)?;
     Ok(file)
 }
 
-/// Whether an open file is still as it was seen.
+/// What an open file is, when it is still as it was seen.
 ///
 /// # Errors
 /// [`TakeError`].
-pub fn unchanged(file: &File, seen: &Seen) -> Result<(), TakeError> {
-    let about = file.metadata().map_err(unreadable)?;
-    if about.is_file() && Stamp::of(&about) == seen.stamp { Ok(()) } else { Err(TakeError::Changed) }
+pub fn unchanged(file: &File, seen: &Seen) -> Result<beneath::About, TakeError> {
+    let about = beneath::About::of(file).map_err(unreadable)?;
+    if about.is_file && Stamp::of(&about) == seen.stamp { Ok(about) } else { Err(TakeError::Changed) }
+}
+
+/// Holds a file that was read to its end.
+///
+/// # Errors
+/// [`TakeError`] when it changed meanwhile.
+pub fn hold(file: File, seen: &Seen) -> Result<Held, TakeError> {
+    Ok(Held { about: unchanged(&file, seen)?, _file: Some(file) })
 }
 
 /// The whole of a short file.
 ///
 /// # Errors
 /// [`TakeError`].
-pub fn whole(root: &Path, seen: &Seen) -> Result<Vec<u8>, TakeError> {
+pub fn whole(root: &Beneath, seen: &Seen) -> Result<(Vec<u8>, Held), TakeError> {
     let mut file = open(root, seen)?;
     let bytes = piece(&mut file, usize::try_from(seen.stamp.size).unwrap_or(usize::MAX))?;
-    unchanged(&file, seen)?;
-    Ok(bytes)
+    Ok((bytes, hold(file, seen)?))
 }
 
 /// The next `most` bytes, fewer at the end.
@@ -119,86 +139,11 @@ fn about_hl7(media: String, head: &[u8]) -> About {
     About { content_type, control_id: id.get(..NAME_BYTES_MAX).unwrap_or(id).to_vec(), flags }
 }
 
-/// Moves a stored file away or deletes it, unless it has changed meanwhile: then it is another message. `id` is the one under which it was
-/// stored; it tells files of one name apart.
-///
-/// # Errors
-/// When the file system refuses: the file is still there, and was stored.
-pub fn put_away(root: &Path, seen: &Seen, id: MessageId, afterwards: &Afterwards) -> io::Result<()> {
-    let from = root.join(&seen.path);
-    match fs::symlink_metadata(&from) {
-        Ok(about) if about.is_file() && Stamp::of(&about) == seen.stamp => {}
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    let Afterwards::Move(done) = afterwards else { return fs::remove_file(&from) };
-    let to = done.join(&seen.path);
-    if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    // A name that is taken there keeps its file: this one gets its message's id behind its name.
-    let to = if fs::symlink_metadata(&to).is_ok() { renamed(&to, id) } else { to };
-    match fs::rename(&from, &to) {
-        Err(error) if error.kind() == ErrorKind::InvalidFilename => {
-            fs::rename(&from, to.with_file_name(id.to_string()))
-        }
-        moved => moved,
-    }
-}
-
-fn renamed(path: &Path, id: MessageId) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{id}"));
-    path.with_file_name(name)
-}
-
-/// Whether files can be put away: tried with one of our own, since permissions alone do not tell (a share may be mounted read-only).
-///
-/// # Errors
-/// In words, with what to do.
-pub fn can_put_away(root: &Path, afterwards: &Afterwards) -> Result<(), String> {
-    let shown = root.display();
-    let trial = root.join(".wardgate-trial");
-    // Never through a link that somebody left there: what lies there goes, and only a new file is made.
-    let _left = fs::remove_file(&trial);
-    let made = OpenOptions::new().write(true).create_new(true).open(&trial).map(drop);
-    made.map_err(|error| {
-        format!("files in {shown} could not be taken away ({error}): give this service the right to write there, or mount it so")
-    })?;
-    let moved = match afterwards {
-        Afterwards::Delete => fs::remove_file(&trial),
-        Afterwards::Move(done) => fs::create_dir_all(done).and_then(|()| {
-            let there = done.join(".wardgate-trial");
-            fs::rename(&trial, &there).and_then(|()| fs::remove_file(&there))
-        }),
-    };
-    moved.map_err(|error| {
-        let _left = fs::remove_file(&trial);
-        match (error.kind(), afterwards) {
-            (ErrorKind::CrossesDevices, Afterwards::Move(done)) => {
-                format!(
-                    "{} is on another file system than {shown}: choose a folder for done on the same one",
-                    done.display()
-                )
-            }
-            _ => format!("files in {shown} could not be put away ({error}): look at the rights of the folders"),
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-
-    fn seen(root: &Path, name: &str) -> Seen {
-        let stamp = Stamp::of(&fs::symlink_metadata(root.join(name)).unwrap());
-        Seen { stamp, path: name.into() }
-    }
-
-    fn id(number: u32) -> MessageId {
-        MessageId::new([1; 12], number)
-    }
 
     #[test]
     fn a_file_is_known_by_its_name_and_an_hl7_message_by_its_msh_10() {
@@ -213,41 +158,19 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changed_after_it_was_seen_is_neither_read_nor_put_away() {
+    fn a_file_that_changed_after_it_was_seen_is_not_read() {
         let root = tempfile::tempdir().unwrap();
+        let beneath = Beneath::open(root.path()).unwrap();
+        let seen = |name: &str| {
+            let path = Path::new(name);
+            Seen { stamp: Stamp::of(&beneath.about(path).unwrap()), path: path.to_owned() }
+        };
         fs::write(root.path().join("a"), "one").unwrap();
-        let old = seen(root.path(), "a");
-        assert_eq!(whole(root.path(), &old).unwrap(), b"one");
+        let old = seen("a");
+        assert_eq!(whole(&beneath, &old).unwrap().0, b"one");
         fs::write(root.path().join("a"), "other").unwrap();
-        assert!(matches!(whole(root.path(), &old), Err(TakeError::Changed)));
-        put_away(root.path(), &old, id(1), &Afterwards::Delete).unwrap();
-        assert_eq!(fs::read(root.path().join("a")).unwrap(), b"other", "the new content is another message");
+        assert!(matches!(whole(&beneath, &old), Err(TakeError::Changed)));
         std::os::unix::fs::symlink("/etc/hostname", root.path().join("link")).unwrap();
-        assert!(whole(root.path(), &seen(root.path(), "link")).is_err(), "links are not followed");
-    }
-
-    #[test]
-    fn files_of_one_name_are_all_kept_in_the_folder_for_those_that_are_done() {
-        let root = tempfile::tempdir().unwrap();
-        let done = Afterwards::Move(root.path().join("done"));
-        // A link that somebody left where the trial is made leads to a file of theirs: it is not touched.
-        let others = root.path().join("others");
-        fs::write(&others, "theirs").unwrap();
-        std::os::unix::fs::symlink(&others, root.path().join(".wardgate-trial")).unwrap();
-        can_put_away(root.path(), &done).unwrap();
-        assert_eq!(fs::read(&others).unwrap(), b"theirs");
-        for number in 0..3 {
-            fs::write(root.path().join("a"), number.to_string()).unwrap();
-            put_away(root.path(), &seen(root.path(), "a"), id(number), &done).unwrap();
-        }
-        let mut kept: Vec<Vec<u8>> = fs::read_dir(root.path().join("done"))
-            .unwrap()
-            .map(|entry| fs::read(entry.unwrap().path()).unwrap())
-            .collect();
-        kept.sort();
-        assert_eq!(kept, [b"0", b"1", b"2"]);
-        fs::write(root.path().join("b"), "x").unwrap();
-        put_away(root.path(), &seen(root.path(), "b"), id(9), &Afterwards::Delete).unwrap();
-        assert!(!root.path().join("b").exists());
+        assert!(matches!(whole(&beneath, &seen("link")), Err(TakeError::Changed)), "links are not followed");
     }
 }

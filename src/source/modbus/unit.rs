@@ -13,6 +13,7 @@ use super::map::{Block, Point, Sample, blocks};
 use super::{ModbusConfig, UnitConfig};
 use crate::source::intake::Intake;
 use crate::source::readings::{Reading, Readings};
+use crate::source::seldom::Seldom;
 use crate::telemetry::codes;
 use crate::telemetry::record::{Code, Event, Gap, GapReason, Mode, Named, Observation, Phase, Raw, Validity, Value};
 use crate::wire::modbus::Exception;
@@ -47,6 +48,9 @@ pub struct Unit {
     silent_since: Option<Instant>,
     /// That it is unreachable was stored.
     told: bool,
+    /// And logged: one that comes and goes is logged once a minute.
+    logged: bool,
+    log: Seldom,
 }
 
 /// What one poll brought: the samples of all points, and the answers that they were in.
@@ -83,6 +87,8 @@ impl Unit {
             answered: None,
             silent_since: None,
             told: false,
+            logged: false,
+            log: Seldom::default(),
             config: config.clone(),
         }
     }
@@ -157,11 +163,22 @@ impl Unit {
         let doubled = self.every.saturating_mul(1 << self.failures.min(16));
         let pause = doubled.min(RETRY_PAUSE_MAX).max(self.answer_time * LATE_ANSWER_TIMES);
         self.due = now + pause;
-        if self.failures < FAILURES_TOLERATED || self.told {
+        if self.failures < FAILURES_TOLERATED {
+            return;
+        }
+        let speak = match (self.told, self.logged) {
+            (false, _) => self.log.speak(),
+            (true, false) => self.log.speak_yet(),
+            (true, true) => None,
+        };
+        if let Some(unsaid) = speak {
+            self.logged = true;
+            tracing::warn!(stream = %format_args!("unit-{}", self.config.id), why, unsaid, "a Modbus unit can't be reached");
+        }
+        if self.told {
             return;
         }
         self.told = true;
-        tracing::warn!(stream = %format_args!("unit-{}", self.config.id), why, "a Modbus unit can't be reached");
         let event = event("unplugged", format!("unit {} can't be reached: {why}", self.config.id));
         // When it can't be stored, the next reading of this stream says that one is missing.
         let _told =
@@ -184,10 +201,10 @@ impl Unit {
                 return;
             }
         }
-        if self.told {
+        if self.logged {
             tracing::info!(stream = %format_args!("unit-{}", self.config.id), "a Modbus unit is back");
         }
-        (self.silent_since, self.told) = (None, false);
+        (self.silent_since, self.told, self.logged) = (None, false, false);
         if all {
             self.said_all = Some(now);
         }

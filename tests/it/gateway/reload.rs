@@ -39,6 +39,8 @@ fn a_new_source_comes_in_and_the_connections_of_the_others_stay() {
     assert!(device.is_closed_within(Duration::from_secs(10)));
     assert_eq!(Device::connect(gateway.endpoint("monitors")).send(&message("6")), "CA");
     eventually("all arrived", || receiver.first_arrivals().0 == ["1", "2", "3", "4", "5", "6"]);
+    // It was given another lane twice meanwhile, and counts since the start of the service all the same.
+    eventually("all are counted", || gateway.status()["upstreams"]["engine"]["delivered"] == 6);
 }
 
 #[test]
