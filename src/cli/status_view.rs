@@ -252,7 +252,7 @@ monitors > engine        0   0 B       -     0  all delivered
 LOG       FULL                              USED    QUOTA  SEGMENTS  WRITTEN  SYNCS  STATE
 clinical  [....................]   0 %  64.0 MiB  8.0 GiB         4  3.0 GiB  9 001  taking
 
-index: 5.0 MiB written since the start";
+index: 5.0 MiB written since the start; sealed with AES-256-GCM";
         assert_eq!(render(&sample::healthy(), 120), expected);
     }
 
