@@ -4,6 +4,8 @@
 use std::io;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
+
 use super::draft::FRAGMENT_BYTES;
 use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{body, commit, meta, name, open, waiting};
@@ -116,5 +118,30 @@ async fn when_the_sync_of_pieces_fails_whatever_needs_them_is_refused_and_the_re
         let after = open(&disk.cut(&mut Dice::new(seed)), 8);
         assert!(delivered(&after).await == expected, "seed {seed}");
         assert_eq!(after.logs()[0].quarantined, 0, "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_has_the_digest_of_its_bytes_however_long_it_is_and_however_it_came() {
+    let spool = open(&SimDisk::new(), 64);
+    let half = FRAGMENT_BYTES / 2;
+    let lengths = [half, FRAGMENT_BYTES, FRAGMENT_BYTES + 1, LONG, LONG + half, 5 * FRAGMENT_BYTES + 9];
+    let mut sent = Vec::new();
+    for (number, length) in (0..).zip(lengths) {
+        for cut in [7_919, 131_066, 2 * FRAGMENT_BYTES + 1] {
+            let bytes = body(number, length);
+            let mut draft = spool.begin(Class::Clinical, &name("icu"));
+            for part in bytes.chunks(cut) {
+                draft.write(part).await.unwrap();
+            }
+            end(&spool, draft).await.unwrap();
+            sent.push(bytes);
+        }
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    for bytes in sent {
+        let envelope = lane.next().await.content.unwrap();
+        assert_eq!(envelope.sha256, digest::digest(&digest::SHA256, &bytes).as_ref());
+        assert!(envelope.body.collect().await.unwrap() == bytes);
     }
 }
