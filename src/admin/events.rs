@@ -39,7 +39,7 @@ pub struct Event {
 }
 
 /// Every alarm, in the order of its code.
-pub const ALARMS: [Event; 16] = [
+pub const ALARMS: [Event; 17] = [
     Event {
         code: "backlog-age",
         raised: "4c9aa5d2ed0047e18603735f887e3eac",
@@ -99,6 +99,11 @@ pub const ALARMS: [Event; 16] = [
         code: "unplugged",
         raised: "f76cfeeb629f456c8e07f567b9b074d8",
         cleared: "6fd7ec0c853e445f94f4a65ed917befc",
+    },
+    Event {
+        code: "upstream-down",
+        raised: "bf576729fe2346ed9f48fc0e294c9710",
+        cleared: "a199fa144a924b55a8f55a7130197445",
     },
 ];
 

@@ -1,4 +1,7 @@
 //! A message on its way into a log: pieces of 256 KiB go to disk while it arrives, the last one commits it.
+//!
+//! The three things that cost time run beside each other: the task that brings the bytes takes their digest, the writer's thread
+//! seals and writes the piece before them, and the disk is at those before that. So the commit has little left to wait for but its sync.
 
 use std::sync::Arc;
 
@@ -7,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::duplicates::{Claim, Duplicates, Verdict};
 use super::log::{Effect, Log};
-use super::record::{self, Data, Kind, Piece};
+use super::record::{self, Data, FRAGMENT_HEAD, Kind, Piece};
 use super::requests::Requests;
 use super::writer::{Prepared, Request, Written};
 use super::{CommitError, Committed, recovery, source_tag};
@@ -28,6 +31,7 @@ pub struct Draft {
     duplicates: Arc<Duplicates>,
     source: Name,
     stream: u64,
+    /// The piece that fills, behind the head of a FRAGMENT record: as it is, it goes to the writer.
     buffer: Vec<u8>,
     pieces: Vec<Piece>,
     /// The piece that is being written; at most one, so that memory stays bounded.
@@ -77,27 +81,45 @@ impl Draft {
     ///
     /// # Errors
     /// [`CommitError`] when the log is full or has failed, the body is longer than 4 GiB, or its first pieces were dropped.
-    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), CommitError> {
-        self.digest.update(bytes);
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), CommitError> {
         self.length += bytes.len() as u64;
-        while self.buffer.len() + bytes.len() > FRAGMENT_BYTES {
-            let (now, later) = bytes.split_at(FRAGMENT_BYTES - self.buffer.len());
+        let mut rest = bytes;
+        while rest.len() > self.room() {
+            let (now, later) = rest.split_at(self.room());
             self.keep(now);
-            bytes = later;
+            rest = later;
             self.flush().await?;
         }
-        self.keep(bytes);
+        self.keep(rest);
+        // Last: a piece that went to the writer is sealed and written meanwhile.
+        self.digest.update(bytes);
         Ok(())
     }
 
-    /// Buffers bytes, for which there is room in a piece; the buffer never grows beyond one.
+    /// Buffers bytes, for which there is room in the piece.
     fn keep(&mut self, bytes: &[u8]) {
         let (length, capacity) = (self.buffer.len(), self.buffer.capacity());
-        let wanted = length + bytes.len();
+        let wanted = length.max(FRAGMENT_HEAD) + bytes.len();
         if wanted > capacity {
-            self.buffer.reserve_exact(wanted.max((2 * capacity).min(FRAGMENT_BYTES)) - length);
+            let whole = FRAGMENT_HEAD + FRAGMENT_BYTES;
+            // Of a body that has pieces already the next one will be full too, as a rule.
+            let likely = if self.streamed { whole } else { whole.min(2 * capacity) };
+            self.buffer.reserve_exact(wanted.max(likely) - length);
+        }
+        if self.buffer.is_empty() {
+            self.buffer.extend_from_slice(&record::fragment_head(self.stream));
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes of the body in the piece that fills.
+    fn body(&self) -> &[u8] {
+        self.buffer.get(FRAGMENT_HEAD..).unwrap_or_default()
+    }
+
+    /// Bytes of the body for which there is room in it still.
+    fn room(&self) -> usize {
+        FRAGMENT_BYTES.saturating_sub(self.body().len())
     }
 
     /// Others of the same sender follow at once: the commit goes into the queue, so that they share its sync, and is not written at once
@@ -175,7 +197,7 @@ impl Draft {
         let stream = (!pieces.is_empty()).then_some(self.stream);
         let data = Data { id, meta, sha256, length: self.length, pieces };
         let effect = recovery::message_effect(&data, stream);
-        let plaintext = record::encode_data(&data, &self.buffer);
+        let plaintext = record::encode_data(&data, self.body());
         let mut records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
         records.extend(self.others.drain(..).map(|(meta, body)| whole(meta, &body, tag)));
         let (reply, told) = oneshot::channel();
@@ -199,9 +221,8 @@ impl Draft {
         if self.pieces.len() >= PIECES_MAX || !self.is_held() {
             return Err(CommitError::Full);
         }
-        let plaintext = record::encode_fragment(self.stream, &self.buffer);
-        let length = self.buffer.len();
-        self.buffer.clear();
+        let length = self.body().len();
+        let plaintext = std::mem::take(&mut self.buffer);
         let draft = self.alive.as_ref().map(Arc::downgrade).unwrap_or_default();
         let effect = Effect::Fragment { stream: self.stream, length: length as u64, draft };
         let tag = source_tag(&self.log.keys().spool, &self.source);

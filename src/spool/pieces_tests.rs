@@ -5,6 +5,8 @@
 use std::io;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
+
 use super::draft::FRAGMENT_BYTES;
 use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{body, commit, meta, name, open, waiting};
@@ -160,4 +162,29 @@ async fn what_is_committed_with_a_message_goes_with_it_to_another_segment_and_no
     assert_eq!((delivered(&spool).await.len(), notes(&spool).await), (2, 2));
     let after = open(&disk.after_kill(), 8);
     assert_eq!((delivered(&after).await.len(), notes(&after).await), (2, 2));
+}
+
+#[tokio::test]
+async fn a_body_has_the_digest_of_its_bytes_however_long_it_is_and_however_it_came() {
+    let spool = open(&SimDisk::new(), 64);
+    let half = FRAGMENT_BYTES / 2;
+    let lengths = [half, FRAGMENT_BYTES, FRAGMENT_BYTES + 1, LONG, LONG + half, 5 * FRAGMENT_BYTES + 9];
+    let mut sent = Vec::new();
+    for (number, length) in (0..).zip(lengths) {
+        for cut in [7_919, 131_066, 2 * FRAGMENT_BYTES + 1] {
+            let bytes = body(number, length);
+            let mut draft = spool.begin(Class::Clinical, &name("icu"));
+            for part in bytes.chunks(cut) {
+                draft.write(part).await.unwrap();
+            }
+            end(&spool, draft).await.unwrap();
+            sent.push(bytes);
+        }
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    for bytes in sent {
+        let envelope = lane.next().await.content.unwrap();
+        assert_eq!(envelope.sha256, digest::digest(&digest::SHA256, &bytes).as_ref());
+        assert!(envelope.body.collect().await.unwrap() == bytes);
+    }
 }

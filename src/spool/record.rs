@@ -226,13 +226,16 @@ pub fn decode_data(bytes: &[u8]) -> Option<(Data, usize)> {
     Some((data, bytes.len() - tail.len()))
 }
 
-/// The bytes of a FRAGMENT record.
-pub fn encode_fragment(stream: u64, body: &[u8]) -> Vec<u8> {
-    [&stream.to_le_bytes(), body].concat()
+/// Bytes of a FRAGMENT record before its piece of the body.
+pub const FRAGMENT_HEAD: usize = 8;
+
+/// What a FRAGMENT record begins with; a piece of the body follows.
+pub fn fragment_head(stream: u64) -> [u8; FRAGMENT_HEAD] {
+    stream.to_le_bytes()
 }
 
 /// Reads a FRAGMENT record back: the stream and its piece of the body.
 pub fn decode_fragment(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (stream, body) = bytes.split_first_chunk::<8>()?;
+    let (stream, body) = bytes.split_first_chunk::<FRAGMENT_HEAD>()?;
     Some((u64::from_le_bytes(*stream), body))
 }

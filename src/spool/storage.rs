@@ -12,6 +12,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use crate::system::disk;
+
 /// A folder on a disk.
 pub trait Storage: Send + Sync + 'static {
     /// Whether anything may be changed here: the disk of a dead box is only read.
@@ -67,6 +69,9 @@ pub trait File: Send + Sync {
     /// # Errors
     /// As the disk gives them.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Begins to bring what was written there to the disk, so that the sync which makes it durable has less left to do. A hint:
+    /// says nothing about success, and waits for nothing.
+    fn start_writing(&self, _offset: u64, _length: u64) {}
     /// Makes what was written durable, with the file's length.
     ///
     /// # Errors
@@ -262,6 +267,11 @@ impl File for fs::File {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn start_writing(&self, offset: u64, length: u64) {
+        // Whatever is wrong with the disk is told by the sync.
+        disk::start_writing(self, offset, length).ok();
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,9 +1,9 @@
 //! The one writer of a log: takes what is waiting, writes it as one group, syncs once, then tells all who wait.
 //!
 //! No timer stands in the way of a lone message. Nobody is told Ok of a message before the sync returned; pieces of a body that is
-//! still arriving are written without one, and the commit that takes them over syncs them. After a failed write or sync
-//! the segment is given up: what was in the group is written again, under the same ids, to a fresh segment, and only that
-//! sync counts; when that fails too, intake is off. A sync is never tried again on the same file.
+//! still arriving are written without one (the disk is only told to begin with them), and the commit that takes them over syncs
+//! them. After a failed write or sync the segment is given up: what was in the group is written again, under the same ids, to a
+//! fresh segment, and only that sync counts; when that fails too, intake is off. A sync is never tried again on the same file.
 
 use std::io;
 use std::sync::Arc;
@@ -509,10 +509,14 @@ impl Writer {
             return Err(io::Error::other("the group does not fit"));
         }
         active.segment.file.write_at(&self.buffer, active.offset)?;
-        if sync {
-            let began = Instant::now();
-            active.segment.file.sync()?;
-            self.quick = began.elapsed() < QUICK_SYNC;
+        match sync {
+            true => {
+                let began = Instant::now();
+                active.segment.file.sync()?;
+                self.quick = began.elapsed() < QUICK_SYNC;
+            }
+            // While the rest of the body arrives: the sync of its commit then has little left to wait for.
+            false => active.segment.file.start_writing(active.offset, self.buffer.len() as u64),
         }
         let (identity, offset) = (active.segment.identity, active.offset);
         active.offset += self.buffer.len() as u64;

@@ -1,13 +1,15 @@
 //! What the rest of the house needs of the file system beside the spool's own files: free space, one owner for a folder,
-//! and small files that are replaced whole or not at all.
+//! and small files that are replaced whole or not at all. For the spool's files the one call that the standard library lacks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use nix::sys::statvfs::statvfs;
 
 /// The file in a locked folder that carries the lock and the owner's process id.
@@ -36,6 +38,20 @@ pub fn space(path: &Path) -> io::Result<Space> {
     let [fragment, blocks, available]: [u64; 3] =
         [found.fragment_size().into(), found.blocks().into(), found.blocks_available().into()];
     Ok(Space { total: fragment.saturating_mul(blocks), free: fragment.saturating_mul(available) })
+}
+
+/// Begins to write a part of a file's dirty pages to the disk, and does not wait for it. No promise: what is durable is known
+/// after a sync only, and an error on the way is told by that.
+///
+/// # Errors
+/// Those of `sync_file_range`.
+#[allow(unsafe_code)] // nix has no name for this call
+pub fn start_writing(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let number = |value: u64| i64::try_from(value).map_err(io::Error::other);
+    let (fd, offset, length) = (file.as_raw_fd(), number(offset)?, number(length)?);
+    // SAFETY: the call takes numbers only, and the descriptor is open while this runs.
+    let code = unsafe { libc::sync_file_range(fd, offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+    Ok(Errno::result(code).map(drop)?)
 }
 
 /// Replaces the file `path` by one with these bytes: after a crash there is the old content or the new, never a mixture.

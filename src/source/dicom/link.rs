@@ -177,7 +177,7 @@ impl Link {
                 }
             }
             self.make_room(needed);
-            self.fill().await?;
+            self.fill(needed).await?;
         }
     }
 
@@ -222,11 +222,17 @@ impl Link {
         }
     }
 
-    async fn fill(&mut self) -> Result<(), Closing> {
+    /// Reads more of a PDU of `needed` bytes, and what came behind it; behind a long one only the next header, so that hardly anything
+    /// has to be moved to the front for the next.
+    async fn fill(&mut self, needed: usize) -> Result<(), Closing> {
         // A sender that waits for the acknowledgement of its last short segment gets it at once, and not after 40 ms. The kernel
         // forgets the option by itself.
         self.stream.tcp().set_quickack(true).ok();
-        let room = self.buffer.get_mut(self.held.end..).unwrap_or_default();
+        let end = match needed > BEYOND_BYTES {
+            true => (self.held.start + needed + HEADER_BYTES).min(self.buffer.len()),
+            false => self.buffer.len(),
+        };
+        let room = self.buffer.get_mut(self.held.end..end).unwrap_or_default();
         match self.stream.read(room).await {
             Ok(0) => Err(Closing::Peer),
             Ok(count) => {
