@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio::time::sleep;
 
+use super::SocketArgs;
 use super::exit::{Exit, Failure, OrExit};
 use super::mllp_client::MllpClient;
-use super::SocketArgs;
 use super::own_gateway::{Folder, OwnGateway, SOCKET};
 use super::probe::message;
 use super::terminal::{plain, say};
@@ -62,7 +62,12 @@ pub struct HealthArgs {
 pub async fn run(args: HealthArgs) -> Result<(), Failure> {
     let status = well(&args).await?;
     let logs: Vec<&str> = status.logs.iter().map(|log| log.log.as_str()).collect();
-    say(&format!("service  wardgate {} runs for {} s, its spool is open ({})", status.version, status.running_s, logs.join(", ")))?;
+    say(&format!(
+        "service  wardgate {} runs for {} s, its spool is open ({})",
+        status.version,
+        status.running_s,
+        logs.join(", ")
+    ))?;
     for log in &status.logs {
         if let Some(why) = &log.refusing {
             say(&format!("note     the log {} takes nothing now: {why}", log.log))?;
@@ -125,7 +130,8 @@ async fn looped(inside: Option<&Path>) -> Result<Duration, Failure> {
 /// The message's way: MLLP on loopback, the spool, a file.
 async fn through(status: &Status, out: &Path) -> Result<Duration, Failure> {
     let address: Option<HostPort> = status.sources.values().find_map(|source| source.endpoint.parse().ok());
-    let address = address.ok_or_else(|| Failure::new(Exit::Data, "the loop's gateway does not say where it listens"))?;
+    let address =
+        address.ok_or_else(|| Failure::new(Exit::Data, "the loop's gateway does not say where it listens"))?;
     let (_, message) = message(jiff::Timestamp::now(), false);
     let begun = Instant::now();
     let client = MllpClient::connect(&address, None, STEP_MAX).await;

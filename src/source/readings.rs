@@ -141,7 +141,12 @@ impl Readings {
             control_id: Vec::new(),
             flags,
         };
-        let untold = Untold { gap, is_stored: false, lost: Arc::clone(&self.lost), counters: Arc::clone(self.intake.counters()) };
+        let untold = Untold {
+            gap,
+            is_stored: false,
+            lost: Arc::clone(&self.lost),
+            counters: Arc::clone(self.intake.counters()),
+        };
         Prepared { intake: self.intake.clone(), received, body, about, untold, of_device: true }
     }
 

@@ -121,10 +121,16 @@ fn users_have_the_same_numbers_on_every_system() {
     for line in users.lines().filter(|line| line.starts_with(['u', 'g'])) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let (kind, name, number) = (words[0], words[1], words[2]);
-        assert!(group.contains(&format!("{name}:x:{number}:")), "{name} has another number in the layer's table of groups");
+        assert!(
+            group.contains(&format!("{name}:x:{number}:")),
+            "{name} has another number in the layer's table of groups"
+        );
         assert!(recipe.contains(&format!("--gid {number} {name}")), "{name} has another number in the recipe");
         if kind == "u" {
-            assert!(passwd.contains(&format!("{name}:x:{number}:{number}:")), "{name} has another number in the layer's table");
+            assert!(
+                passwd.contains(&format!("{name}:x:{number}:{number}:")),
+                "{name} has another number in the layer's table"
+            );
         }
     }
 }
@@ -154,7 +160,8 @@ fn the_bill_of_materials_is_valid_complete_and_the_same_each_time() {
     fs::write(&file, &bill).unwrap();
     succeeds(python_peer("sbom_check.py").arg(&file));
     let bill: serde_json::Value = serde_json::from_str(&bill).unwrap();
-    let names: Vec<&str> = bill["components"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        bill["components"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"rustls") && names.contains(&"redb"), "what is in the executable is in it: {names:?}");
     assert!(!names.contains(&"proptest") && !names.contains(&"rumqttc"), "what only tests use is not: {names:?}");
     for component in bill["components"].as_array().unwrap() {
