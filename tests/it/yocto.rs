@@ -22,8 +22,8 @@ fn read(path: &Path) -> String {
 
 /// The value of `NAME = "..."`, also over several lines.
 fn value<'a>(recipe: &'a str, name: &str) -> &'a str {
-    let start = recipe.find(&format!("\n{name} = \"")).unwrap_or_else(|| panic!("no {name}"));
-    recipe[start..].split('"').nth(1).unwrap()
+    let (_, rest) = recipe.split_once(&format!("\n{name} = \"")).unwrap_or_else(|| panic!("no {name}"));
+    rest.split_once('"').unwrap().0
 }
 
 /// Words of a recipe that begin with `prefix`, without it.
