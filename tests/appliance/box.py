@@ -33,12 +33,12 @@ INIT = """#!/bin/busybox sh
 # Loads what the emulated devices need, and becomes systemd on the first disk.
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
-$b mkdir -p /root
+$b mkdir -p /sysroot
 while read -r module; do $b insmod "/modules/$module"; done </modules/order
 while [ ! -b /dev/vda ]; do $b usleep 20000; done
-$b mount -t ext4 /dev/vda /root
-$b mount -o move /dev /root/dev
-exec $b switch_root /root /sbin/init
+$b mount -t ext4 /dev/vda /sysroot
+$b mount -o move /dev /sysroot/dev
+exec $b switch_root /sysroot /sbin/init
 """
 
 

@@ -193,7 +193,9 @@ fn a_device_made_by_another_hand_is_understood_as_well() {
     assert!(alarms.contains("APNOEA") && alarms.contains("\"31\""), "{alarms}");
     assert_eq!(ward.events("texts"), ["text TXT:1E start", "text TXT:07 start"]);
     let clock = ward.eventually("clock", 1);
-    assert_eq!(clock[0]["device-time"]["quality"], "measured", "{}", clock[0]);
+    // Whether this machine follows a time server is its own affair.
+    let quality = clock[0]["device-time"]["quality"].as_str().unwrap();
+    assert!(["measured", "box-unsynchronised"].contains(&quality), "{}", clock[0]);
     assert!(clock[0]["device-time"]["offset-ms"].as_i64().unwrap().abs() < 5_000, "{}", clock[0]);
     assert_eq!(gateway.status()["sources"]["vent"]["discarded-bytes"], 0);
     device.line_with("51");
