@@ -1,5 +1,5 @@
 //! The stage of the demo: a temporary folder, a broker, a collector and a gateway, set up in this order and struck in reverse.
-//!
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

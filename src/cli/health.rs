@@ -21,13 +21,21 @@ use super::own_gateway::{Folder, OwnGateway, SOCKET};
 use super::probe::message;
 use super::terminal::{plain, say};
 use crate::admin::verbs::Request;
+use crate::source::accept::NO_SUCH_ADDRESS;
 use crate::status::Status;
+use crate::system::disk;
 use crate::values::{HostPort, Span, counted};
 
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(100);
 /// How long the loop may take to answer, and to deliver.
 const STEP_MAX: Duration = Duration::from_secs(30);
+/// How the name of the loop's folder begins.
+const PREFIX: &str = "wardgate-health";
+/// A folder of another loop that is older was left behind.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
+/// What the loop's spool takes of a disk, with room to spare.
+const LOOP_BYTES: u64 = 128 << 20;
 
 /// Says whether this box works: the service and its spool, its sources, and a message through a loop.
 ///
@@ -73,8 +81,17 @@ pub async fn run(args: HealthArgs) -> Result<(), Failure> {
             say(&format!("note     the log {} takes nothing now: {why}", log.log))?;
         }
     }
-    let sources = u64::try_from(status.sources.len()).unwrap_or_default();
-    say(&format!("sources  {} up", counted(sources, "source")))?;
+    let (mut up, mut away) = (0, Vec::new());
+    for (name, source) in &status.sources {
+        match &source.trouble {
+            Some(trouble) => away.push(format!("note     the source {name} does not run: {trouble}")),
+            None => up += 1,
+        }
+    }
+    say(&format!("sources  {} up", counted(up, "source")))?;
+    for note in away {
+        say(&note)?;
+    }
     let took = looped(args.inside.as_deref()).await?;
     say(&format!("loop     a message went in and came out as it was, in {} ms", took.as_millis()))
 }
@@ -107,7 +124,9 @@ fn faults(status: &Status) -> Vec<String> {
         faults.push("the service has no log open".to_owned());
     }
     for (name, source) in &status.sources {
-        if let Some(trouble) = &source.trouble {
+        // What plugs in may be switched off, and a network may be away: no fault of this system.
+        let outside = |trouble: &str| source.plug.is_some() || trouble.contains(NO_SUCH_ADDRESS);
+        if let Some(trouble) = source.trouble.as_deref().filter(|trouble| !outside(trouble)) {
             faults.push(format!("the source {name} does not run: {trouble}"));
         }
     }
@@ -116,7 +135,7 @@ fn faults(status: &Status) -> Vec<String> {
 
 /// Sends a message through a gateway of its own and compares what comes out.
 async fn looped(inside: Option<&Path>) -> Result<Duration, Failure> {
-    let folder = Folder::make(&inside.map_or_else(std::env::temp_dir, Path::to_owned), "wardgate-health")?;
+    let folder = Folder::make(&place(inside)?, PREFIX)?;
     let out = folder.path().join("out");
     fs::create_dir(&out).or_exit(Exit::CannotCreate, format!("can't make {}", out.display()))?;
     let (gateway, status) = OwnGateway::start(&folder, &configuration(folder.path())).await?;
@@ -125,6 +144,27 @@ async fn looped(inside: Option<&Path>) -> Result<Duration, Failure> {
     let took = sent?;
     stopped?;
     Ok(took)
+}
+
+/// Where the loop's folder is made: not on a disk that is full, which is no fault of this system. What a check that was cut off left there
+/// is cleaned up.
+fn place(inside: Option<&Path>) -> Result<PathBuf, Failure> {
+    let Some(inside) = inside else { return Ok(std::env::temp_dir()) };
+    let entries = fs::read_dir(inside).or_exit(Exit::Io, format!("can't read {}", inside.display()))?;
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        let age = entry.metadata().and_then(|about| about.modified()).ok().and_then(|made| made.elapsed().ok());
+        if ours && age.is_some_and(|age| age > LEFT_BEHIND) {
+            // What can't be deleted costs room and nothing else.
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+    let free = disk::space(inside).or_exit(Exit::Io, format!("can't ask {}", inside.display()))?.free;
+    if free < LOOP_BYTES {
+        say(&format!("note     {} is nearly full: the loop is made elsewhere", inside.display()))?;
+        return Ok(std::env::temp_dir());
+    }
+    Ok(inside.to_owned())
 }
 
 /// The message's way: MLLP on loopback, the spool, a file.

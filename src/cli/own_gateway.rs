@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,9 @@ impl Folder {
     /// # Errors
     /// [`Exit::CannotCreate`].
     pub fn make(inside: &Path, prefix: &str) -> Result<Self, Failure> {
-        let path = inside.join(format!("{prefix}-{}", std::process::id()));
+        let mut random = [0; 6];
+        aws_lc_rs::rand::fill(&mut random).or_exit(Exit::Software, "no random numbers")?;
+        let path = inside.join(format!("{prefix}-{}", HEXLOWER.encode(&random)));
         let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
         made.or_exit(Exit::CannotCreate, format!("can't make {}", path.display()))?;
         Ok(Self(path))

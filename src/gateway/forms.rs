@@ -1,4 +1,4 @@
-//! The forms of lanes that no route serves any more, kept beside the spool until nothing waits in them.
+//! The forms of lanes, kept beside the spool for the day on which no route serves one any more.
 //!
 //! What waits in such a lane was meant to go in a form that the configuration says no longer: without this a restart would send it as it is
 //! stored. The file holds names of the configuration and forms, no content. One that can't be read is told, and what waits then goes as it is.
@@ -30,7 +30,7 @@ pub fn recall(folder: &Path) -> Vec<Lane> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             let path = path.display();
-            tracing::error!(%path, %error, "the forms of lanes without a route can't be read: what waits in them is sent as it is stored");
+            tracing::error!(%path, %error, "the forms of lanes can't be read: what waits where no route is left is sent as it is stored");
             Vec::new()
         }
     }
@@ -40,13 +40,13 @@ pub fn recall(folder: &Path) -> Vec<Lane> {
 pub fn keep(folder: &Path, lanes: &[Lane]) {
     if let Err((path, error)) = write(folder, lanes) {
         let path = path.display();
-        tracing::error!(%path, %error, "the forms of lanes without a route can't be kept: after a restart what waits in them is sent as it is stored");
+        tracing::error!(%path, %error, "the forms of lanes can't be kept: after a restart what waits where no route is left is sent as it is stored");
     }
 }
 
 fn write(folder: &Path, lanes: &[Lane]) -> Result<(), (PathBuf, io::Error)> {
     let path = folder.join(FILE);
-    if recall(folder) == lanes {
+    if recall(folder) == lanes && path.exists() != lanes.is_empty() {
         return Ok(());
     }
     let outcome = match lanes {
@@ -78,5 +78,7 @@ mod tests {
         assert!(!folder.path().join(FILE).exists());
         std::fs::write(folder.path().join(FILE), "[{").unwrap();
         assert_eq!(recall(folder.path()), []);
+        keep(folder.path(), &[]);
+        assert!(!folder.path().join(FILE).exists(), "and is put away");
     }
 }

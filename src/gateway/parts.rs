@@ -17,7 +17,8 @@ use super::{forms, reports};
 use crate::callers::Callers;
 use crate::config::{Part, Standing};
 use crate::envelope::Class;
-use crate::route::{self, convert::Conversions};
+use crate::route;
+use crate::route::convert::{Conversions, Lane};
 use crate::source::intake::Intake;
 use crate::source::{SourceConfig, Started};
 use crate::spool::Spool;
@@ -171,12 +172,12 @@ impl Parts {
         self.config.sources.values().filter_map(|part| part.config.listens()).collect()
     }
 
-    /// What waits in a lane that no route serves any more goes in its form after a restart too. Kept whether something waits now or not: a
-    /// message that is being committed may still be meant for it.
+    /// What waits goes in its form also when its route is taken out of the file while nobody runs. So the forms of all lanes are kept, of
+    /// those that a route serves as well, and whether something waits now or not: a message that is being committed may be meant for it.
     fn keep_forms(&self, conversions: &Conversions) {
-        let mut former = conversions.former(&self.config.routes);
-        former.retain(|lane| self.config.upstreams.contains_key(&lane.upstream));
-        forms::keep(&self.config.spool.path, &former);
+        let mut lanes: Vec<Lane> = conversions.lanes().collect();
+        lanes.retain(|lane| self.config.upstreams.contains_key(&lane.upstream));
+        forms::keep(&self.config.spool.path, &lanes);
     }
 
     /// Serves lanes that came to be by an import, a replay or a retry: their forwarders begin anew with all their lanes.

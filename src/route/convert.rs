@@ -92,11 +92,6 @@ impl Conversions {
         self
     }
 
-    /// The lanes with a form that no route serves any more.
-    pub fn former(&self, routes: &[RouteConfig]) -> Vec<Lane> {
-        self.lanes().filter(|lane| !is_routed(routes, &lane.source, &lane.upstream)).collect()
-    }
-
     /// All lanes with a form.
     pub fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
         self.lanes.iter().map(|((source, upstream), conversion)| Lane {

@@ -12,7 +12,7 @@ use crate::telemetry::record::{
     Code, Event, Mode, Named, Observation, Phase, Priority, Raw, Record, Time, VERSION, Validity, Value,
 };
 use crate::values::Zone;
-use crate::wire::hl7::Header;
+use crate::wire::hl7::{self, Header};
 use crate::wire::oru::{Group, Oru, Part, Segment};
 
 /// Levels of the device that are told.
@@ -81,11 +81,13 @@ pub(super) fn record(body: &[u8], envelope: &Envelope, zone: Option<&Zone>) -> R
     })
 }
 
-/// The character set that the source's configuration or the header says; the configuration serves messages that say nothing.
+/// The character set that the header says; the source's configuration serves messages that say nothing.
 fn charset_name<'m>(header: &Header<'_>, content_type: &'m str) -> Option<&'m str> {
     let said = content_type.split(';').find_map(|part| part.trim().strip_prefix("charset="));
     let unknown = || (!header.field(18).trim_ascii().is_empty()).then_some("of a name that is not known here");
-    said.or_else(|| header.charset()).or_else(unknown)
+    // The configuration may spell it in any way that devices do.
+    let configured = || said.map(|said| hl7::charset(said.trim_matches('"').as_bytes()).unwrap_or(said));
+    header.charset().or_else(unknown).or_else(configured)
 }
 
 /// What reads the fields of one message.

@@ -38,6 +38,9 @@ pub const CONNECTIONS_DEFAULT: usize = 256;
 /// Connections at once that a configuration may ask for: each costs some twenty KiB, and file descriptors are not endless.
 pub const CONNECTIONS_MAX: usize = 4096;
 
+/// What is said of a listener whose address no network card has: a cable's or a network's fault.
+pub const NO_SUCH_ADDRESS: &str = "this box has no such address: check the network's configuration";
+
 /// Who may come in.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -275,7 +278,7 @@ fn severity(error: &io::Error) -> Severity {
 fn explain_bind(listen: Listen, error: &io::Error) -> SourceError {
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => "another program or source listens there",
-        io::ErrorKind::AddrNotAvailable => "this box has no such address: check the network's configuration",
+        io::ErrorKind::AddrNotAvailable => NO_SUCH_ADDRESS,
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 are root's: enable the socket unit that holds this very address (systemctl enable --now \
              wardgate-dicom.socket for 0.0.0.0:104), then restart the service"

@@ -106,7 +106,10 @@ impl Assembly {
         if found > 0 {
             tracing::info!(source = %intake.source(), frames = found, "what was acknowledged before the start and is no message yet");
         }
-        assembly.look(true).await.ok();
+        // Frames that could not be read now may stand behind those that were: what broke off is not where it seems to be.
+        if !matches!(assembly.look(true).await, Ok(true)) {
+            assembly.transfers.forget_broken();
+        }
         assembly
     }
 

@@ -226,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             Event::Frame(frame) => Some(self.frame(&frame).await),
             Event::Other(text) => match self.hold(Kind::Other, &text).await {
-                Ok(()) => answer,
+                Ok(_) => answer,
                 Err(error) => Some(self.not_stored(error)),
             },
             Event::Repeat => answer,
@@ -275,13 +275,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     async fn frame(&mut self, frame: &Frame) -> u8 {
         let kind = Kind::Frame { number: frame.number, last: frame.last };
         match self.hold(kind, &frame.text).await {
-            Ok(()) => {
+            Ok(bytes) => {
                 self.failures = 0;
                 let last = (frame.number, frame.fingerprint());
                 self.receiver.accept(last.0, last.1);
                 if let Some(transfer) = &mut self.transfer {
                     transfer.last = Some(last);
                 }
+                // Only now, that a line which is cut meanwhile knows which frame was its last.
+                self.room_for(bytes).await;
                 ACK
             }
             Err(error) => self.not_stored(error),
@@ -290,14 +292,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Records that nobody acknowledges: the line is not read on until they are stored.
     async fn bare(&mut self, text: &[u8]) {
-        while let Err(error) = self.hold(Kind::Bare, text).await {
-            self.not_stored(error);
+        loop {
+            match self.hold(Kind::Bare, text).await {
+                Ok(bytes) => return self.room_for(bytes).await,
+                Err(error) => drop(self.not_stored(error)),
+            }
             sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// Makes a part durable.
-    async fn hold(&mut self, kind: Kind, text: &[u8]) -> Result<(), CommitError> {
+    /// Makes a part durable. Gives the bytes that its message has so far, for [`Self::room_for`].
+    async fn hold(&mut self, kind: Kind, text: &[u8]) -> Result<u64, CommitError> {
         let transfer = self.transfer.get_or_insert_with(|| Transfer::new(&self.settings.transfers, &self.line));
         let ordinal = transfer.ordinal;
         let start = transfer.message.as_ref().map_or(ordinal, |message| message.start);
@@ -306,13 +311,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let (link, line) = (self.link, self.line.clone());
         let part = Part { transfer: transfer.id, ordinal, start, record, kind, link, alone, line, text };
         let body = part.encode();
-        let _share = self.intake.share(body.len()).await;
+        let share = self.intake.share(body.len()).await;
         self.settings.parts.commit(body, self.intake.now()).await?;
+        // Given back before room is waited for: who holds a share waits for no other.
+        drop(share);
         transfer.ordinal += 1;
         transfer.alone = alone;
         if kind == Kind::Other {
             self.settings.transfers.nudge();
-            return Ok(());
+            return Ok(0);
         }
         let last = matches!(kind, Kind::Frame { last: true, .. });
         let before = transfer.bytes();
@@ -321,8 +328,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if ended || bytes / NUDGE_BYTES != before / NUDGE_BYTES {
             self.settings.transfers.nudge();
         }
-        self.room_for(bytes).await;
-        Ok(())
+        Ok(bytes)
     }
 
     /// Takes the room that the assembly needs for a message of this length so far, before more of it is read.

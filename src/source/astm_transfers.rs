@@ -126,6 +126,11 @@ impl Transfers {
         self.nudge();
     }
 
+    /// Nobody goes on with what broke off before: where that was is not known.
+    pub fn forget_broken(&self) {
+        self.lock().broken.clear();
+    }
+
     /// The transfer of this line that a frame without ENQ goes on with, when that is sure; it is under way again.
     pub fn rejoin(&self, line: &str, frame: &Frame) -> Option<Standing> {
         let mut state = self.lock();

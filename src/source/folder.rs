@@ -428,13 +428,19 @@ impl Folder {
         if stored.is_empty() {
             return Ok(());
         }
+        let remembered: Vec<_> =
+            stored.iter().map(|(seen, id, held)| (seen.path.clone(), (seen.stamp, *id, held.remembered()))).collect();
         let settings = Arc::clone(&self.settings);
         let put = self.settings.worker.act_in_time(move || put_all_away(&settings, stored));
         let failed = match put.await {
             Ok(failed) => failed,
-            // What was not put away is read again, and known as a second copy.
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(HUNG.to_owned()),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => {
+                // Which of them were put away is not known: those that are still there are stored, and wait for it.
+                self.stuck.extend(remembered);
+                self.tried = false;
+                let hung = error.kind() == io::ErrorKind::TimedOut;
+                return Err(if hung { HUNG.to_owned() } else { error.to_string() });
+            }
         };
         let Some((_, _, _, error)) = failed.first() else { return Ok(()) };
         let error = error.to_string();

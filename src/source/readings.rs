@@ -90,7 +90,19 @@ impl Readings {
     /// [`CommitError`] when the log is full or has failed. The reading is then lost to us unless the device says it again, and the next
     /// one that is stored carries a gap of reason `overflow`.
     pub async fn store(&mut self, reading: Reading) -> Result<Committed, CommitError> {
-        self.stored(reading, true).await
+        let prepared = self.prepare(reading);
+        let _share = self.intake.share(prepared.body.len()).await;
+        self.stored(prepared).await
+    }
+
+    /// As [`Readings::store`], for a reading whose frame has had its share of the memory since it was caught. It asks for no other: who holds
+    /// one and waits for another waits behind those who wait for his, for ever.
+    ///
+    /// # Errors
+    /// As [`Readings::store`].
+    pub async fn store_holding(&mut self, reading: Reading, _share: Share) -> Result<Committed, CommitError> {
+        let prepared = self.prepare(reading);
+        self.stored(prepared).await
     }
 
     /// Makes a word of this box itself about the device durable: not counted as the device's, and no sign of life of it.
@@ -98,12 +110,12 @@ impl Readings {
     /// # Errors
     /// As [`Readings::store`].
     pub async fn note(&mut self, reading: Reading) -> Result<Committed, CommitError> {
-        self.stored(reading, false).await
+        let prepared = Prepared { of_device: false, ..self.prepare(reading) };
+        let _share = self.intake.share(prepared.body.len()).await;
+        self.stored(prepared).await
     }
 
-    async fn stored(&mut self, reading: Reading, of_device: bool) -> Result<Committed, CommitError> {
-        let prepared = Prepared { of_device, ..self.prepare(reading) };
-        let _share = self.intake.share(prepared.body.len()).await;
+    async fn stored(&mut self, prepared: Prepared) -> Result<Committed, CommitError> {
         let outcome = prepared.commit(false).await;
         if outcome.is_err() {
             // Nobody has seen its number.

@@ -47,7 +47,11 @@ pub struct Caught {
     pub about: Vec<Named>,
 }
 
-/// What a frame may hold in memory while it waits: of its queue, and of all sources.
+/// What the record of a frame takes in memory at most, as a rule: so much, and so many times the frame's own bytes.
+const RECORD_BYTES: usize = 512;
+const RECORD_FACTOR: usize = 4;
+
+/// What a frame may hold in memory until its record is stored: of its queue, and of all sources.
 pub type Room = (OwnedSemaphorePermit, Share);
 
 /// The reading side of a queue, and what is counted there.
@@ -176,7 +180,7 @@ impl Catcher {
             let bytes = raw.len() + about.iter().map(|named| named.value.len()).sum::<usize>();
             let ours = u32::try_from(bytes.min(room_bytes)).unwrap_or(u32::MAX);
             let ours = Arc::clone(room).try_acquire_many_owned(ours).ok();
-            let room = ours.and_then(|ours| Some((ours, intake.try_share(bytes)?)));
+            let room = ours.and_then(|ours| Some((ours, intake.try_share(RECORD_BYTES + RECORD_FACTOR * bytes)?)));
             let caught = || Caught { raw: raw.to_vec(), payload, received: began, lost: *lost, about: about.to_vec() };
             if room.is_some_and(|room| queue.try_send((caught(), room)).is_ok()) {
                 *lost = 0;
@@ -208,12 +212,10 @@ pub async fn store_all(
                 next
             }
         };
-        let Some((frame, room)) = next else { break };
-        // Its record takes a share of its own, and nobody holds one while he waits for another.
-        drop(room);
+        let Some((frame, (_queued, share))) = next else { break };
         let Some(reading) = reading(frame, profile, intake, &mut noise) else { continue };
         // One that can't be stored is counted by the intake, and told by the next one that can.
-        if let Err(error) = readings.lock().await.store(reading).await {
+        if let Err(error) = readings.lock().await.store_holding(reading, share).await {
             tracing::debug!(source = %intake.source(), %error, "a reading could not be stored");
         }
     }

@@ -1,7 +1,10 @@
 //! What becomes of a device's frames: a device at the end of a pseudo-terminal, or sending datagrams, and the records that are stored.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +17,7 @@ use super::serial::SerialSourceConfig;
 use super::serial_line::{Caught, store_all};
 use super::udp::UdpConfig;
 use super::{SourceConfig, Started};
+use crate::spool::IN_FLIGHT_BYTES_MAX;
 use crate::telemetry::record::{GapReason, Raw, Record, Value};
 use crate::values::{Problems, Section};
 
@@ -243,6 +247,35 @@ async fn what_is_lost_before_frames_that_are_left_out_or_before_the_end_of_a_lin
     }
     let gap = room.record().await.gap.unwrap();
     assert_eq!((gap.reason, gap.count), (GapReason::Overflow, Some(7)), "five found no room, two were left out");
+}
+
+/// Frames hold their share until they are stored and ask for no other: else they would wait behind those who wait for theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_were_caught_are_stored_while_others_wait_for_the_memory_that_they_hold() {
+    let mut room = Room::new("serial");
+    let profile =
+        super::serial::loaded(&toml::from_str::<Chosen>("profile = \"nonin-ascii\"").unwrap().profile).unwrap();
+    let readings = tokio::sync::Mutex::new(super::readings::Readings::new(&room.intake, "numerics"));
+    let space = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let caught = Caught {
+        raw: b"SPO2=98 HR=61".to_vec(),
+        payload: Some(0..13),
+        received: room.intake.now(),
+        lost: 0,
+        about: Vec::new(),
+    };
+    let (queue, frames) = tokio::sync::mpsc::channel(1);
+    queue.send((caught, (space, room.intake.try_share(1000).unwrap()))).await.unwrap();
+    drop(queue);
+    let rest = room.intake.share(IN_FLIGHT_BYTES_MAX - 1000).await;
+    let intake = room.intake.clone();
+    let mut waiting = pin!(intake.share(2000));
+    let begun = poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending())).await;
+    assert!(begun, "another one waits for more than is free");
+    timeout(LIMIT, store_all(frames, &profile, &room.intake, &readings)).await.expect("it is stored all the same");
+    room.record().await;
+    drop(rest);
+    timeout(LIMIT, waiting).await.expect("and then the other one has its turn");
 }
 
 #[derive(serde::Deserialize)]

@@ -360,13 +360,14 @@ impl Position {
 }
 
 /// Makes durable what the last start wrote: a process that was killed leaves groups that are read back from memory and were
-/// never synced. Only what is on stable storage may be answered for.
+/// never synced. Only what is on stable storage may be answered for. It left them in the newest segment: of an older one that was
+/// not closed only groups count that were synced before the next one was begun.
 fn settle(log: &Log) -> io::Result<()> {
-    let open: Vec<_> = {
+    let newest = {
         let state = log.state();
-        state.segments.values().filter(|held| !held.sealed).map(|held| Arc::clone(&held.segment)).collect()
+        state.segments.values().next_back().filter(|held| !held.sealed).map(|held| Arc::clone(&held.segment))
     };
-    open.iter().try_for_each(|segment| segment.file.sync())
+    newest.map_or(Ok(()), |segment| segment.file.sync())
 }
 
 /// Uptime before which messages are unknown to an index that is made anew: what was decided about them may have stood in segments

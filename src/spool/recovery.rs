@@ -27,8 +27,6 @@ pub struct Recovered {
     pub next_order: u64,
     /// The latest uptime that it knows, milliseconds.
     pub uptime_ms: u64,
-    /// Groups that were not complete: at most one for each start after a power cut.
-    pub torn: u64,
     /// Bytes of a segment file of full size.
     full: u64,
 }
@@ -51,7 +49,7 @@ pub fn has_segments(storage: &dyn Storage) -> io::Result<bool> {
 /// # Errors
 /// As the disk gives them. Damage is not an error: it is in the state, for a person to see.
 pub fn recover(storage: &dyn Storage, class: Class, full: u64, keyring: &Keyring) -> io::Result<Recovered> {
-    let mut found = Recovered { state: State::default(), next_order: 1, uptime_ms: 0, torn: 0, full };
+    let mut found = Recovered { state: State::default(), next_order: 1, uptime_ms: 0, full };
     let segments = choose(storage, sort_files(storage, class, keyring, &mut found)?, &mut found)?;
     let mut openings = BTreeMap::new();
     for (order, segment) in &segments {
@@ -73,8 +71,11 @@ pub fn recover(storage: &dyn Storage, class: Class, full: u64, keyring: &Keyring
             found.state.segments.insert(order, held);
         }
     }
-    for held in found.state.segments.values_mut().filter(|held| !held.sealed) {
-        held.extent.closed_uptime_ms = found.uptime_ms;
+    // One that was not closed ended at the latest when the next one was begun; counted from this start, its time would never be over.
+    let begun = |opening: &Opening| Some((opening.previous?.0, opening.stamp.uptime_ms));
+    let ended: BTreeMap<u64, u64> = openings.values().filter_map(begun).collect();
+    for (order, held) in found.state.segments.iter_mut().filter(|(_, held)| !held.sealed) {
+        held.extent.closed_uptime_ms = ended.get(order).copied().unwrap_or(found.uptime_ms);
     }
     restore_checkpoint(&openings, &mut found)?;
     count_backlogs(&mut found)?;
@@ -218,7 +219,7 @@ fn hold(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered)
 
 /// Reads all of a segment that was not closed.
 fn scan(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered) -> io::Result<Held> {
-    let Groups { end, count: groups, damaged, torn } = whole_groups(&segment, groups_known)?;
+    let Groups { end, count: groups, damaged } = whole_groups(&segment, groups_known)?;
     let order = segment.identity.order;
     if damaged {
         found.state.quarantine(order);
@@ -243,7 +244,6 @@ fn scan(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered)
             }
         }
     }
-    found.torn += u64::from(torn);
     // Unwrap safety: it was put there above and nothing takes it away.
     #[allow(clippy::unwrap_used)]
     Ok(state.segments.remove(&order).unwrap())
@@ -258,8 +258,6 @@ struct Groups {
     count: u32,
     /// A whole group stands behind something that is none, or there are fewer than were promised.
     damaged: bool,
-    /// The last group is not complete.
-    torn: bool,
 }
 
 /// Finds the whole groups of a segment that was not closed. `known`: how many the next segment's checkpoint names.
@@ -271,7 +269,9 @@ fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups
     let (mut current, mut whole, mut boundary) = (0, true, FIRST_GROUP);
     let (mut unsynced, mut gap) = (0, false);
     loop {
-        let step = walker.next(limit, &|_| true)?;
+        // Nothing behind what the next segment's checkpoint names can count: the empty rest of the file is not read at each start.
+        let until = if known.is_some_and(|known| current > 0 && current >= known) { boundary } else { limit };
+        let step = walker.next(until, &|_| true)?;
         let (next_boundary, number) = walker.group_boundary();
         // Nothing behind the last group is no gap: what was read of it counts before the rest is looked at.
         if number != current || matches!(step, Step::End | Step::Skipped { .. }) {
@@ -282,7 +282,6 @@ fn whole_groups(segment: &Arc<Segment>, known: Option<u32>) -> io::Result<Groups
                 groups.damaged |= proves;
                 (groups.end, groups.count, gap) = (boundary, current, false);
             }
-            groups.torn = current > 0 && (!whole || gap);
             gap |= !whole;
             (current, whole) = (if number == current { 0 } else { number }, true);
             unsynced = walker.unsynced();

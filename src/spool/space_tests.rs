@@ -445,3 +445,34 @@ async fn a_lane_stays_before_a_loss_that_can_not_be_recorded() {
     assert!(tokio::time::timeout(Duration::from_secs(60), lane.next()).await.is_err());
     assert!(gaps(&spool).is_empty());
 }
+
+#[tokio::test]
+async fn a_start_reads_of_each_crash_before_it_what_that_left_and_no_more() {
+    let mut disk = SimDisk::new();
+    let mut read = Vec::new();
+    for _ in 0..12 {
+        let spool = open(&disk, 64);
+        read.push(disk.read_bytes());
+        commit(&spool, Class::Clinical, &["engine"], b"short").await.unwrap();
+        disk = disk.after_kill();
+    }
+    let growth = (read[11] - read[5]) / 6;
+    assert!(growth < SEGMENT / 4, "each crash costs each later start {growth} bytes more: {read:?}");
+}
+
+#[tokio::test]
+async fn delivered_originals_of_a_run_that_crashed_are_given_up_in_their_time_however_often_the_box_is_started() {
+    let mut disk = SimDisk::new();
+    let segments = |spool: &Spool| spool.inner.logs[0].log.state().segments.len();
+    for start in 1..=8 {
+        let spool = open(&disk, 64);
+        let log = &spool.inner.logs[0].log;
+        // From start to start it is a third of the time for which they are kept.
+        log.uptime.at_least(start * KEPT_MS / 6);
+        commit(&spool, Class::Clinical, &["engine"], b"short").await.unwrap();
+        drain(&spool, &mut spool.lane(Class::Clinical, &name("icu"), &name("engine"))).await;
+        compact::sweep(log, 8);
+        assert!(segments(&spool) <= 5, "start {start}: {} segments", segments(&spool));
+        disk = disk.after_kill();
+    }
+}

@@ -101,8 +101,12 @@ impl Beneath {
                     if name == "." || name == ".." {
                         continue;
                     }
-                    let Ok(stat) = fstatat(&stats, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-                    Ok((name.to_owned(), About::read(&stat)))
+                    match fstatat(&stats, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                        Ok(stat) => Ok((name.to_owned(), About::read(&stat))),
+                        Err(Errno::ENOENT) => continue,
+                        // A share that went away is no empty folder.
+                        Err(error) => Err(error.into()),
+                    }
                 }
                 Err(error) => Err(error.into()),
             };

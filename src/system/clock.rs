@@ -171,7 +171,7 @@ fn tend_at(path: &Path, now: SystemTime) -> io::Result<()> {
 fn doubt_of(now: SystemTime, known: SystemTime) -> Option<Doubt> {
     if now + SLACK < known {
         Some(Doubt::Past(now))
-    } else if now > known + LIFETIME {
+    } else if known.checked_add(LIFETIME).is_some_and(|end| now > end) {
         Some(Doubt::Ahead(now))
     } else {
         None

@@ -80,8 +80,8 @@ impl Sockets {
                 tracing::warn!(
                     socket = shared.name,
                     address = %shared.at,
-                    "systemd opened a socket at which no source listens: it is closed here. Write listen = \"{}\" at the source that \
-                     it is for and restart, or disable {}.socket",
+                    "systemd opened a socket at which no source listens: it is not served here. Write listen = \"{}\" at the source that \
+                     it is for and restart, or: systemctl disable --now {}.socket",
                     shared.at,
                     shared.name
                 );

@@ -34,7 +34,8 @@ pub fn encode(record: &Record, gateway: &str) -> Vec<u8> {
     }
     pack.extend(record.observations.iter().filter_map(|observation| entry(observation, record)));
     for (at, event) in record.events.iter().enumerate() {
-        pack.extend(told(event, at));
+        let before = record.events.iter().take(at).filter(|other| other.kind == event.kind).count();
+        pack.extend(told(event, before));
     }
     // It can't fail: the keys are strings.
     serde_json::to_vec(&pack).unwrap_or_default()
@@ -56,9 +57,9 @@ fn base(record: &Record, gateway: &str) -> Map<String, Json> {
 }
 
 /// An event as entries: its text, and of an alarm its phase and its priority. Several of one kind have numbers.
-fn told(event: &Event, at: usize) -> Vec<Json> {
+fn told(event: &Event, before: usize) -> Vec<Json> {
     let text = [event.vendor_code.as_deref(), event.text.as_deref()].into_iter().flatten();
-    let number = if at == 0 { String::new() } else { format!(":{}", at + 1) };
+    let number = if before == 0 { String::new() } else { format!(":{}", before + 1) };
     let named = format!("event:{}{number}", name(&event.kind));
     let mut told = vec![json!({ "n": named, "vs": text.collect::<Vec<_>>().join(" ") })];
     told.extend(event.phase.map(|phase| json!({ "n": format!("{named}:phase"), "vs": phase })));

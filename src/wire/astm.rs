@@ -342,6 +342,11 @@ impl Receiver {
     /// The bytes around a frame's text.
     fn around(&mut self, byte: u8) -> Option<Event> {
         match (self.place, byte) {
+            // A frame that was cut behind ETX and is sent again at once.
+            (Place::Check(..), STX) => {
+                self.drop_text();
+                self.place = Place::Number;
+            }
             (Place::Check(head, last, first), _) => return self.check(head, last, first, byte),
             (Place::OtherTail(_), ENQ | EOT) => return Some(self.control(byte)),
             (Place::Number, b'0'..=b'7') => {

@@ -176,6 +176,7 @@ fn plain(digits: &[u8]) -> Option<String> {
         return Some(format!("{sign}{}", if whole.is_empty() { "0" } else { whole }));
     }
     let (whole, part) = digits.split_at_checked(point)?;
+    let whole = whole.trim_start_matches('0');
     Some(format!("{sign}{}.{part}", if whole.is_empty() { "0" } else { whole }))
 }
 

@@ -214,6 +214,15 @@ fn a_reload_that_changes_only_the_form_holds_for_what_waits() {
 
 #[test]
 fn what_waits_for_a_retired_upstream_goes_in_the_form_of_its_former_route_after_a_restart_too() {
+    former_route(true);
+}
+
+#[test]
+fn what_waits_goes_in_the_form_of_its_former_route_when_the_file_was_changed_while_nobody_ran() {
+    former_route(false);
+}
+
+fn former_route(reloaded: bool) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     fs::create_dir(&out).unwrap();
@@ -223,9 +232,12 @@ fn what_waits_for_a_retired_upstream_goes_in_the_form_of_its_former_route_after_
     let gateway = Gateway::start(folder.path(), &config);
     Device::connect(gateway.endpoint("monitors")).send(&corpus(ORU[0]));
     let retired = format!("[upstream.engine]\nretired = \"drain\"\n{}", engine("engine", old.port));
-    assert_eq!(gateway.reload(&(elsewhere + &retired)), None);
+    let changed = elsewhere + &retired;
+    if reloaded {
+        assert_eq!(gateway.reload(&changed), None);
+    }
     gateway.stop();
-    let gateway = Gateway::again(folder.path());
+    let gateway = Gateway::start(folder.path(), &changed);
     old.restore();
     eventually("what waited has arrived", || gateway.backlog() == 0 && old.count() == 1);
     assert_eq!(field(&old.arrivals()[0], "MSH", 3), "test-box");

@@ -3,9 +3,11 @@
 use std::fs;
 use std::net::TcpListener;
 
+use wardgate::system::pty::Pty;
+
 use crate::support::gateway::Gateway;
 use crate::support::process::{Process, run, wardgate};
-use crate::support::wait::PATIENCE;
+use crate::support::wait::{PATIENCE, eventually};
 
 const PLAIN: &str = r#"
 [source.monitors.mllp]
@@ -62,4 +64,28 @@ fn a_box_one_of_whose_sources_does_not_run_is_not_kept() {
     let ended = gateway.asked(&["health"]);
     assert_eq!(ended.status.code(), Some(69), "{}", ended.said);
     assert!(ended.said.contains("the source monitors does not run"), "{}", ended.said);
+}
+
+#[test]
+fn a_device_that_is_switched_off_and_a_network_that_is_away_are_no_fault_of_the_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let _line = Pty::open(&folder.path().join("line")).unwrap();
+    let line = folder.path().join("line");
+    let more = format!(
+        "[source.vent.medibus]\nserial = {{ port = \"{}\" }}\nquiet = \"1s\"\n[source.away.mllp]\nlisten = \"192.0.2.1:2575\"\nallow = [\"192.0.2.0/24\"]\n",
+        line.display()
+    );
+    let routed = PLAIN.replace("from = [\"monitors\"]", "from = [\"monitors\", \"away\", \"vent\"]");
+    let gateway = Gateway::start(folder.path(), &(more + &routed));
+    let in_trouble = || ["vent", "away"].iter().all(|name| !gateway.status()["sources"][*name]["trouble"].is_null());
+    eventually("both are in trouble", in_trouble);
+    let said = gateway.ask(&["health"]);
+    for words in [
+        "1 source up",
+        "note     the source away does not run",
+        "note     the source vent does not run",
+        "a message went in",
+    ] {
+        assert!(said.contains(words), "{words} is not in:\n{said}");
+    }
 }

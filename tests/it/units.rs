@@ -61,6 +61,11 @@ fn systemd_understands_every_unit_but_for_what_is_newer_than_it() {
     // Other units of this machine are read as well; their faults are not ours.
     let ours = said.lines().filter(|line| line.contains("wardgate")).filter(known);
     assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new());
+    // And it says something when there is something to say.
+    let wrong = folder.path().join("wardgate-wrong.service");
+    fs::write(&wrong, "[Service]\nExecStart=/bin/true\nWardgate=1\n").unwrap();
+    let said = run(system("systemd-analyze").arg("verify").arg(&wrong)).said;
+    assert!(said.contains("wardgate-wrong.service"), "{said}");
 }
 
 #[test]

@@ -43,6 +43,11 @@ impl Held {
         Self { about, _file: None }
     }
 
+    /// What is to be known of it when it was not put away, without the open file.
+    pub fn remembered(&self) -> Self {
+        Self { about: self.about, _file: None }
+    }
+
     /// Whether this is the file that was read, and nothing about it has changed since.
     pub fn is_as_read(&self, now: &beneath::About) -> bool {
         *now == self.about

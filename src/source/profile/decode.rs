@@ -186,7 +186,11 @@ impl Decoded {
     }
 
     fn take_number(&mut self, field: &Field, text: &str) {
-        let said = |words: &[String]| words.iter().any(|word| word == text);
+        // A sentinel that is a number may be written otherwise: -1000 as -1000.0.
+        let same = |word: &String| {
+            word == text || matches!((word.parse::<f64>(), text.parse::<f64>()), (Ok(one), Ok(other)) if one == other)
+        };
+        let said = |words: &[String]| words.iter().any(same);
         let number = || field.scaled(text);
         let (value, validity) = match () {
             () if text.is_empty() || said(&field.none) => (None, Validity::NotAvailable),
@@ -291,7 +295,13 @@ impl TimeField {
         let local = |read: DateTime| Some((read.to_string(), offset.to_timestamp(read).ok()?));
         match &self.format {
             TimeFormat::Unix => since_1970(said.parse().ok()?),
-            TimeFormat::UnixMs => since_1970(said.parse::<f64>().ok()? / 1000.0),
+            TimeFormat::UnixMs => match said.parse() {
+                Ok(milliseconds) => {
+                    let moment = Timestamp::from_millisecond(milliseconds).ok()?;
+                    Some((moment.to_string(), moment))
+                }
+                Err(_) => since_1970(said.parse::<f64>().ok()? / 1000.0),
+            },
             TimeFormat::Rfc3339 => match said.parse::<Timestamp>() {
                 Ok(moment) => Some((said.to_owned(), moment)),
                 Err(_) => local(said.parse().ok()?),

@@ -7,7 +7,7 @@
 //! says so.
 //!
 //! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Statuses that blame the
-//!   instance (A9xx, C000, 0117, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
+//!   instance (A9xx, C000, C122, 0117 to 0119, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
 //! * A context that the archive does not accept: rejected, with the names of class and syntax.
 //! * A rejected association, a connection that ends, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
 

@@ -105,7 +105,7 @@ fn a_bad_configuration_ends_with_78_which_is_not_started_again() {
     let ended = Process::start(&mut manager).ends_within(PATIENCE);
     assert!(ended.said.contains("ended 78") && !ended.said.contains("READY=1"), "{}", ended.said);
     let unit = std::fs::read_to_string(repository().join("systemd/wardgate.service")).unwrap();
-    assert!(unit.contains("\nRestartPreventExitStatus=78\n"));
+    assert!(unit.contains("\nRestartPreventExitStatus=78 243\n"));
 }
 
 #[test]
