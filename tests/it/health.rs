@@ -68,6 +68,8 @@ fn a_box_one_of_whose_sources_does_not_run_is_not_kept() {
 
 #[test]
 fn a_device_that_is_switched_off_and_a_network_that_is_away_are_no_fault_of_the_system() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
     let folder = tempfile::tempdir().unwrap();
     let _line = Pty::open(&folder.path().join("line")).unwrap();
     let line = folder.path().join("line");

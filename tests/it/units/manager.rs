@@ -67,7 +67,7 @@ fn a_listener_that_the_configuration_gives_up_is_closed_everywhere() {
 }
 
 #[test]
-fn a_socket_of_a_unit_is_taken_for_its_address_and_one_that_no_source_names_is_closed() {
+fn a_socket_of_a_unit_is_taken_for_its_address_and_one_that_no_source_names_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let (named, unnamed) = (free_address(), free_address());
     let (ours, other) = (format!("wardgate-mllp={named}"), format!("wardgate-dicom={unnamed}"));
@@ -75,7 +75,7 @@ fn a_socket_of_a_unit_is_taken_for_its_address_and_one_that_no_source_names_is_c
     let mut gateway = Gateway::start_under(manager, folder.path(), &listening_at(named));
     assert!(acknowledged(&Device::connect(named).exchange(&message("UNIT")).unwrap()));
     let said = gateway.process.line_with("no source listens");
-    assert!(said.contains(&unnamed.to_string()) && said.contains("disable wardgate-dicom.socket"), "{said}");
+    assert!(said.contains(&unnamed.to_string()) && said.contains("disable --now wardgate-dicom.socket"), "{said}");
     assert_eq!(heard(&gateway, "FDSTORE=1 "), 0, "systemd has both already");
     gateway.stop();
 }
