@@ -98,6 +98,8 @@ pub struct State {
     pub replays: HashMap<u64, BTreeSet<u64>>,
     /// Why intake is refused.
     pub refusing: Option<String>,
+    /// Bytes that had to stay when a message found no room; 0: none did since there was.
+    pub full_at: u64,
     /// Why the disk gave no file for another segment though the quota allowed one, if that is so.
     pub disk_short: Option<String>,
     /// Files whose key can't be had: never touched.
@@ -437,6 +439,18 @@ impl State {
     /// Bytes of files that hold a segment.
     pub fn used_bytes(&self) -> u64 {
         self.segments.values().map(|held| held.segment.bytes).sum()
+    }
+
+    /// Bytes of segments that hold something undelivered, a dead letter or an arriving body.
+    pub fn must_stay(&self) -> u64 {
+        let done = self.done();
+        let held = self.segments.iter().filter(|(order, _)| !done.contains(order));
+        held.map(|(_, held)| held.segment.bytes).sum()
+    }
+
+    /// Whether less must stay than when a message found no room. Until then a short one may fit all the same, which is no room.
+    pub fn has_room_again(&self) -> bool {
+        self.full_at > 0 && self.must_stay() < self.full_at
     }
 
     /// Names of all files that are known.

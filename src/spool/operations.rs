@@ -100,7 +100,7 @@ impl Spool {
     /// In words: which quota is too small, and what is used.
     pub fn check_limits(&self, config: &SpoolConfig) -> Result<(), String> {
         for opened in &self.inner.logs {
-            let (class, used) = (opened.log.class, must_stay(&opened.log.state()));
+            let (class, used) = (opened.log.class, opened.log.state().must_stay());
             let quota = config.quota(class);
             if quota < used {
                 let (quota, used) = (ByteSize(quota), ByteSize(used));
@@ -302,21 +302,14 @@ fn log_status(log: &Log) -> LogStatus {
     LogStatus {
         log: log.class.as_str().to_owned(),
         quota: log.limits().quota,
-        used: must_stay(&state),
+        used: state.must_stay(),
         segments: state.segments.len() as u64,
-        refusing: state.refusing.clone(),
+        refusing: state.refusing.clone().filter(|_| !state.has_room_again()),
         written: log.counters.written.value(),
         syncs: log.counters.syncs.value(),
         groups: log.counters.groups.value(),
         quarantined: state.quarantined.len() as u64,
     }
-}
-
-/// Bytes of segments that hold something undelivered, a dead letter or an arriving body.
-fn must_stay(state: &State) -> u64 {
-    let done = state.done();
-    let held = state.segments.iter().filter(|(order, _)| !done.contains(order));
-    held.map(|(_, held)| held.segment.bytes).sum()
 }
 
 fn log_alarms(log: &Log) -> Vec<Alarm> {

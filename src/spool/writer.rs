@@ -223,7 +223,12 @@ impl Writer {
         if let Some(active) = &self.active {
             let left = active.segment.groups_end().saturating_sub(active.offset);
             if need + spare <= left {
-                return self.admit(message);
+                let mut state = self.log.state();
+                // What fits into the rest of a segment is no sign of room for another.
+                if message && state.refusing.is_some() && (state.full_at == 0 || state.has_room_again()) {
+                    (state.refusing, state.full_at) = (None, 0);
+                }
+                return true;
             }
         }
         let file = compact::next_file(&self.log).or_else(|| self.drop_oldest());
@@ -239,6 +244,7 @@ impl Writer {
             }
             None => {
                 let mut state = self.log.state();
+                state.full_at = state.must_stay();
                 state.refusing = Some(match &state.disk_short {
                     Some(error) => format!(
                         "the disk is full before the quota is ({error}), and what is on it is not delivered yet: free space \
@@ -274,7 +280,8 @@ impl Writer {
 
     fn admit(&self, message: bool) -> bool {
         if message {
-            self.log.state().refusing = None;
+            let mut state = self.log.state();
+            (state.refusing, state.full_at) = (None, 0);
         }
         true
     }

@@ -77,8 +77,8 @@ fn a_device_that_is_switched_off_and_a_network_that_is_away_are_no_fault_of_the_
         "[source.vent.medibus]\nserial = {{ port = \"{}\" }}\nquiet = \"1s\"\n[source.away.mllp]\nlisten = \"192.0.2.1:2575\"\nallow = [\"192.0.2.0/24\"]\n",
         line.display()
     );
-    let routed = PLAIN.replace("from = [\"monitors\"]", "from = [\"monitors\", \"away\", \"vent\"]");
-    let gateway = Gateway::start(folder.path(), &(more + &routed));
+    let routes = "[[route]]\nfrom = [\"away\"]\nto = [\"nobody\"]\n[[route]]\nfrom = [\"vent\"]\nto = [\"nobody\"]\nas = \"pcd-01\"\n";
+    let gateway = Gateway::start(folder.path(), &(more + PLAIN + routes));
     let in_trouble = || ["vent", "away"].iter().all(|name| !gateway.status()["sources"][*name]["trouble"].is_null());
     eventually("both are in trouble", in_trouble);
     let said = gateway.ask(&["health"]);
