@@ -29,6 +29,9 @@
 //! * [`admin`]: how the running service is asked: control socket, metrics.
 //! * [`cli`]: the command line, a file for each subcommand; [`system`]: TLS, time, credentials, systemd.
 //!
+//! Beside the code: `systemd/` and `debian/` make a service of it, `yocto/` a whole system, `config/` what they are told;
+//! `tests/arm` and `tests/appliance` prove it on the box's processor and through power cuts.
+//!
 //! What no change may break:
 //!
 //! * **A source acknowledges only after the commit returned Ok**, that is after the sync. Never from memory.
