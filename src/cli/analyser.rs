@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, fingerprint};
+use super::plugged_in::PluggedIn;
 use crate::system::pty::Pty;
 
 /// Between two samples.
@@ -40,29 +40,10 @@ const TESTS: [(&str, &str, u64); 8] = [
     ("LAC", "mmol/L", 12),
 ];
 
-/// An analyser that is sending.
-pub struct Analyser {
-    task: JoinHandle<()>,
-    stop: CancellationToken,
-    pty: Arc<Pty>,
-}
-
-impl Analyser {
-    /// Sets it going at the far end of `pty`.
-    pub fn start(pty: Pty, ledger: &Arc<Ledger>) -> Self {
-        let (stop, pty) = (CancellationToken::new(), Arc::new(pty));
-        let (stopping, line, ledger) = (stop.clone(), Arc::clone(&pty), Arc::clone(ledger));
-        let task = tokio::spawn(async move { analyse(&line, &ledger, &stopping).await });
-        Self { task, stop, pty }
-    }
-
-    /// Lets it end the transfer that it is at, and stops it. It stays plugged in as long as what is returned.
-    pub async fn stop(self) -> Arc<Pty> {
-        self.stop.cancel();
-        // It panics never; and if it did, the books would show what is missing.
-        self.task.await.ok();
-        self.pty
-    }
+/// Sets an analyser going at the far end of `pty`.
+pub fn start(pty: Pty, ledger: &Arc<Ledger>) -> PluggedIn {
+    let ledger = Arc::clone(ledger);
+    PluggedIn::start(pty, |line, stop| async move { analyse(&line, &ledger, &stop).await })
 }
 
 async fn analyse(pty: &Pty, ledger: &Ledger, stop: &CancellationToken) {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::analyser::Analyser;
+use super::analyser;
 use super::demo_stage::{Doors, Stage, TICK};
 use super::demo_view::{self, View};
 use super::exit::{Exit, Failure, OrExit};
 use super::ledger::{Books, Ledger};
 use super::monitors::Monitors;
-use super::oximeter::Oximeter;
+use super::oximeter;
 use super::scanner::Scanners;
 use super::sensors::Sensors;
 use super::terminal::{Screen, is_terminal, say, size};
@@ -96,8 +96,8 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let scanners = Scanners::start(count(args.scanners), &stage.endpoint("scanners")?, &books.images);
     let sensors = Sensors::start(count(args.sensors), &stage.endpoint("sensors")?, &books.readings);
     let (analyser, oximeter) = stage.take_lines();
-    let analyser = analyser.filter(|_| args.analysers > 0).map(|line| Analyser::start(line, &books.results));
-    let oximeter = oximeter.filter(|_| args.oximeters > 0).map(|line| Oximeter::start(line, &books.lines));
+    let analyser = analyser.filter(|_| args.analysers > 0).map(|line| analyser::start(line, &books.results));
+    let oximeter = oximeter.filter(|_| args.oximeters > 0).map(|line| oximeter::start(line, &books.lines));
     let played = play(&args, &mut stage, &books).await;
     stage.broker.restore();
     tokio::join!(monitors.stop(), scanners.stop(), sensors.stop());

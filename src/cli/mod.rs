@@ -37,6 +37,7 @@ mod own_gateway;
 pub mod oximeter;
 pub mod patients;
 mod plug_view;
+pub mod plugged_in;
 pub mod ports;
 pub mod probe;
 mod probe_dicom;

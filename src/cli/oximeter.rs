@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, fingerprint};
+use super::plugged_in::PluggedIn;
 use crate::system::pty::Pty;
 
 /// The profile that reads it.
@@ -21,29 +21,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// In each so many seconds the finger is out of the sensor for one.
 const OFF_EVERY: u64 = 15;
 
-/// An oximeter that is measuring.
-pub struct Oximeter {
-    task: JoinHandle<()>,
-    stop: CancellationToken,
-    pty: Arc<Pty>,
-}
-
-impl Oximeter {
-    /// Sets it going at the far end of `pty`.
-    pub fn start(pty: Pty, ledger: &Arc<Ledger>) -> Self {
-        let (stop, pty) = (CancellationToken::new(), Arc::new(pty));
-        let (stopping, line, ledger) = (stop.clone(), Arc::clone(&pty), Arc::clone(ledger));
-        let task = tokio::spawn(async move { measure(&line, &ledger, &stopping).await });
-        Self { task, stop, pty }
-    }
-
-    /// Lets it end its line, and stops it. It stays plugged in as long as what is returned.
-    pub async fn stop(self) -> Arc<Pty> {
-        self.stop.cancel();
-        // It panics never; and if it did, the books would show what is missing.
-        self.task.await.ok();
-        self.pty
-    }
+/// Sets an oximeter going at the far end of `pty`.
+pub fn start(pty: Pty, ledger: &Arc<Ledger>) -> PluggedIn {
+    let ledger = Arc::clone(ledger);
+    PluggedIn::start(pty, |line, stop| async move { measure(&line, &ledger, &stop).await })
 }
 
 async fn measure(pty: &Pty, ledger: &Ledger, stop: &CancellationToken) {

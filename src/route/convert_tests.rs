@@ -246,6 +246,13 @@ async fn characters_are_those_that_the_header_or_the_configuration_says_or_it_is
     assert_eq!((record.observations[0].vendor_unit.as_deref(), record.about.len()), (Some("€/µg"), 0));
     let record = text("", "application/hl7-v2; charset=windows-1252", b"\x80").await.unwrap();
     assert_eq!(record.observations[0].vendor_unit.as_deref(), Some("€"));
+    let record = text("", "application/hl7-v2; charset=ISO8859-1", b"\xB5g").await.unwrap();
+    assert_eq!(record.observations[0].vendor_unit.as_deref(), Some("µg"), "the configuration spells it as devices do");
+    let refused = text("KLINGON", "application/hl7-v2; charset=iso-8859-1", b"\xB5g").await.unwrap_err();
+    assert!(
+        refused.contains("of a name that is not known here"),
+        "the configuration does not overrule the sender: {refused}"
+    );
     let record = text("UNICODE UTF-8", hl7, b"\xB5g").await.unwrap();
     assert_eq!(record.observations[0].vendor_unit.as_deref(), Some("µg"));
     assert!(record.about[0].value.contains("the sender says utf-8, which it is not"), "{:?}", record.about);

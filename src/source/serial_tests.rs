@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::plug_tests::{Device, LIMIT, Room};
+use super::readings::Readings;
 use super::serial::SerialSourceConfig;
 use super::serial_line::{Caught, store_all};
 use super::udp::UdpConfig;
@@ -220,16 +221,8 @@ fn what_is_wrong_with_a_source_or_its_profile_is_told_at_its_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lost_before_frames_that_are_left_out_or_before_the_end_of_a_line_is_told_by_the_next_reading() {
     let mut room = Room::new("serial");
-    let profile =
-        super::serial::loaded(&toml::from_str::<Chosen>("profile = \"nonin-ascii\"").unwrap().profile).unwrap();
-    let readings = tokio::sync::Mutex::new(super::readings::Readings::new(&room.intake, "numerics"));
-    let frame = |line: &[u8], lost| Caught {
-        raw: line.to_vec(),
-        payload: Some(0..line.len()),
-        received: room.intake.now(),
-        lost,
-        about: Vec::new(),
-    };
+    let (profile, readings) = (nonin(), readings(&room));
+    let frame = |line: &[u8], lost| caught(&room, line, lost);
     let space = Arc::new(Semaphore::new(100));
     let space = || (Arc::clone(&space).try_acquire_owned().unwrap(), room.intake.try_share(1).unwrap());
     let (queue, caught) = tokio::sync::mpsc::channel(100);
@@ -253,19 +246,10 @@ async fn what_is_lost_before_frames_that_are_left_out_or_before_the_end_of_a_lin
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_were_caught_are_stored_while_others_wait_for_the_memory_that_they_hold() {
     let mut room = Room::new("serial");
-    let profile =
-        super::serial::loaded(&toml::from_str::<Chosen>("profile = \"nonin-ascii\"").unwrap().profile).unwrap();
-    let readings = tokio::sync::Mutex::new(super::readings::Readings::new(&room.intake, "numerics"));
+    let (profile, readings) = (nonin(), readings(&room));
     let space = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-    let caught = Caught {
-        raw: b"SPO2=98 HR=61".to_vec(),
-        payload: Some(0..13),
-        received: room.intake.now(),
-        lost: 0,
-        about: Vec::new(),
-    };
     let (queue, frames) = tokio::sync::mpsc::channel(1);
-    queue.send((caught, (space, room.intake.try_share(1000).unwrap()))).await.unwrap();
+    queue.send((caught(&room, b"SPO2=98 HR=61", 0), (space, room.intake.try_share(1000).unwrap()))).await.unwrap();
     drop(queue);
     let rest = room.intake.share(IN_FLIGHT_BYTES_MAX - 1000).await;
     let intake = room.intake.clone();
@@ -276,6 +260,18 @@ async fn frames_that_were_caught_are_stored_while_others_wait_for_the_memory_tha
     room.record().await;
     drop(rest);
     timeout(LIMIT, waiting).await.expect("and then the other one has its turn");
+}
+
+fn nonin() -> Arc<super::profile::Profile> {
+    super::serial::loaded(&toml::from_str::<Chosen>("profile = \"nonin-ascii\"").unwrap().profile).unwrap()
+}
+
+fn readings(room: &Room) -> tokio::sync::Mutex<Readings> {
+    tokio::sync::Mutex::new(Readings::new(&room.intake, "numerics"))
+}
+
+fn caught(room: &Room, line: &[u8], lost: u64) -> Caught {
+    Caught { raw: line.to_vec(), payload: Some(0..line.len()), received: room.intake.now(), lost, about: Vec::new() }
 }
 
 #[derive(serde::Deserialize)]

@@ -151,8 +151,12 @@ mod tests {
         let mut record = oximeter();
         record.observations[0].at = Some("2026-09-21T15:46:30.123456+02:00".into());
         record.observations[1].at = Some("2026-09-21T15:46:30".into());
-        record.events =
-            vec![alarm("SH", "high"), Event { phase: Some(Phase::End), priority: None, ..alarm("PL", "low") }];
+        let repeated = Event { kind: "dup".into(), phase: None, priority: None, ..alarm("x", "y") };
+        record.events = vec![
+            repeated,
+            alarm("SH", "high"),
+            Event { phase: Some(Phase::End), priority: None, ..alarm("PL", "low") },
+        ];
         record.device_time = Some(DeviceTime {
             said: "20260921154630".into(),
             read: None,
@@ -170,7 +174,9 @@ mod tests {
         );
         assert_eq!((&pack[3]["t"], &pack[4]["t"]), (&json!(-10.0), &Json::Null), "a time without a zone is no moment");
         let events: Vec<String> = pack[5..].iter().map(|entry| format!("{}={}", entry["n"], entry["vs"])).collect();
+        // Each kind has its own numbers.
         let expected = [
+            r#""event:dup"="x y""#,
             r#""event:alarm"="SH high""#,
             r#""event:alarm:phase"="start""#,
             r#""event:alarm:priority"="high""#,

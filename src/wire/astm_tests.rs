@@ -166,6 +166,17 @@ fn a_frame_that_is_not_good_is_refused_when_it_is_over_and_not_before() {
 }
 
 #[test]
+fn a_frame_that_was_cut_behind_its_end_and_comes_again_at_once_is_taken_without_a_refusal() {
+    let whole = frame(2, b"R|1|^^^Fe|24.5\r");
+    let end = whole.iter().position(|byte| *byte == ETX).unwrap() + 1;
+    for cut in [end, end + 1] {
+        let events = all(&[&[ENQ], HEADER, &whole[..cut], &whole].concat());
+        let answers: Vec<u8> = events.iter().filter_map(Event::answer).collect();
+        assert_eq!((answers, taken(&events).len()), (vec![ACK, ACK, ACK], 2), "cut at {cut}: {events:?}");
+    }
+}
+
+#[test]
 fn the_number_of_the_first_frame_may_be_damaged_too() {
     let mut damaged = HEADER.to_vec();
     damaged[1] = b'q';

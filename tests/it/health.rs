@@ -7,6 +7,7 @@ use wardgate::system::pty::Pty;
 
 use crate::support::gateway::Gateway;
 use crate::support::process::{Process, run, wardgate};
+use crate::support::tools::system;
 use crate::support::wait::{PATIENCE, eventually};
 
 const PLAIN: &str = r#"
@@ -90,4 +91,21 @@ fn a_device_that_is_switched_off_and_a_network_that_is_away_are_no_fault_of_the_
     ] {
         assert!(said.contains(words), "{words} is not in:\n{said}");
     }
+}
+
+/// The small file system is in a mount namespace of the command alone.
+#[test]
+fn a_full_disk_is_no_fault_of_the_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(folder.path(), PLAIN);
+    let small = tempfile::tempdir().unwrap();
+    let (inside, socket) = (small.path(), folder.path().join("control.sock"));
+    let ours = wardgate();
+    let mut command = system("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t tmpfs -o size=8m tmpfs \"$0\" && exec \"$@\""]).arg(inside);
+    command.arg(ours.get_program()).arg("health").arg("--in").arg(inside).arg("--socket").arg(socket);
+    let ended = run(&mut command);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.said);
+    assert!(ended.said.contains("is nearly full: the loop is made elsewhere"), "{}", ended.said);
+    gateway.stop();
 }

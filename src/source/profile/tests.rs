@@ -107,6 +107,9 @@ fn json_is_read_by_pointers_in_its_own_digits_and_its_times_in_every_form() {
         let time = decoded.device_time.unwrap();
         assert_eq!((time.offset_ms, time.quality), (Some(2_000), ClockQuality::Measured), "{form} {said}");
     }
+    let text = b"{\"ts\":1772366402123,\"t\":1}";
+    let exact = with("format = \"unix-ms\"").decode(text, text, NOON).device_time.unwrap();
+    assert_eq!((exact.offset_ms, exact.read.as_deref()), (Some(2_123), Some("2026-03-01T12:00:02.123Z")));
     let text = b"{\"ts\":\"soon\",\"t\":\"warm\"}";
     let odd = with("format = \"unix\"").decode(text, text, NOON);
     assert!(!odd.is_readable && odd.observations[0].validity == Validity::Invalid);
@@ -219,6 +222,7 @@ fn sentinels_ranges_and_scaling_of_a_profile_of_ones_own() {
     let line = |text: &str| monitor.decode(text.as_bytes(), text.as_bytes(), NOON);
     assert_eq!(values(&line("T385 S98")), "t=38.25Cel s=98");
     assert_eq!(values(&line("T3845 S-100")), "t=NotAvailableCel s=NotAvailable");
+    assert_eq!(values(&line("T3845.0 S-100.00")), "t=NotAvailableCel s=NotAvailable", "however it is written");
     assert_eq!(values(&line("T0 S>>")), "t=-0.25Cel s=OverRange");
     assert_eq!(values(&line("T0 S<<")), "t=-0.25Cel s=UnderRange");
     let odd = line("T0 S8388607x");
