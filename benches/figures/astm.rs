@@ -21,12 +21,13 @@ const FIRST: u64 = 1_000_000;
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 const ARRIVES_WITHIN: Duration = Duration::from_secs(120);
 
-/// One analyser and eight.
+/// One analyser and eight, and beside each a floor that appends the frames, syncs them and does nothing else.
 pub fn rows(plan: &Plan) -> Vec<Row> {
     let mut all = Vec::new();
-    for analysers in [1, 8] {
-        let (mut cpu, mut rates) = (Vec::new(), Vec::new());
+    for (analysers, floor_mode) in [(1, "astm"), (8, "astm-group")] {
+        let (mut cpu, mut rates, mut floor) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..plan.runs {
+            floor.push(floor_run(plan, analysers, floor_mode));
             let (cpu_ms, rate) = one_run(plan, analysers);
             cpu.push(cpu_ms);
             rates.push(rate);
@@ -37,6 +38,8 @@ pub fn rows(plan: &Plan) -> Vec<Row> {
         );
         let details = format!("{}; {} results/s", spread(&cpu), spread(&rates));
         all.push(row(&figure, "< 1", format!("{:.2}", median(&cpu)), details));
+        let figure = "the same of the floor, which appends the frames, syncs them and does nothing else";
+        all.push(row(figure, "", format!("{:.2}", median(&floor)), spread(&floor)));
     }
     all
 }
@@ -47,17 +50,31 @@ fn one_run(plan: &Plan, analysers: u64) -> (f64, f64) {
     let results = folder.join("results");
     send(subject.address, 1, WARM_UP);
     wait_for(&results, WARM_UP);
-    let (address, each) = (subject.address, plan.seconds * 40);
     let (began, cpu) = (Instant::now(), proc::cpu_seconds(subject.pid()));
+    let count = send_all(plan, subject.address, analysers);
+    let sent_in = began.elapsed();
+    wait_for(&results, WARM_UP + count);
+    let count = count as f64;
+    ((proc::cpu_seconds(subject.pid()) - cpu) * 1e3 / count, count / sent_in.as_secs_f64())
+}
+
+fn floor_run(plan: &Plan, analysers: u64, mode: &str) -> f64 {
+    let subject = Subject::floor(&plan.folder.join("astm"), mode, None);
+    send(subject.address, 1, WARM_UP);
+    let cpu = proc::cpu_seconds(subject.pid());
+    let count = send_all(plan, subject.address, analysers);
+    (proc::cpu_seconds(subject.pid()) - cpu) * 1e3 / count as f64
+}
+
+/// Sends the results of all analysers at once, and tells how many.
+fn send_all(plan: &Plan, to: SocketAddr, analysers: u64) -> u64 {
+    let each = plan.seconds * 40;
     std::thread::scope(|scope| {
         for analyser in 0..analysers {
-            scope.spawn(move || send(address, FIRST + analyser * each, each));
+            scope.spawn(move || send(to, FIRST + analyser * each, each));
         }
     });
-    let sent_in = began.elapsed();
-    wait_for(&results, WARM_UP + analysers * each);
-    let count = (analysers * each) as f64;
-    ((proc::cpu_seconds(subject.pid()) - cpu) * 1e3 / count, count / sent_in.as_secs_f64())
+    analysers * each
 }
 
 fn wait_for(folder: &Path, count: u64) {

@@ -75,6 +75,15 @@ pub fn rows(plan: &Plan) -> Vec<Row> {
     ] {
         rows.push(over_storescp(plan, &rooms, (figure, target), Sending { stock: false, forwarded, folders }));
     }
+    for (figure, folders) in [
+        (
+            "the floor (receive, encrypt, write, sync) in our place, NODELAY, one association: rate over storescp",
+            &rooms.study,
+        ),
+        ("the floor in our place, four associations: rate over storescp", &rooms.study_of_four),
+    ] {
+        rows.push(floor_over_storescp(plan, &rooms, figure, folders));
+    }
     rows.push(over_orthanc(plan, &rooms));
     for (figure, target, forwarded, folders) in [
         ("storing only: MB/s over the floor (receive, encrypt, write, sync)", ">= 0.8", false, &rooms.large),
@@ -117,6 +126,17 @@ fn over_storescp(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), sending
         }
     }
     compared(what.0, what.1, &ours, "storescp", &theirs)
+}
+
+/// What the promise itself costs on this machine, whoever keeps it: its floor beside the same `storescp`.
+fn floor_over_storescp(plan: &Plan, rooms: &Rooms, figure: &str, folders: &[PathBuf]) -> Row {
+    let (mut theirs, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..plan.runs {
+        theirs.push(rate(plan, folders, storescp(&rooms.peer, false, &[]).address, false));
+        floor.push(rate(plan, folders, Subject::dicom_floor(&rooms.subject).address, false));
+    }
+    let ratio = median(&floor) / median(&theirs);
+    row(figure, "", format!("{ratio:.2}"), format!("floor {}; storescp {}", spread(&floor), spread(&theirs)))
 }
 
 fn over_orthanc(plan: &Plan, rooms: &Rooms) -> Row {

@@ -3,6 +3,7 @@
 //!
 //! It runs as a process of its own (`figures floor MODE LISTEN FILE [FORWARD]`), so that its memory and its place on the CPU
 //! are its own. `serial`: a write and an fdatasync for each message. `group`: messages that arrive during a sync share the next one.
+//! `mqtt` and `astm-group` are the latter, `astm` the former, for what devices speak.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Write};
@@ -41,17 +42,18 @@ pub fn serve(arguments: &[String]) {
     let listener = TcpListener::bind(listen).unwrap();
     let file = OpenOptions::new().create(true).append(true).open(file).unwrap();
     let log = match mode.as_str() {
-        "serial" => Arc::new(Log::Serial(Mutex::new(file))),
-        "group" | "mqtt" => grouped(file),
-        _ => panic!("the mode is serial, group or mqtt"),
+        "serial" | "astm" => Arc::new(Log::Serial(Mutex::new(file))),
+        "group" | "mqtt" | "astm-group" => grouped(file),
+        _ => panic!("the mode is serial, group, mqtt, astm or astm-group"),
     };
     let forward = forward.first().map(|address| forwarder(address.parse().unwrap()));
     for stream in listener.incoming().flatten() {
         let (log, forward) = (Arc::clone(&log), forward.clone());
-        let mqtt = mode == "mqtt";
-        std::thread::spawn(move || match mqtt {
-            true => crate::mqtt_floor::converse(stream, &log),
-            false => converse(stream, &log, forward.as_ref()),
+        let mode = mode.clone();
+        std::thread::spawn(move || match mode.as_str() {
+            "mqtt" => crate::mqtt_floor::converse(stream, &log),
+            "astm" | "astm-group" => crate::astm_floor::converse(stream, &log),
+            _ => converse(stream, &log, forward.as_ref()),
         });
     }
 }

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 mod astm;
+mod astm_floor;
 mod broker;
 mod dicom;
 mod dicom_floor;

@@ -3,6 +3,7 @@
 //! Reading and storing go on side by side with a short queue between them, so that a slow disk does not lose bytes at once; when it fills,
 //! what is lost is counted and told as a gap. Nobody waits for these readings: all lines store at the same moments, so that they share syncs. Frames that can't be read are stored as they came, a bounded number a minute.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +31,6 @@ const BEAT_MS: u64 = 100;
 const UNREADABLE_A_MINUTE: u32 = 60;
 /// A device that does not take what is said to it for so long is not there.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(5);
-/// Longer than any source runs.
-const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// A frame on its way to the spool.
 pub struct Caught {
@@ -97,16 +96,18 @@ async fn talk<L: AsyncRead + AsyncWrite + Send>(
 ) -> u64 {
     let mut schedule = Schedule::new(&profile.asking);
     let mut bytes = vec![0; READ_BYTES];
+    // Made once: a line that is never still comes here every few milliseconds.
+    let mut stopped = pin!(stop.cancelled());
     loop {
         let (due, silent) = (schedule.due(), profile.idle.filter(|_| !catcher.is_empty()));
         let read = tokio::select! {
-            () = stop.cancelled() => break,
+            () = stopped.as_mut() => break,
             read = reader.read(&mut bytes) => read,
-            () = sleep(silent.unwrap_or(NEVER)) => {
+            () = sleep(silent.unwrap_or_default()), if silent.is_some() => {
                 catcher.idle();
                 continue;
             }
-            () = sleep_until(due) => {
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 let said = schedule.take(Instant::now());
                 let written = timeout(WRITE_TIME_MAX, async {
                     for words in said {
@@ -305,10 +306,9 @@ impl<'a> Schedule<'a> {
         Self { asking, start_up, polls: asking.polls.iter().map(|_| now).collect(), heard: now }
     }
 
-    /// The next moment at which something is to be said.
-    fn due(&self) -> Instant {
-        let next = self.polls.iter().copied().chain(self.start_up).chain(self.revival()).min();
-        next.unwrap_or_else(|| Instant::now() + NEVER)
+    /// The next moment at which something is to be said, if ever.
+    fn due(&self) -> Option<Instant> {
+        self.polls.iter().copied().chain(self.start_up).chain(self.revival()).min()
     }
 
     /// A device that was switched off and on must be asked anew.

@@ -382,6 +382,10 @@ impl AsyncRead for SerialPort {
             return Poll::Ready(match read {
                 Ok(0) => Err(gone()),
                 Ok(count) => {
+                    // That was all: what comes now wakes us, and to ask once more would only tell that there is nothing.
+                    if count < buf.remaining() {
+                        ready.clear_ready();
+                    }
                     buf.advance(count);
                     Ok(())
                 }
