@@ -56,7 +56,7 @@ pub async fn feed(gateway: Arc<Gateway>, stop: CancellationToken) {
 
 impl Watchdog {
     fn new(limit: Duration) -> Self {
-        Watchdog { limit, seen: BTreeMap::new(), looked: None }
+        Self { limit, seen: BTreeMap::new(), looked: None }
     }
 
     /// Whether all stages have moved lately. One that has not is named in the log, once.
