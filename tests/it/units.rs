@@ -108,6 +108,19 @@ fn the_scripts_that_root_runs_have_no_slip_of_the_pen() {
     }
 }
 
+/// systemd looks a kind of device up when the unit starts: one whose driver is not loaded yet would stay closed for good.
+#[test]
+fn a_serial_adapter_that_is_plugged_in_later_is_not_closed_to_the_service() {
+    let text = fs::read_to_string(units().join("examples/serial-devices.conf")).unwrap();
+    for (group, driver) in [("char-ttyUSB", "usbserial"), ("char-ttyACM", "cdc_acm")] {
+        assert!(text.contains(&format!("\nDeviceAllow={group} rw\n")));
+        for key in ["Wants", "After"] {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}="))).unwrap_or("");
+            assert!(line.contains(&format!("modprobe@{driver}.service")), "{key} of {group}: {line}");
+        }
+    }
+}
+
 /// Each socket unit holds the address that its head names for a `listen`, and none is enabled by the preset.
 #[test]
 fn no_port_is_open_that_nobody_asked_for() {
