@@ -127,6 +127,12 @@ class Box:
         self.machine = subprocess.Popen(self._command(tpm), **pipes, start_new_session=True)
         threading.Thread(target=self._listen, daemon=True).start()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.power_off()
+
     @staticmethod
     def _start_tpm(tpm):
         tpm.mkdir(exist_ok=True)
@@ -203,4 +209,8 @@ class Box:
         except (OSError, subprocess.TimeoutExpired):
             self.machine.kill()
             self.machine.wait()
-        self.tpm.wait(timeout=10)
+        try:
+            self.tpm.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.tpm.kill()
+            self.tpm.wait()
