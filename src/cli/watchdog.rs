@@ -25,6 +25,7 @@ const PARTS_LIMITS: u32 = 10;
 struct Watchdog {
     limit: Duration,
     seen: BTreeMap<String, Seen>,
+    looked: Option<Instant>,
 }
 
 struct Seen {
@@ -38,7 +39,7 @@ struct Seen {
 pub async fn feed(gateway: Arc<Gateway>, stop: CancellationToken) {
     let period = systemd::watchdog_period();
     let limit = period.map_or(LIMIT_DEFAULT, |period| period * 2);
-    let mut watchdog = Watchdog { limit, seen: BTreeMap::new() };
+    let mut watchdog = Watchdog::new(limit);
     // Twice as often as it must be fed: a stage that stands still is found soon.
     let mut looks = interval(limit / 4);
     let mut told = String::new();
@@ -54,9 +55,13 @@ pub async fn feed(gateway: Arc<Gateway>, stop: CancellationToken) {
 }
 
 impl Watchdog {
+    fn new(limit: Duration) -> Self {
+        Self { limit, seen: BTreeMap::new(), looked: None }
+    }
+
     /// Whether all stages have moved lately. One that has not is named in the log, once.
     fn look(&mut self, turns: Turns, now: Instant) -> bool {
-        self.seen.retain(|stage, _| turns.contains_key(stage));
+        self.forget(&turns, now);
         let mut well = true;
         for (stage, turns) in turns {
             let limit = if stage == PARTS_STAGE { self.limit * PARTS_LIMITS } else { self.limit };
@@ -82,6 +87,21 @@ impl Watchdog {
         }
         well
     }
+
+    /// Forgets the stages that are gone. While the parts are out of sight their stages are not there either: those are kept as they were
+    /// seen last, and this time does not count. Else a stage that hangs would be a new one after each look that found the parts locked.
+    fn forget(&mut self, turns: &Turns, now: Instant) {
+        let since = self.looked.replace(now).map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
+        let looks = self.seen.get(PARTS_STAGE).map(|seen| seen.turns);
+        let out_of_sight = looks.is_some() && turns.get(PARTS_STAGE).copied() == looks;
+        self.seen.retain(|stage, seen| {
+            let here = turns.contains_key(stage);
+            if !here {
+                seen.moved += since;
+            }
+            here || out_of_sight
+        });
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +116,7 @@ mod tests {
 
     #[test]
     fn one_stage_that_stands_still_is_enough_and_it_is_well_again_when_it_moves() {
-        let mut watchdog = Watchdog { limit: LIMIT, seen: BTreeMap::new() };
+        let mut watchdog = Watchdog::new(LIMIT);
         let start = Instant::now();
         assert!(watchdog.look(turns(1, 1), start));
         assert!(watchdog.look(turns(1, 2), start + LIMIT / 2), "it has time");
@@ -107,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_stage_that_is_gone_is_not_waited_for_and_a_new_one_has_its_time() {
-        let mut watchdog = Watchdog { limit: LIMIT, seen: BTreeMap::new() };
+        let mut watchdog = Watchdog::new(LIMIT);
         let start = Instant::now();
         watchdog.look(turns(1, 1), start);
         assert!(watchdog.look(Turns::from([("spool clinical".to_owned(), 2)]), start + LIMIT * 2));
@@ -115,8 +135,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_that_is_out_of_sight_now_and_then_is_still_found_to_stand_still() {
+        let mut watchdog = Watchdog::new(LIMIT);
+        let start = Instant::now();
+        let in_sight = |looks| Turns::from([(PARTS_STAGE.to_owned(), looks), ("source monitors".to_owned(), 7)]);
+        let out_of_sight = |looks| Turns::from([(PARTS_STAGE.to_owned(), looks)]);
+        assert!(watchdog.look(in_sight(1), start));
+        assert!(watchdog.look(in_sight(2), start + LIMIT / 2));
+        assert!(watchdog.look(out_of_sight(2), start + LIMIT), "what can't be seen is not judged");
+        assert!(watchdog.look(in_sight(3), start + LIMIT), "nor was it seen long enough");
+        assert!(watchdog.look(out_of_sight(3), start + LIMIT * 2));
+        assert!(watchdog.look(in_sight(4), start + LIMIT * 2), "the time out of sight does not count");
+        assert!(
+            !watchdog.look(in_sight(5), start + LIMIT * 5 / 2),
+            "it was seen at the same turn for as long as the limit"
+        );
+    }
+
+    #[test]
     fn a_configuration_that_is_applied_has_more_time() {
-        let mut watchdog = Watchdog { limit: LIMIT, seen: BTreeMap::new() };
+        let mut watchdog = Watchdog::new(LIMIT);
         let start = Instant::now();
         let parts = || Turns::from([(PARTS_STAGE.to_owned(), 1)]);
         watchdog.look(parts(), start);

@@ -21,20 +21,32 @@ FILES = {
     "/dev/vdb /var/lib/wardgate ext4 rw,noatime,x-systemd.device-timeout=20min 0 0\n",
     "etc/systemd/network/10-box.network": "[Match]\nDriver=virtio_net\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
     "LinkLocalAddressing=no\nIPv6AcceptRA=no\n",
+    # The TPM comes up when the host says so.
+    "etc/systemd/system/wardgate-tpm.service.d/patience.conf": "[Service]\nEnvironment=WARDGATE_PATIENCE_S=1200\n",
     "etc/systemd/system/host-shell.service": "[Unit]\nDescription=A shell for the host that tests this box\n"
-    "[Service]\nExecStart=/bin/bash -c 'stty -echo; echo HOST-SHELL; while read -r line; do eval \"$$line\"; done'\n"
+    "[Service]\nEnvironment=SYSTEMD_COLORS=0\nExecStart=/bin/bash -c 'stty -echo; echo HOST-SHELL; while read -r line; do eval \"$$line\"; done'\n"
     "StandardInput=tty\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyAMA0\n[Install]\nWantedBy=multi-user.target\n",
 }
 # Terminals that nobody looks at.
 MASKED = ("getty.target", "serial-getty@ttyAMA0.service")
-MODULES = (*guest.MODULES, "tpm_tis")
+TPM_MODULE = "tpm_tis"
+MODULES = (*guest.MODULES, TPM_MODULE)
+# Where the box has the driver of its TPM when it is told to load it late.
+LATE_MODULES = "usr/lib/late-modules"
 ROOT_BYTES = 1 << 30
 INIT = """#!/bin/busybox sh
 # Loads what the emulated devices need, and becomes systemd on the first disk.
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 $b mkdir -p /sysroot
-while read -r module; do $b insmod "/modules/$module"; done </modules/order
+$b mkdir -p /proc
+$b mount -t proc proc /proc
+late=nothing
+if $b grep -q late-tpm /proc/cmdline; then late="tpm*"; fi
+$b umount /proc
+while read -r module; do
+    case $module in $late) ;; *) $b insmod "/modules/$module" ;; esac
+done </modules/order
 while [ ! -b /dev/vda ]; do $b usleep 20000; done
 $b mount -t ext4 /dev/vda /sysroot
 $b mount -o move /dev /sysroot/dev
@@ -90,6 +102,8 @@ def make_root(folder, package, configuration):
         (root / name).write_text(text)
     for unit in MASKED:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
+    (root / LATE_MODULES).mkdir()
+    guest.copy_modules(root / LATE_MODULES, (TPM_MODULE,))
     _settle(root)
     _install(root, package)
     (root / "etc/wardgate/gateway.toml").write_text(configuration)
@@ -101,9 +115,10 @@ def make_root(folder, package, configuration):
 
 
 class Box:
-    """One life of it, with the TPM whose state is in the folder `tpm`."""
+    """One life of it, with the TPM whose state is in the folder `tpm`; when that is late, `load_tpm` brings it up."""
 
-    def __init__(self, folder, tpm):
+    def __init__(self, folder, tpm, late_tpm=False):
+        self.late_tpm = late_tpm
         self.folder, self.lines, self.changed = Path(folder), [], threading.Condition()
         self.tpm = self._start_tpm(tpm)
         self.begun = time.monotonic()
@@ -111,6 +126,12 @@ class Box:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.machine = subprocess.Popen(self._command(tpm), **pipes, start_new_session=True)
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.power_off()
 
     @staticmethod
     def _start_tpm(tpm):
@@ -134,7 +155,7 @@ class Box:
             "-accel", "tcg", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
             "-kernel", guest.PARTS / "vmlinuz", "-initrd", self.folder / "start.cpio",
             "-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 systemd.show_status=0 systemd.log_target=journal "
-            "systemd.default_timeout_start_sec=1200",
+            f"systemd.default_timeout_start_sec=1200 {'late-tpm' * self.late_tpm}",
             *disk("root"), *disk("spool"), "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=tpm,path={tpm}/sock", "-tpmdev", "emulator,id=tpm,chardev=tpm",
             "-device", "tpm-tis-device,tpmdev=tpm",
@@ -165,6 +186,9 @@ class Box:
         self._wait(0, lambda line: "HOST-SHELL" in line, within_s)
         return time.monotonic() - self.begun
 
+    def load_tpm(self):
+        self.say(f"while read -r module; do insmod /{LATE_MODULES}/$module; done </{LATE_MODULES}/order")
+
     def ask(self, command, within_s=300):
         """Runs it as root in the box. Returns how it ended and what it said."""
         start = len(self.lines)
@@ -185,4 +209,8 @@ class Box:
         except (OSError, subprocess.TimeoutExpired):
             self.machine.kill()
             self.machine.wait()
-        self.tpm.wait(timeout=10)
+        try:
+            self.tpm.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.tpm.kill()
+            self.tpm.wait()

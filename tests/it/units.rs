@@ -15,6 +15,7 @@ mod clock;
 mod journal;
 mod manager;
 mod package;
+mod tpm;
 
 /// What systemd 252 (Debian 12) says of directives that are newer, and how it goes on. Nothing else may be said.
 const NEWER_THAN_252: [&str; 5] = [
@@ -70,7 +71,7 @@ fn systemd_understands_every_unit_but_for_what_is_newer_than_it() {
 
 #[test]
 fn the_sandbox_of_the_service_leaves_at_most_1_2() {
-    for unit in ["wardgate.service", "wardgate-failed.service"] {
+    for unit in ["wardgate.service", "wardgate-failed.service", "wardgate-tpm.service"] {
         let mut analyze = system("systemd-analyze");
         succeeds(analyze.args(["security", "--offline=true", EXPOSURE_MAX]).arg(units().join(unit)));
     }
@@ -96,8 +97,27 @@ fn the_example_of_a_firewall_is_one_that_nftables_takes() {
 
 #[test]
 fn the_scripts_that_root_runs_have_no_slip_of_the_pen() {
-    for script in ["systemd/make-key", "systemd/report-failure", "debian/scripts/postinst", "debian/scripts/postrm"] {
+    for script in [
+        "systemd/make-key",
+        "systemd/wait-for-tpm",
+        "systemd/report-failure",
+        "debian/scripts/postinst",
+        "debian/scripts/postrm",
+    ] {
         succeeds(Command::new("sh").arg("-n").arg(repository().join(script)));
+    }
+}
+
+/// systemd looks a kind of device up when the unit starts: one whose driver is not loaded yet would stay closed for good.
+#[test]
+fn a_serial_adapter_that_is_plugged_in_later_is_not_closed_to_the_service() {
+    let text = fs::read_to_string(units().join("examples/serial-devices.conf")).unwrap();
+    for (group, driver) in [("char-ttyUSB", "usbserial"), ("char-ttyACM", "cdc_acm")] {
+        assert!(text.contains(&format!("\nDeviceAllow={group} rw\n")));
+        for key in ["Wants", "After"] {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}="))).unwrap_or("");
+            assert!(line.contains(&format!("modprobe@{driver}.service")), "{key} of {group}: {line}");
+        }
     }
 }
 

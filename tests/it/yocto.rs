@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::process::succeeds;
-use crate::support::tools::{python_peer, repository, venv};
+use crate::support::process::{run, succeeds, wardgate};
+use crate::support::tools::{python_peer, repository, system, venv};
 
 const RECIPE: &str = "recipes-connectivity/wardgate/wardgate_0.1.0.bb";
 const BOX: &str = "recipes-core/wardgate-box/wardgate-box_1.0.bb";
@@ -98,7 +98,8 @@ fn every_local_file_that_a_recipe_names_lies_beside_it_and_every_unit_it_enables
             assert!(there, "{} names {file}, which is not there", recipe.display());
         }
     }
-    for unit in value(&read(&layer(BOX)), "SYSTEMD_SERVICE:${PN}").split_whitespace() {
+    let units = value(&read(&layer(BOX)), "SYSTEMD_SERVICE:${PN}").replace('\\', "");
+    for unit in units.split_whitespace() {
         assert!(layer("recipes-core/wardgate-box/files").join(unit).is_file(), "{BOX} enables {unit}");
     }
 }
@@ -148,6 +149,34 @@ fn the_boot_loader_and_the_system_find_its_environment_at_the_same_places() {
         let entry = format!("{} {size}", number(offset));
         assert!(system.contains(&entry), "fw_env.config has no \"{entry}\"");
     }
+}
+
+#[test]
+fn a_new_system_that_is_not_well_is_left_after_three_restarts_and_one_that_was_well_never_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = succeeds(Command::new("sh").arg(repository().join("tests/it/yocto/slots.sh")).arg(folder.path()));
+    assert!(said.contains("holds: all of it"), "{said}");
+}
+
+#[test]
+fn systemd_understands_the_units_of_the_box() {
+    let folder = tempfile::tempdir().unwrap();
+    let scripts = format!("{}/", layer("recipes-core/wardgate-box/files").display());
+    let mut verify = system("systemd-analyze");
+    verify.arg("verify");
+    for unit in files_in(&layer("recipes-core/wardgate-box/files")) {
+        if unit.extension().is_some_and(|extension| extension == "service" || extension == "timer") {
+            let text = read(&unit).replace("/usr/lib/wardgate/", &scripts);
+            let text =
+                text.replace("ExecStart=wardgate ", &format!("ExecStart={} ", wardgate().get_program().display()));
+            let copy = folder.path().join(unit.file_name().unwrap());
+            fs::write(&copy, text).unwrap();
+            verify.arg(copy);
+        }
+    }
+    let said = run(&mut verify).said;
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("wardgate")).collect();
+    assert_eq!(ours, Vec::<&str>::new());
 }
 
 #[test]

@@ -41,6 +41,20 @@ never "no socket is enabled" sh -c "ls $system/etc/systemd/system/sockets.target
 holds "the configuration that is shipped passes its check" inside wardgate check /etc/wardgate/gateway.toml
 holds "the examples load as well" inside sh -c 'cd /usr/share/wardgate && wardgate check minimal.toml'
 
+# --- it fits to the systemd that is here, and to the next one
+drop_in=$system/etc/systemd/system/wardgate.service.d/10-systemd-252.conf
+with_systemd() { # VERSION, as the release of Debian that has it would bring it
+    printf '#!/bin/sh\nif [ "$1" = --version ]; then echo "systemd %s (%s)"; fi\n' "$1" "$1" >"$system/usr/local/bin/systemctl"
+    chmod 755 "$system/usr/local/bin/systemctl"
+    inside dpkg-trigger --by-package=systemd /usr/lib/systemd/systemd
+    inside dpkg --triggers-only wardgate >"$folder/kit/log" 2>&1 || { cat "$folder/kit/log"; fail "the trigger is taken"; }
+    rm "$system/usr/local/bin/systemctl"
+}
+with_systemd 257
+never "a new systemd is not told what an old one lacks" test -e "$drop_in"
+with_systemd 252
+holds "an old systemd reloads by a command" inside grep -q '^ExecReload=' /etc/systemd/system/wardgate.service.d/10-systemd-252.conf
+
 # --- the key
 holds "a key is made" inside /usr/lib/wardgate/make-key
 cred=/var/lib/wardgate-keys/spool-key.cred
@@ -86,6 +100,7 @@ never "a service that was disabled stays disabled" test -L "$system/etc/systemd/
 # --- removed
 inside dpkg --remove wardgate >"$folder/kit/log" 2>&1 || { cat "$folder/kit/log"; fail "it is removed"; }
 holds "who removes it is told that messages stay" grep -q 'stay as they are' "$folder/kit/log"
+never "its drop-in is gone" test -L "$drop_in"
 never "the executable is gone" test -e "$system/usr/bin/wardgate"
 holds "the configuration stays" grep -q '^# ours' "$system/etc/wardgate/gateway.toml"
 holds "the spool stays" sh -c "[ -n \"\$(ls -A $system/var/lib/wardgate)\" ]"

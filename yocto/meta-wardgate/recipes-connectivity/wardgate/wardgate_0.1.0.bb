@@ -25,21 +25,22 @@ USERADD_PARAM:${PN} = "--system --uid 782 --gid wardgate --home-dir ${localstate
 GROUPADD_PARAM:${PN} = "--system --gid 782 wardgate; --system --gid 783 wardgate-serial"
 
 SYSTEMD_PACKAGES = "${PN}"
-SYSTEMD_SERVICE:${PN} = "wardgate.service wardgate-key.service wardgate-failed.service wardgate-dicom.socket \
-                         wardgate-mllp.socket wardgate-mqtt.socket wardgate-mqtts.socket"
+SYSTEMD_SERVICE:${PN} = "wardgate.service wardgate-key.service wardgate-tpm.service wardgate-failed.service \
+                         wardgate-dicom.socket wardgate-mllp.socket wardgate-mqtt.socket wardgate-mqtts.socket"
 # The preset decides: the service is enabled and no socket is, for nothing is open that the configuration does not name.
 SYSTEMD_AUTO_ENABLE:${PN} = "disable"
 
 do_install:append() {
     install -d ${D}${systemd_system_unitdir} ${D}${systemd_unitdir}/system-preset
-    install -m 0644 ${S}/systemd/wardgate.service ${S}/systemd/wardgate-key.service ${S}/systemd/wardgate-failed.service \
-        ${S}/systemd/wardgate-dicom.socket ${S}/systemd/wardgate-mllp.socket ${S}/systemd/wardgate-mqtt.socket \
+    install -m 0644 ${S}/systemd/wardgate.service ${S}/systemd/wardgate-key.service ${S}/systemd/wardgate-tpm.service \
+        ${S}/systemd/wardgate-failed.service ${S}/systemd/wardgate-dicom.socket ${S}/systemd/wardgate-mllp.socket ${S}/systemd/wardgate-mqtt.socket \
         ${S}/systemd/wardgate-mqtts.socket ${D}${systemd_system_unitdir}
     install -m 0644 ${S}/systemd/system-preset/80-wardgate.preset ${D}${systemd_unitdir}/system-preset
 
     install -d ${D}${nonarch_libdir}/wardgate ${D}${nonarch_libdir}/sysusers.d ${D}${nonarch_libdir}/tmpfiles.d \
         ${D}${nonarch_libdir}/systemd/journald.conf.d
-    install -m 0755 ${S}/systemd/make-key ${S}/systemd/report-failure ${D}${nonarch_libdir}/wardgate
+    install -m 0755 ${S}/systemd/make-key ${S}/systemd/wait-for-tpm ${S}/systemd/report-failure \
+        ${D}${nonarch_libdir}/wardgate
     install -m 0644 ${S}/systemd/sysusers.d/wardgate.conf ${D}${nonarch_libdir}/sysusers.d
     install -m 0644 ${S}/systemd/tmpfiles.d/wardgate.conf ${D}${nonarch_libdir}/tmpfiles.d
     install -m 0644 ${S}/systemd/journald.conf.d/10-wardgate.conf ${D}${nonarch_libdir}/systemd/journald.conf.d
