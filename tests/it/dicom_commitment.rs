@@ -1,7 +1,8 @@
 //! Storage commitment: a modality asks, and is told the truth about each of its images, over restarts and long waits.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -14,7 +15,7 @@ use crate::support::dicom::{Archive, ListeningModality};
 use crate::support::dicom_files::ct_images;
 use crate::support::gateway::Gateway;
 use crate::support::ports::{free_address, free_port};
-use crate::support::wait::eventually_some;
+use crate::support::wait::{PATIENCE, eventually_some};
 
 fn config(archive: SocketAddr, modality: SocketAddr, more: &str) -> String {
     format!(
@@ -159,6 +160,23 @@ fn a_report_that_the_modality_waited_for_comes_on_a_new_association_after_a_kill
     let report = report(&modality);
     assert_eq!((counts(&report), report["association"].as_str()), ((2, 0), Some("new")), "{report}");
     eventually_some("the request is done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+}
+
+#[test]
+fn strangers_at_the_listener_for_reports_are_turned_away_with_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, listen) = (Archive::start::<&str>(&store(&folder), &[]), free_address());
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let listener = format!("commitment-listen = {{ listen = \"{listen}\", allow = [\"192.0.2.0/24\"] }}");
+    let more = format!("plain = true\ncommitment = true\n{listener}\n");
+    let gateway = Gateway::start(folder.path(), &config(archive.address, nobody, "").replace("plain = true\n", &more));
+    for _ in 0..20 {
+        let mut stranger = eventually_some("it listens", || TcpStream::connect(listen).ok());
+        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(matches!(stranger.read(&mut [0]), Ok(0) | Err(_)), "a stranger is spoken to");
+    }
+    let said = gateway.stop();
+    assert_eq!(said.matches("turned away").count(), 1, "{said}");
 }
 
 #[test]
