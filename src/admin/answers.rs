@@ -137,6 +137,8 @@ pub struct FindReport {
     pub messages: Vec<FoundMessage>,
     /// How many there are, also those beyond the limit.
     pub total: u64,
+    /// Images whose headers had to be read, because no hash of these numbers is kept with them.
+    pub headers_read: u64,
     /// Damaged places: what was stored there is not among them.
     pub damaged: u64,
 }

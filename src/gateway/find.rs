@@ -37,15 +37,18 @@ impl Gateway {
             match sight.map_err(|error| Refusal::new(Code::Failed, error.to_string()))? {
                 Sight::Segments { done, total } => outlet.progress("segments", done, Some(total)).await,
                 Sight::Damage(_) => report.damaged += 1,
-                Sight::Message(seen) => match wanted.is(&seen.envelope).await {
-                    Err(_) => report.damaged += 1,
-                    Ok(false) => {}
-                    Ok(true) => {
-                        report.total += 1;
-                        found.push_front(told(*seen));
-                        found.truncate(limit);
+                Sight::Message(seen) => {
+                    report.headers_read += u64::from(seen.envelope.meta.tokens.is_empty());
+                    match wanted.is(&seen.envelope).await {
+                        Err(_) => report.damaged += 1,
+                        Ok(false) => {}
+                        Ok(true) => {
+                            report.total += 1;
+                            found.push_front(told(*seen));
+                            found.truncate(limit);
+                        }
                     }
-                },
+                }
             }
         }
         report.messages = found.into();
