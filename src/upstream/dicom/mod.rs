@@ -38,6 +38,8 @@ use store::{Instance, StoreError, store, verdict};
 
 pub mod archive;
 pub mod association;
+#[cfg(test)]
+mod association_tests;
 pub mod commitment;
 mod pieces;
 pub mod pool;
