@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
+use super::presence::{self, Presence};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::{Body, Envelope};
 use crate::system::tls::ClientTls;
@@ -50,9 +50,6 @@ pub mod store;
 pub const ASSOCIATIONS_MAX: usize = 16;
 /// Least `max-pdu`: what the oldest archives speak.
 pub const MAX_PDU_MIN: u64 = 4 << 10;
-/// Least `check-every`.
-pub const CHECK_EVERY_MIN: Duration = Duration::from_secs(1);
-
 /// `[upstream.<name>.dicom]`.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -92,7 +89,7 @@ pub struct DicomConfig {
     pub release_after: Span,
     /// How often is looked, while nothing is sent, whether the archive is there and takes us: by an association that is released at once.
     /// Default 60 s.
-    #[serde(default = "check_every")]
+    #[serde(default = "presence::check_every")]
     pub check_every: Span,
     /// Whether an instance counts as delivered only when the archive's storage commitment says that it keeps it; default false.
     #[serde(default)]
@@ -156,10 +153,6 @@ fn release_after() -> Span {
     Span(Duration::from_secs(10))
 }
 
-fn check_every() -> Span {
-    Span(Duration::from_secs(60))
-}
-
 fn commitment_timeout() -> Span {
     Span(Duration::from_secs(3600))
 }
@@ -181,9 +174,7 @@ impl Section for DicomConfig {
         if !(MAX_PDU_MIN..=u64::from(pdu::DATA_BYTES_MAX)).contains(&self.max_pdu.0) {
             problems.error("max-pdu", "it can be \"4KiB\" to \"128KiB\"");
         }
-        if self.check_every.0 < CHECK_EVERY_MIN {
-            problems.error("check-every", "it can be \"1s\" or longer");
-        }
+        presence::check(problems, self.check_every);
         if let Some(listen) = &self.commitment_listen {
             problems.under("commitment-listen", |problems| listen.check(problems));
             if !self.commitment {
@@ -223,9 +214,8 @@ pub struct Dicom {
     commitment: Option<Commitment>,
     /// SOP instance UIDs that are on their way.
     flights: Flights,
-    /// Why the archive is not there, when that was seen while nothing was sent.
-    gone: watch::Receiver<Option<String>>,
-    /// What runs beside: who looks whether the archive is there, who asks for commitment, and the listener for reports.
+    presence: Presence,
+    /// What runs beside: who asks for commitment, and the listener for reports.
     beside: JoinSet<()>,
 }
 
@@ -290,13 +280,7 @@ impl Upstream for Dicom {
     }
 
     async fn closed(&self) -> String {
-        let mut gone = self.gone.clone();
-        let cause = gone.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone());
-        // Who looks ends with us, or told the cause.
-        match cause {
-            Some(cause) => cause,
-            None => std::future::pending().await,
-        }
+        self.presence.lost().await
     }
 
     async fn close(mut self) {
@@ -308,19 +292,13 @@ impl Upstream for Dicom {
 
 impl Dicom {
     /// With somebody beside who looks whether the archive is there while nothing is sent.
-    fn looking(config: &DicomConfig, pool: Arc<Pool>, commitment: Option<Commitment>, mut beside: JoinSet<()>) -> Self {
-        let (tell, gone) = watch::channel(None);
-        let (looked_at, every) = (Arc::clone(&pool), config.check_every.0);
-        beside.spawn(async move {
-            loop {
-                sleep(every).await;
-                if let Err(error) = looked_at.look().await {
-                    tell.send_replace(Some(error.to_string()));
-                    return std::future::pending().await;
-                }
-            }
+    fn looking(config: &DicomConfig, pool: Arc<Pool>, commitment: Option<Commitment>, beside: JoinSet<()>) -> Self {
+        let looked_at = Arc::clone(&pool);
+        let presence = Presence::watch(config.check_every, move || {
+            let pool = Arc::clone(&looked_at);
+            async move { Ok(pool.look().await?) }
         });
-        Self { associations: config.associations, pool, commitment, flights: Flights::default(), gone, beside }
+        Self { associations: config.associations, pool, commitment, flights: Flights::default(), presence, beside }
     }
 }
 
