@@ -149,6 +149,20 @@ impl Flags {
     }
 }
 
+/// What a person may look for messages by, beside their ids.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Identifier {
+    /// The patient's number (DICOM: (0010,0020)).
+    PatientId,
+    /// The number of the order that an image was made for (DICOM: (0008,0050)).
+    AccessionNumber,
+}
+
+/// A keyed hash of an [`Identifier`]'s value, cut short: two that are the same stand for the same value, and without the spool's root key
+/// it tells nothing. It means nothing in another spool.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Token(pub [u8; 8]);
+
 /// What a source knows about a message beside its bytes.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -166,6 +180,9 @@ pub struct Meta {
     pub flags: Flags,
     /// When its first byte came.
     pub received: Stamp,
+    /// By what it can be found. Never leaves this box: neither an export nor an upstream gets them.
+    #[serde(skip)]
+    pub tokens: Vec<Token>,
 }
 
 impl Meta {
@@ -331,6 +348,7 @@ mod tests {
             targets: vec![],
             flags: Flags::default(),
             received: Stamp { wall_us: 0, synchronised: false, uptime_ms: 0 },
+            tokens: Vec::new(),
         };
         let body = Body::whole(Bytes::from_static(b"PID|SECRET"));
         let envelope = Envelope { id: MessageId([0; 16]), class: Class::Clinical, meta, sha256: [0; 32], body };

@@ -6,6 +6,7 @@
 
 mod burials;
 mod carry;
+mod find;
 mod forms;
 mod keyfile;
 mod parts;

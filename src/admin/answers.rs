@@ -1,7 +1,7 @@
 //! What the running service answers over the control socket.
 //!
-//! No answer holds patient data: a dead letter is shown by id, reason and sizes, never by control id or content. Content
-//! leaves only as the `data` lines of `dead-body`, a change, and of `spool-export`, sealed to its recipients.
+//! No answer holds patient data: a dead letter is shown by id, reason and sizes, never by control id or content. That messages are a
+//! patient's is told to those only who know the patient's number and may change things (`spool-find`). Content leaves only as the `data` lines of `dead-body`, a change, and of `spool-export`, sealed to its recipients.
 
 use std::fmt;
 use std::str::FromStr;
@@ -127,6 +127,45 @@ pub struct ExportReport {
     pub damaged: u64,
     /// Named, but not kept here.
     pub unknown: Vec<IdPattern>,
+}
+
+/// What was found of a patient or an order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FindReport {
+    /// The newest first.
+    pub messages: Vec<FoundMessage>,
+    /// How many there are, also those beyond the limit.
+    pub total: u64,
+    /// Images whose headers had to be read, because no hash of these numbers is kept with them.
+    pub headers_read: u64,
+    /// Damaged places: what was stored there is not among them.
+    pub damaged: u64,
+}
+
+/// A message that was found, and how it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FoundMessage {
+    /// Which.
+    #[serde(with = "as_text")]
+    pub id: MessageId,
+    /// The log that holds it.
+    pub log: Class,
+    /// Its source.
+    pub source: Name,
+    /// When its first byte came.
+    pub received: When,
+    /// Bytes of its body.
+    pub bytes: u64,
+    /// Its media type.
+    pub content_type: String,
+    /// What was noticed about it.
+    pub flags: Vec<String>,
+    /// Upstreams that it waits for.
+    pub waiting: Vec<Name>,
+    /// Upstreams that refused it for good.
+    pub dead: Vec<Name>,
 }
 
 /// What was imported.

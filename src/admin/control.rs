@@ -24,7 +24,7 @@ use super::access::{self, Access, ControlConfig, NoSuchGroup, Peer};
 use super::answers::{Code, Refusal};
 use super::lines::{DATA_PIECE_BYTES_MAX, Feed, LineError, LineReader, REQUEST_LINE_BYTES_MAX, Reply, write_line};
 use super::operator::{Answer, Inlet, Operator, Outlet, Saying};
-use super::verbs::{Level, Request};
+use super::verbs::{Level, PRIVATE_FIELDS, Request};
 
 /// Conversations at the same time; one more is told to try again.
 const CONNECTIONS_MAX: usize = 16;
@@ -328,6 +328,7 @@ async fn perform<O: Operator>(
         Request::SpoolUsage => value(operator.spool_usage().await?),
         Request::SpoolVerify => value(operator.spool_verify(outlet).await?),
         Request::SpoolAcceptDamage => value(operator.spool_accept_damage().await?),
+        Request::SpoolFind(request) => value(operator.spool_find(request, outlet).await?),
         Request::SpoolExport(request) => value(operator.spool_export(request, outlet).await?),
         Request::SpoolImport(request) => value(operator.spool_import(request, inlet, outlet).await?),
         Request::Replay(request) => value(operator.replay(request, outlet).await?),
@@ -340,11 +341,14 @@ fn value(answer: impl Serialize) -> Answer<serde_json::Value> {
     serde_json::to_value(answer).map_err(|error| Refusal::new(Code::Failed, error.to_string()))
 }
 
-/// The request without its verb, for the log.
+/// The request without its verb and without patient data, for the log.
 fn arguments(request: &Request) -> String {
     let Ok(serde_json::Value::Object(mut fields)) = serde_json::to_value(request) else { return String::new() };
     fields.remove("verb");
     fields.retain(|_, value| !value.is_null());
+    for private in PRIVATE_FIELDS {
+        fields.get_mut(private).into_iter().for_each(|value| *value = "(not logged)".into());
+    }
     serde_json::Value::Object(fields).to_string()
 }
 

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::answers::{
-    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Progress, Refusal, Released,
+    Code, Count, DeadLetter, DeadList, ExportReport, FindReport, ImportReport, KeysReport, Progress, Refusal, Released,
     ReplayReport, SpoolUsage, VerifyReport,
 };
 use super::ids::IdPattern;
 use super::verbs::{
-    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LaneSelection, ReplayRequest,
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, FindRequest, ImportRequest, LaneSelection, ReplayRequest,
 };
 use crate::status::Status;
 
@@ -47,6 +47,8 @@ pub trait Operator: Send + Sync + 'static {
     fn spool_verify(&self, outlet: &Outlet) -> impl Future<Output = Answer<VerifyReport>> + Send;
     /// Takes note of all damage that was found; counts the segments.
     fn spool_accept_damage(&self) -> impl Future<Output = Answer<Count>> + Send;
+    /// Messages about a patient or an order, the newest first; tells its progress.
+    fn spool_find(&self, request: FindRequest, outlet: &Outlet) -> impl Future<Output = Answer<FindReport>> + Send;
     /// Seals the chosen messages to the recipients and hands the sealed bytes out through [`Outlet::data`].
     fn spool_export(
         &self,

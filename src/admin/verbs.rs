@@ -4,6 +4,8 @@
 //! `data` lines and then one `ok` or `error` line. A key that a verb does not know is an error, so that a misspelt filter
 //! never widens a change. What is answered is in [`super::answers`], who answers in [`super::operator`].
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Refusal, When};
@@ -14,6 +16,9 @@ use crate::values::Name;
 pub const IDS_MAX: usize = 1_000;
 /// Most dead letters that one answer lists.
 pub const LIST_MAX: usize = 1_000;
+
+/// Fields whose values are patient data: the log says that they were given, never what they are.
+pub const PRIVATE_FIELDS: [&str; 2] = ["patient-id", "accession"];
 
 /// One request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +46,9 @@ pub enum Request {
     SpoolVerify,
     /// A person took note of the damage: it is shown no more: [`Count`](super::answers::Count) of segments.
     SpoolAcceptDamage,
+    /// Which messages are about a patient or an order: [`FindReport`](super::answers::FindReport). Reveals patient data, namely whether
+    /// there are any: a change.
+    SpoolFind(FindRequest),
     /// Messages with their ids, sealed, as `data` lines: [`ExportReport`](super::answers::ExportReport).
     SpoolExport(ExportRequest),
     /// Takes what another box exported, from `data` lines: [`ImportReport`](super::answers::ImportReport).
@@ -77,6 +85,7 @@ impl Request {
             Self::SpoolUsage => "spool-usage",
             Self::SpoolVerify => "spool-verify",
             Self::SpoolAcceptDamage => "spool-accept-damage",
+            Self::SpoolFind(_) => "spool-find",
             Self::SpoolExport(_) => "spool-export",
             Self::SpoolImport(_) => "spool-import",
             Self::Replay(_) => "replay",
@@ -105,6 +114,9 @@ impl Request {
                     return Err(Refusal::bad("name the dead letters by id, or say \"all\": one of the two"));
                 }
                 selection.ids.len()
+            }
+            Self::SpoolFind(request) if request.is_empty() => {
+                return Err(Refusal::bad("give a patient id or an accession number to look for"));
             }
             Self::SpoolExport(request) if request.recipients.is_empty() => {
                 return Err(Refusal::bad("name at least one age recipient that the export is sealed to"));
@@ -168,6 +180,38 @@ pub struct LaneSelection {
     /// Only that of this source.
     #[serde(default)]
     pub source: Option<Name>,
+}
+
+/// Messages to look for: by what a person knows of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct FindRequest {
+    /// About this patient.
+    pub patient_id: Option<Private>,
+    /// Of the order with this number.
+    pub accession: Option<Private>,
+    /// Only of this source.
+    pub source: Option<Name>,
+    /// At most so many, the newest first; [`LIST_MAX`] when it is not given or larger.
+    pub limit: Option<usize>,
+}
+
+impl FindRequest {
+    /// Whether it says nothing to look for.
+    fn is_empty(&self) -> bool {
+        [&self.patient_id, &self.accession].into_iter().flatten().all(|value| value.0.trim().is_empty())
+    }
+}
+
+/// Patient data in a request: never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Private(pub String);
+
+impl fmt::Debug for Private {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Private(..)")
+    }
 }
 
 /// Messages to carry to another box or into a file, sealed. Marks nothing as delivered.
@@ -248,6 +292,17 @@ mod tests {
         let line = r#"{"verb":"dead-show","id":"00112233445566778899aabbccddeeff"}"#;
         let Request::DeadShow(DeadRef { id }) = serde_json::from_str(line).unwrap() else { panic!("another verb") };
         assert_eq!(id.to_string(), "00112233445566778899aabbccddeeff");
+    }
+
+    #[test]
+    fn who_looks_for_a_patient_must_say_for_whom_and_have_the_right_to_change() {
+        let line = r#"{"verb":"spool-find","patient-id":"T-4711"}"#;
+        let request: Request = serde_json::from_str(line).unwrap();
+        assert_eq!((request.verb(), request.level(), request.check()), ("spool-find", Level::Change, Ok(())));
+        assert!(!format!("{request:?}").contains("4711"), "{request:?}");
+        for nobody in [r#"{"verb":"spool-find"}"#, r#"{"verb":"spool-find","patient-id":" ","source":"ct"}"#] {
+            assert!(serde_json::from_str::<Request>(nobody).unwrap().check().is_err(), "{nobody}");
+        }
     }
 
     #[test]

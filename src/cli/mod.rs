@@ -25,6 +25,7 @@ pub mod demo_broker;
 pub mod demo_stage;
 pub mod demo_view;
 pub mod exit;
+pub mod find;
 mod health;
 pub mod imaging_view;
 pub mod inbox;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::dead::new_private_file;
 use super::exit::{Exit, Failure, OrExit};
+use super::find::{self, FindArgs};
 use super::status_view;
 use super::table::{bytes, count, counted};
 use super::terminal::{self, confirm, plain, progress_over, say, size};
@@ -33,10 +34,11 @@ Examples:
   wardgate spool usage
   wardgate spool verify
   wardgate spool accept-damage
+  wardgate spool find --patient-id 4711
   wardgate spool export --upstream engine --recipient age1... --to waiting.age
   wardgate spool import waiting.age --identity key.txt --upstream engine
 
-Safe: usage, verify. Accept-damage, export and import need the right to change and are logged.")]
+Safe: usage, verify. Accept-damage, find, export and import need the right to change and are logged.")]
 pub struct SpoolArgs {
     #[command(subcommand)]
     command: SpoolCommand,
@@ -47,6 +49,7 @@ enum SpoolCommand {
     Usage(UsageArgs),
     Verify(VerifyArgs),
     AcceptDamage(AcceptDamageArgs),
+    Find(FindArgs),
     Export(ExportArgs),
     Import(ImportArgs),
 }
@@ -170,6 +173,7 @@ pub async fn run(args: SpoolArgs) -> Result<(), Failure> {
         SpoolCommand::Usage(args) => usage(args).await,
         SpoolCommand::Verify(args) => verify(args).await,
         SpoolCommand::AcceptDamage(args) => accept_damage(args).await,
+        SpoolCommand::Find(args) => find::run(args).await,
         SpoolCommand::Export(args) => export(args).await,
         SpoolCommand::Import(args) => import(args).await,
     }

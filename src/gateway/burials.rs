@@ -100,6 +100,7 @@ mod tests {
             targets: vec![upstream.clone()],
             flags: Flags::default(),
             received: spool.now(),
+            tokens: Vec::new(),
         };
         draft.commit(meta).await.unwrap();
     }

@@ -47,7 +47,7 @@ impl Gateway {
         let mut exporting = Exporting::begin(&sealer, outlet)?;
         let mut named = Named::new(&request.ids);
         let choice = Choice { request };
-        let mut sights = survey(&self.spool, choice);
+        let mut sights = survey(&self.spool, move |seen| choice.takes(seen));
         let mut damaged = 0;
         while let Some(sight) = sights.recv().await {
             match sight.map_err(failed)? {
@@ -151,13 +151,16 @@ impl Named {
     }
 }
 
-/// Reads all that is held on a thread of its own; gives what the choice takes, and all damage. Ends when nobody listens.
-fn survey(spool: &Spool, choice: Choice) -> mpsc::Receiver<io::Result<Sight>> {
+/// Reads all that is held on a thread of its own; gives the messages of which `takes` says yes, and all damage. Ends when nobody listens.
+pub(super) fn survey(
+    spool: &Spool,
+    takes: impl Fn(&Seen) -> bool + Send + 'static,
+) -> mpsc::Receiver<io::Result<Sight>> {
     let (sender, sights) = mpsc::channel(FOUND_WAITING_MAX);
     let spool = spool.clone();
     tokio::task::spawn_blocking(move || {
         let outcome = spool.survey(&mut |sight| {
-            let wanted = if let Sight::Message(seen) = &sight { choice.takes(seen) } else { true };
+            let wanted = if let Sight::Message(seen) = &sight { takes(seen) } else { true };
             match wanted && sender.blocking_send(Ok(sight)).is_err() {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),

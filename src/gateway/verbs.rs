@@ -6,13 +6,14 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::{DRAIN_MAX, Gateway, keyfile};
 use crate::admin::answers::{
-    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, Released, ReplayReport,
-    SpoolUsage, VerifyReport, When,
+    Code, Count, DeadLetter, DeadList, ExportReport, FindReport, ImportReport, KeysReport, Refusal, Released,
+    ReplayReport, SpoolUsage, VerifyReport, When,
 };
 use crate::admin::ids::IdPattern;
 use crate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use crate::admin::verbs::{
-    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LIST_MAX, LaneSelection, ReplayRequest,
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, FindRequest, ImportRequest, LIST_MAX, LaneSelection,
+    ReplayRequest,
 };
 use crate::config::report::nearest;
 use crate::envelope::Class;
@@ -98,6 +99,10 @@ impl Operator for Gateway {
 
     async fn spool_verify(&self, outlet: &Outlet) -> Answer<VerifyReport> {
         self.verify(outlet).await
+    }
+
+    async fn spool_find(&self, request: FindRequest, outlet: &Outlet) -> Answer<FindReport> {
+        self.find_messages(request, outlet).await
     }
 
     async fn spool_export(&self, request: ExportRequest, outlet: &Outlet) -> Answer<ExportReport> {

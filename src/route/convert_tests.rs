@@ -37,6 +37,7 @@ fn envelope(content_type: &str, body: impl Into<Bytes>) -> Envelope {
         targets: vec![],
         flags: Flags::BATCH,
         received: Stamp { wall_us: 1_789_998_400_123_456, synchronised: true, uptime_ms: 5 },
+        tokens: Vec::new(),
     };
     let body = Body::whole(body.into());
     Envelope { id: MessageId([7; 16]), class: Class::Clinical, meta, sha256: [0; 32], body }

@@ -19,9 +19,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::seldom::Seldom;
 use super::{SourceError, Stop};
 use crate::status::SourceCounters;
+use crate::system::seldom::Seldom;
 use crate::system::sockets::Sockets;
 use crate::system::stream::{self, Stream};
 use crate::system::tls::ServerTls;

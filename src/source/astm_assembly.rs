@@ -20,8 +20,8 @@ use super::astm_part::{self, At, Done, Kind, Part};
 use super::astm_transfers::{Standing, Transfers};
 use super::intake::{About, Incoming, Intake};
 use crate::envelope::{Flags, Stamp};
-use crate::source::seldom::Seldom;
 use crate::spool::{CommitError, Committed, Entry, Lane, Place};
+use crate::system::seldom::Seldom;
 use crate::wire::astm::fingerprint;
 use crate::wire::astm_record::{self, HEADER_BYTES_MAX, MEDIA_TYPE, Splitter};
 

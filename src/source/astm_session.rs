@@ -15,8 +15,8 @@ use super::astm_part::{Kind, Part};
 use super::astm_transfers::{Standing, Transfers};
 use super::intake::{GATHER_BYTES, Intake, Share};
 use crate::source::Stop;
-use crate::source::seldom::Seldom;
 use crate::spool::CommitError;
+use crate::system::seldom::Seldom;
 use crate::wire::astm::{ACK, Event, Frame, NAK, Receiver};
 use crate::wire::astm_record::Splitter;
 

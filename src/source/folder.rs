@@ -20,9 +20,9 @@ use tokio::time::{Instant, sleep};
 
 use super::intake::Intake;
 use super::plug_journal::Journal;
-use super::seldom::Seldom;
 use super::{Source, SourceError, Stop};
 use crate::envelope::MessageId;
+use crate::system::seldom::Seldom;
 use crate::system::sockets::Sockets;
 use crate::values::{ByteSize, Problems, SecretRef, Section, Span};
 use away::{Afterwards, Places};

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::callers::Callers;
-use crate::envelope::{Class, Flags, Meta, Stamp};
+use crate::envelope::{Class, Flags, Identifier, Meta, Stamp, Token};
 use crate::spool::{
     CommitError, Committed, Draft, FRAGMENT_BYTES, GATHERED_BYTES_MAX, IN_FLIGHT_BYTES_MAX, InFlight, Lane,
     STREAMED_BYTES_MAX, Spool, Submitted, Way,
@@ -159,7 +159,12 @@ impl Intake {
     /// Begins a message whose first byte came at `received`.
     pub fn begin_at(&self, received: Stamp) -> Incoming {
         let inner = &self.inner;
-        Incoming { intake: self.clone(), draft: inner.spool.begin(inner.class, &inner.source), received }
+        Incoming {
+            intake: self.clone(),
+            draft: inner.spool.begin(inner.class, &inner.source),
+            received,
+            tokens: Vec::new(),
+        }
     }
 }
 
@@ -205,6 +210,7 @@ impl Inner {
             targets,
             flags: about.flags,
             received,
+            tokens: Vec::new(),
         }
     }
 
@@ -261,6 +267,7 @@ pub struct Incoming {
     intake: Intake,
     draft: Draft,
     received: Stamp,
+    tokens: Vec<Token>,
 }
 
 impl Incoming {
@@ -275,6 +282,11 @@ impl Incoming {
         let about = About { content_type: content_type.to_owned(), control_id: Vec::new(), flags: Flags::default() };
         let meta = Meta { received, ..self.meta(vec![Name::assembly()], about) };
         self.draft.also(meta, body);
+    }
+
+    /// People who know this value can find the message by it. Only a keyed hash of it is kept.
+    pub fn find_by(&mut self, identifier: Identifier, value: &[u8]) {
+        self.tokens.push(self.intake.inner.spool.token(identifier, value));
     }
 
     /// Adds bytes; long bodies go to disk in fragments meanwhile. Waits when the disk is slower than the device. Who writes a body
@@ -338,7 +350,7 @@ impl Incoming {
         let inner = &self.intake.inner;
         let (length, is_flagged) = (self.draft.len(), about.flags != Flags::default());
         let targets = inner.targets.borrow().to_vec();
-        let meta = self.meta(targets, about);
+        let meta = Meta { tokens: self.tokens, ..inner.meta(self.received, targets, about) };
         inner.count(self.received, length);
         let outcome = self.draft.commit(meta).await;
         inner.tell(&outcome, is_flagged);

@@ -64,7 +64,6 @@ mod plug_line;
 mod plug_tests;
 pub mod profile;
 pub mod readings;
-pub mod seldom;
 pub mod serial;
 mod serial_line;
 #[cfg(test)]

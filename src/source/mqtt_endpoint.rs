@@ -13,7 +13,7 @@ use super::mqtt_clients::{Clients, Place};
 use super::mqtt_inlet::Inlet;
 use super::profile::Profile;
 use super::readings::Reading;
-use super::seldom::Seldom;
+use crate::system::seldom::Seldom;
 use crate::wire::mqtt_packet::Version;
 
 /// Bytes of a topic that is taken. The standard allows 64 KiB; nobody routes by that.

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::intake::Intake;
 use super::readings::{Reading, Readings};
-use super::seldom::Seldom;
 use crate::status::plug::PlugState;
+use crate::system::seldom::Seldom;
 use crate::telemetry::record::{Event, Gap, GapReason};
 
 /// The stream of these records, beside the device's own.

@@ -23,6 +23,7 @@ async fn send(spool: &Spool, instance: &str, body: &[u8], targets: &[&str]) {
         targets: targets.iter().map(|target| name(target)).collect(),
         flags: Flags::default(),
         received: spool.now(),
+        tokens: Vec::new(),
     };
     let stored = draft.commit(meta).await;
     assert!(matches!(stored, Ok(Committed::Stored(_) | Committed::Differing(_))), "{instance}");

@@ -24,6 +24,7 @@ async fn send_to(spool: &Spool, class: Class, control_id: u64, body: &[u8]) -> R
         targets: vec![name("engine")],
         flags: Flags::default(),
         received: spool.now(),
+        tokens: Vec::new(),
     };
     draft.commit(meta).await
 }

@@ -34,7 +34,7 @@
 //! | record | says | covers |
 //! |---|---|---|
 //! | OPENING | when, the segment before and how many groups it has, damage that is known | with CURSOR, DEAD and known GAP in the first group: the checkpoint |
-//! | DATA | id if it is not derived, what the source said, SHA-256, length, places of earlier pieces; last piece of the body | commits a message |
+//! | DATA | by what people find it; id if it is not derived, what the source said, SHA-256, length, places of earlier pieces; last piece of the body | commits a message |
 //! | FRAGMENT | stream number; a piece of up to 256 KiB | nothing by itself: without its DATA it is litter |
 //! | CURSOR | lane, place | all of the lane up to and with the place is done |
 //! | DEAD, DISCARD | message, upstream, why; who | a dead letter begins, ends |
@@ -66,7 +66,7 @@
 //!
 //! `storage` (the disk as a trait) · `seal`, `keys` · `frame`, `record`, `segment`, `reader` · `log` (state), `batch`, `writer`, `requests`
 //! (the way to it), `recovery`, `compact`, `live`, `keeper` · `index`, `index_file`, `fates` · `draft`, `duplicates`, `lanes`,
-//! `operations`, `replay` (what the house sees) · `survey`
+//! `operations`, `replay` (what the house sees) · `tokens` (by what people find messages) · `survey`
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box) · `outside` (told without opening).
 
 mod batch;
@@ -114,6 +114,7 @@ mod submit;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod transfer;
 #[cfg(test)]
 mod transfer_tests;
@@ -156,6 +157,7 @@ use index_file::Owner;
 use keys::Keyring;
 use log::{Limits, Log, Parts};
 use requests::Requests;
+use tokens::Tokens;
 use uptime::Uptime;
 use writer::{Request, Writer};
 
@@ -350,6 +352,7 @@ struct Inner {
     logs: [Opened; 3],
     uptime: Arc<Uptime>,
     duplicates: Arc<Duplicates>,
+    tokens: Tokens,
     index: Arc<Index>,
     in_flight: InFlight,
     streams: AtomicU64,
@@ -400,6 +403,7 @@ impl Spool {
         };
         let logs = [open(Class::Clinical)?, open(Class::Imaging)?, open(Class::Telemetry)?];
         let (duplicates, index) = open_index(storage, &keyring, config, &logs);
+        let tokens = Tokens::new(&keyring.lock().unwrap_or_else(PoisonError::into_inner).derived("tokens"));
         let (keeper, asked) = mpsc::channel();
         let watch =
             |opened: &Opened| keeper::Watched { log: Arc::clone(&opened.log), requests: opened.requests.clone() };
@@ -410,6 +414,7 @@ impl Spool {
             logs,
             uptime,
             duplicates,
+            tokens,
             index,
             in_flight: InFlight::default(),
             streams: AtomicU64::new(1),

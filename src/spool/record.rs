@@ -1,11 +1,12 @@
 //! What the records of a log say: typed contents, encoded with postcard (its wire format is specified) inside sealed frames.
 //!
-//! Fields are only ever added behind a new [`Kind`]; the meaning of a number here never changes.
+//! Fields are only ever added behind a new [`Kind`], or before what is there, behind a first byte that no earlier version wrote there
+//! and that it takes for a record of an unknown form ([`encode_data`]); the meaning of a number here never changes.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Place;
-use crate::envelope::{MessageId, Meta, Stamp};
+use crate::envelope::{MessageId, Meta, Stamp, Token};
 use crate::values::Name;
 
 /// The kind of a record; stands in the clear in its frame header.
@@ -212,9 +213,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(bytes).ok()
 }
 
-/// The bytes of a DATA record: its contents and the last piece of the body.
+/// First byte of a DATA record that begins with [`Token`]s. Others begin with an `Option`, so with 0 or 1.
+const WITH_TOKENS: u8 = 2;
+
+/// The bytes of a DATA record: by what it can be found, its contents and the last piece of the body.
 pub fn encode_data(data: &Data, tail: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256 + tail.len());
+    if !data.meta.tokens.is_empty() {
+        bytes.push(WITH_TOKENS);
+        bytes = postcard::to_extend(&data.meta.tokens, bytes).unwrap_or_default();
+    }
     bytes = postcard::to_extend(data, bytes).unwrap_or_default();
     bytes.extend_from_slice(tail);
     bytes
@@ -222,7 +230,12 @@ pub fn encode_data(data: &Data, tail: &[u8]) -> Vec<u8> {
 
 /// Reads a DATA record back: its contents and where the last piece of the body begins.
 pub fn decode_data(bytes: &[u8]) -> Option<(Data, usize)> {
-    let (data, tail) = postcard::take_from_bytes::<Data>(bytes).ok()?;
+    let (tokens, rest) = match bytes.split_first() {
+        Some((&WITH_TOKENS, rest)) => postcard::take_from_bytes::<Vec<Token>>(rest).ok()?,
+        _ => (Vec::new(), bytes),
+    };
+    let (mut data, tail) = postcard::take_from_bytes::<Data>(rest).ok()?;
+    data.meta.tokens = tokens;
     Some((data, bytes.len() - tail.len()))
 }
 
@@ -238,4 +251,51 @@ pub fn fragment_head(stream: u64) -> [u8; FRAGMENT_HEAD] {
 pub fn decode_fragment(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (stream, body) = bytes.split_first_chunk::<FRAGMENT_HEAD>()?;
     Some((u64::from_le_bytes(*stream), body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Flags;
+
+    /// As the first version wrote it: a CT instance whose source is `ct`, with the body `xyz`.
+    const FIRST_FORM: &str = "0002637405646963 6f6d116170706c69636174696f6e2f6469636f6d03312e32010470616373 04 02010e 0909090909090909\
+                              0909090909090909 0909090909090909 0909090909090909 03 00 78797a";
+
+    fn data(tokens: Vec<Token>) -> Data {
+        let meta = Meta {
+            source: "ct".parse().unwrap(),
+            protocol: "dicom".into(),
+            content_type: "application/dicom".into(),
+            control_id: b"1.2".to_vec(),
+            targets: vec!["pacs".parse().unwrap()],
+            flags: Flags::DISCARDED_BYTES,
+            received: Stamp { wall_us: 1, synchronised: true, uptime_ms: 14 },
+            tokens,
+        };
+        Data { id: None, meta, sha256: [9; 32], length: 3, pieces: Vec::new() }
+    }
+
+    fn first_form() -> Vec<u8> {
+        let digits: String = FIRST_FORM.split_whitespace().collect();
+        data_encoding::HEXLOWER.decode(digits.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_message_that_an_earlier_version_stored_is_read_as_it_was() {
+        let stored = first_form();
+        let (read, tail) = decode_data(&stored).unwrap();
+        assert!(read.meta == data(Vec::new()).meta && &stored[tail..] == b"xyz");
+        assert_eq!(encode_data(&data(Vec::new()), b"xyz"), stored, "and one without tokens is still written so");
+    }
+
+    #[test]
+    fn what_a_message_can_be_found_by_stands_before_it_and_is_no_message_to_an_earlier_version() {
+        let tokens = vec![Token([7; 8]), Token([8; 8])];
+        let stored = encode_data(&data(tokens.clone()), b"xyz");
+        let (read, tail) = decode_data(&stored).unwrap();
+        assert_eq!((read.meta.tokens, read.sha256, &stored[tail..]), (tokens, [9; 32], &b"xyz"[..]));
+        assert!(stored.ends_with(&first_form()));
+        assert!(postcard::take_from_bytes::<Data>(&stored).is_err(), "an earlier version takes it for another message");
+    }
 }

@@ -84,6 +84,7 @@ pub(super) fn meta(spool: &Spool, source: &str, targets: &[&str]) -> Meta {
         targets: targets.iter().map(|target| name(target)).collect(),
         flags: Flags::default(),
         received: spool.now(),
+        tokens: Vec::new(),
     }
 }
 

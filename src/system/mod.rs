@@ -16,6 +16,7 @@ pub mod ports;
 pub mod process;
 pub mod pty;
 pub mod pulse;
+pub mod seldom;
 pub mod serial;
 pub mod sockets;
 pub mod stream;

@@ -21,6 +21,7 @@ pub(crate) fn envelope(body: Body) -> Envelope {
         targets: vec!["engine".parse().unwrap()],
         flags: Flags::default(),
         received: Stamp { wall_us: 1_795_325_931_000_000, synchronised: true, uptime_ms: 1 },
+        tokens: Vec::new(),
     };
     Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, sha256, body }
 }

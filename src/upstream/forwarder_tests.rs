@@ -171,6 +171,7 @@ impl Bench {
             targets: vec![identity().upstream],
             flags: Flags::default(),
             received: self.spool.now(),
+            tokens: Vec::new(),
         };
         draft.commit(meta).await.unwrap();
     }

@@ -118,6 +118,19 @@ impl HttpLink {
         Ok(link)
     }
 
+    /// Whether the server is there: a connection that is kept shows it, else a new one, which is kept.
+    pub(super) async fn look(&self) -> Result<(), SendError> {
+        let known = {
+            let mut kept = self.kept();
+            kept.retain(|connection| !connection.is_closed());
+            !kept.is_empty()
+        };
+        if !known {
+            self.keep(self.server.dial().await?);
+        }
+        Ok(())
+    }
+
     /// Whom it speaks to.
     pub(super) fn server(&self) -> &Server {
         &self.server

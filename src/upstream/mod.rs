@@ -36,6 +36,7 @@ pub mod mqtt_flights;
 pub mod mqtt_link;
 pub mod mqtt_session;
 pub mod opening;
+mod presence;
 pub mod sealing;
 pub mod stow;
 pub mod url;

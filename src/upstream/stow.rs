@@ -22,6 +22,7 @@ use super::flights::Flights;
 use super::http_body::{Outgoing, Pump, unreadable};
 use super::http_link::{self, Answer, HttpLink, Patience, Server, Version};
 use super::link::{self, lost};
+use super::presence::{self, Presence};
 use super::sealing::Payload;
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::Envelope;
@@ -64,6 +65,9 @@ pub struct StowConfig {
     /// From the last byte sent to the answer; default 2 min, since archives index before they answer.
     #[serde(default = "answer_timeout")]
     pub answer_timeout: Span,
+    /// How often is looked, while nothing is sent and no connection is open, whether the server is there: by a connection. Default 60 s.
+    #[serde(default = "presence::check_every")]
+    pub check_every: Span,
     /// Instances that may be on their way at once; default 4.
     #[serde(default = "max_in_flight")]
     pub max_in_flight: u16,
@@ -96,6 +100,7 @@ impl Section for StowConfig {
         if !path.split('/').any(|segment| segment == "studies") {
             problems.warn("url", "instances are posted to the server's studies: the path ends with /studies as a rule");
         }
+        presence::check(problems, self.check_every);
         if !(1..=IN_FLIGHT_MAX).contains(&self.max_in_flight) {
             problems.error("max-in-flight", format!("between 1 and {IN_FLIGHT_MAX}"));
         }
@@ -131,6 +136,7 @@ pub struct Stow {
     /// One permit for each instance that may be on its way, all lanes together.
     room: Arc<Semaphore>,
     flights: Flights,
+    presence: Presence,
 }
 
 impl Upstream for Stow {
@@ -145,7 +151,13 @@ impl Upstream for Stow {
         let token = config.bearer_token.as_ref().map(http_link::bearer).transpose().map_err(lost)?;
         let link = Arc::new(HttpLink::connect(config.server()).await?);
         let room = Arc::new(Semaphore::new(usize::from(config.max_in_flight)));
-        Ok(Self { link, token, window: config.max_in_flight, room, flights: Flights::default() })
+        let (looked_at, used, all) = (Arc::clone(&link), Arc::clone(&room), usize::from(config.max_in_flight));
+        let presence = Presence::watch(config.check_every, move || {
+            let (link, is_quiet) = (Arc::clone(&looked_at), used.available_permits() == all);
+            // What is on its way shows it.
+            async move { if is_quiet { link.look().await } else { Ok(()) } }
+        });
+        Ok(Self { link, token, window: config.max_in_flight, room, flights: Flights::default(), presence })
     }
 
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
@@ -172,6 +184,10 @@ impl Upstream for Stow {
 
     fn window(&self) -> usize {
         usize::from(self.window)
+    }
+
+    async fn closed(&self) -> String {
+        self.presence.lost().await
     }
 }
 

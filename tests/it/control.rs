@@ -14,15 +14,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use wardgate::admin::access::ControlConfig;
 use wardgate::admin::answers::{
-    Code, Count, DeadLetter, DeadList, ExportReport, ImportReport, KeysReport, Refusal, Released, ReplayReport,
-    SpoolUsage, VerifyReport,
+    Code, Count, DeadLetter, DeadList, ExportReport, FindReport, ImportReport, KeysReport, Refusal, Released,
+    ReplayReport, SpoolUsage, VerifyReport,
 };
 use wardgate::admin::control::{ControlError, ControlSocket};
 use wardgate::admin::ids::IdPattern;
 use wardgate::admin::operator::{Answer, Inlet, Operator, Outlet};
 use wardgate::admin::scrape::{MetricsConfig, MetricsPage};
 use wardgate::admin::verbs::{
-    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, ImportRequest, LaneSelection, ReplayRequest,
+    DeadQuery, DeadSelection, DestroyRequest, ExportRequest, FindRequest, ImportRequest, LaneSelection, ReplayRequest,
 };
 use wardgate::envelope::{Class, MessageId};
 use wardgate::status::{SourceCounters, Status};
@@ -136,6 +136,10 @@ impl Operator for SmallBox {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(VerifyReport::default())
+    }
+
+    async fn spool_find(&self, _request: FindRequest, _outlet: &Outlet) -> Answer<FindReport> {
+        Ok(FindReport::default())
     }
 
     async fn spool_export(&self, _request: ExportRequest, outlet: &Outlet) -> Answer<ExportReport> {

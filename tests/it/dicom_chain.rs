@@ -147,6 +147,21 @@ fn what_the_modality_was_told_is_stored_arrives_through_kills_and_an_archive_tha
 }
 
 #[test]
+fn an_archive_that_goes_while_nothing_is_sent_is_shown_as_gone_and_then_as_there_again() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = Archive::start::<&str>(store.path(), &[]);
+    let at = archive.address;
+    let often = to_archive(at).replace("plain = true\n", "plain = true\ncheck-every = \"1s\"\n");
+    let gateway = Gateway::start(folder.path(), &[SOURCE, &often, &route("ct", &["archive"])].concat());
+    let link = || gateway.status()["upstreams"]["archive"]["link"].clone();
+    eventually("it is looked after", || link()["state"] == "up" && archive.events("released").len() > 2);
+    archive.process.kill();
+    eventually("it is shown as gone", || link()["state"] == "down");
+    let _again = Archive::start(store.path(), &["--port".to_owned(), at.port().to_string()]);
+    eventually("it is shown as there", || link()["state"] == "up");
+}
+
+#[test]
 fn a_study_arrives_in_orthanc_over_dicomweb_as_it_was_sent() {
     let (folder, outbox) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let objects = [ct_images(outbox.path(), 6), odd_objects(outbox.path())].concat();

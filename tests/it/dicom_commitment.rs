@@ -1,7 +1,7 @@
 //! Storage commitment: a modality asks, and is told the truth about each of its images, over restarts and long waits.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use wardgate::wire::dicom::dimse::Status;
 use wardgate::wire::dicom::pdu::Kind;
 
-use crate::dicom_source::device::Device;
+use crate::dicom_source::device::{Device, is_sent_away};
 use crate::support::dicom::{Archive, ListeningModality};
 use crate::support::dicom_files::ct_images;
 use crate::support::gateway::Gateway;
@@ -159,6 +159,22 @@ fn a_report_that_the_modality_waited_for_comes_on_a_new_association_after_a_kill
     let report = report(&modality);
     assert_eq!((counts(&report), report["association"].as_str()), ((2, 0), Some("new")), "{report}");
     eventually_some("the request is done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+}
+
+#[test]
+fn strangers_at_the_listener_for_reports_are_turned_away_with_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, listen) = (Archive::start::<&str>(&store(&folder), &[]), free_address());
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let listener = format!("commitment-listen = {{ listen = \"{listen}\", allow = [\"192.0.2.0/24\"] }}");
+    let more = format!("plain = true\ncommitment = true\n{listener}\n");
+    let gateway = Gateway::start(folder.path(), &config(archive.address, nobody, "").replace("plain = true\n", &more));
+    for _ in 0..20 {
+        let mut stranger = eventually_some("it listens", || TcpStream::connect(listen).ok());
+        assert!(is_sent_away(&mut stranger), "a stranger is kept, or spoken to");
+    }
+    let said = gateway.stop();
+    assert_eq!(said.matches("turned away").count(), 1, "{said}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod answers;
 mod associations;
 pub mod device;
 mod durability;
+mod find;
 mod hostile;
 mod peers;
 mod quiet;

@@ -48,6 +48,7 @@ pub fn envelope(number: u32, body: Body, sha256: [u8; 32]) -> Envelope {
         targets: vec!["cloud".parse().unwrap()],
         flags: Flags::BATCH,
         received: Stamp { wall_us: 1_767_323_045_000_006, synchronised: true, uptime_ms: 1 },
+        tokens: Vec::new(),
     };
     Envelope { id: MessageId::new([3; 12], number), class: Class::Clinical, meta, sha256, body }
 }

@@ -50,6 +50,7 @@ fn envelope(id: &str, body: impl Into<Bytes>) -> Envelope {
         targets: vec![identity().upstream],
         flags: Flags::default(),
         received: Stamp { wall_us: 1_795_325_931_000_000, synchronised: true, uptime_ms: 1 },
+        tokens: Vec::new(),
     };
     Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, sha256, body: Body::whole(body) }
 }

@@ -29,6 +29,8 @@ mod association;
 pub mod commitment;
 mod connection;
 mod link;
+#[cfg(test)]
+mod link_tests;
 mod reports;
 mod store;
 

@@ -1,11 +1,12 @@
 //! One instance on its way into the imaging log: C-STORE (PS3.4 annex B, PS3.7 section 9.1.1).
 //!
 //! Its file head is ours, its data set is written as it comes, byte for byte, and looked at only in passing. It answers a status
-//! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged.
+//! and never sends it; 0000 is said only after the commit. Identifiers of instances and studies are never logged; of patient id and
+//! accession number keyed hashes are kept, by which a person finds the instance.
 
 use super::association::{Association, Context};
 use super::link::{NoRoom, Patience};
-use crate::envelope::Flags;
+use crate::envelope::{Flags, Identifier};
 use crate::source::intake::{About, Incoming, Intake, Share};
 use crate::spool::{CommitError, Committed};
 use crate::status::imaging::Instance;
@@ -260,7 +261,7 @@ impl Store {
     /// # Errors
     /// The refusal.
     pub(super) async fn finish(self, intake: &Intake) -> Result<(), Refusal> {
-        let Arriving { incoming, share } = self.arriving?;
+        let Arriving { mut incoming, share } = self.arriving?;
         let _share = share.arrived();
         let facts = self.scanner.finish();
         let differs = self.request.differs_from(&facts);
@@ -269,6 +270,11 @@ impl Store {
             control_id: self.request.instance.to_bytes(),
             flags: flags(&facts, differs),
         };
+        let numbers =
+            [(Identifier::PatientId, &facts.patient_id), (Identifier::AccessionNumber, &facts.accession_number)];
+        for (identifier, value) in numbers {
+            value.iter().for_each(|value| incoming.find_by(identifier, value));
+        }
         let bytes = incoming.len();
         let committed = incoming.commit(about).await?;
         if !matches!(committed, Committed::Repeat(_)) {

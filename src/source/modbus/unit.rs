@@ -13,7 +13,7 @@ use super::map::{Block, Point, Sample, blocks};
 use super::{ModbusConfig, UnitConfig};
 use crate::source::intake::Intake;
 use crate::source::readings::{Reading, Readings};
-use crate::source::seldom::Seldom;
+use crate::system::seldom::Seldom;
 use crate::telemetry::codes;
 use crate::telemetry::record::{Code, Event, Gap, GapReason, Mode, Named, Observation, Phase, Raw, Validity, Value};
 use crate::wire::modbus::Exception;

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
+use super::presence::{self, Presence};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
 use crate::envelope::{Body, Envelope};
 use crate::system::tls::ClientTls;
@@ -27,16 +28,18 @@ use crate::values::{ByteSize, HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::dicom::commitment::Reference;
 use crate::wire::dicom::pdu;
 use crate::wire::dicom::pdu_associate::ContextResult;
-use crate::wire::dicom::values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
+use crate::wire::dicom::values::AeTitle;
 use archive::{Archive, AssociationError};
-use association::{Association, Pair};
+use association::Pair;
 use commitment::{Commitment, Reports};
-use pool::{Member, NoContext, Nothing, Pool, Rules, Slot, Unasked};
+use pool::{Member, NoContext, Nothing, Pool, Rules, Slot, Unasked, look};
 use reports::{ReportsConfig, ReportsListener};
 use store::{Instance, StoreError, store, verdict};
 
 pub mod archive;
 pub mod association;
+#[cfg(test)]
+mod association_tests;
 pub mod commitment;
 mod pieces;
 pub mod pool;
@@ -47,7 +50,6 @@ pub mod store;
 pub const ASSOCIATIONS_MAX: usize = 16;
 /// Least `max-pdu`: what the oldest archives speak.
 pub const MAX_PDU_MIN: u64 = 4 << 10;
-
 /// `[upstream.<name>.dicom]`.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -85,6 +87,10 @@ pub struct DicomConfig {
     /// 10 s.
     #[serde(default = "release_after")]
     pub release_after: Span,
+    /// How often is looked, while nothing is sent, whether the archive is there and takes us: by an association that is released at once.
+    /// Default 60 s.
+    #[serde(default = "presence::check_every")]
+    pub check_every: Span,
     /// Whether an instance counts as delivered only when the archive's storage commitment says that it keeps it; default false.
     #[serde(default)]
     pub commitment: bool,
@@ -168,6 +174,7 @@ impl Section for DicomConfig {
         if !(MAX_PDU_MIN..=u64::from(pdu::DATA_BYTES_MAX)).contains(&self.max_pdu.0) {
             problems.error("max-pdu", "it can be \"4KiB\" to \"128KiB\"");
         }
+        presence::check(problems, self.check_every);
         if let Some(listen) = &self.commitment_listen {
             problems.under("commitment-listen", |problems| listen.check(problems));
             if !self.commitment {
@@ -207,6 +214,7 @@ pub struct Dicom {
     commitment: Option<Commitment>,
     /// SOP instance UIDs that are on their way.
     flights: Flights,
+    presence: Presence,
     /// What runs beside: who asks for commitment, and the listener for reports.
     beside: JoinSet<()>,
 }
@@ -222,14 +230,12 @@ impl Upstream for Dicom {
     /// Asks for an association and releases it: whether the archive knows us is then known before the first instance comes.
     async fn connect(config: &DicomConfig, _about: &Identity) -> Result<Self, SendError> {
         let archive = config.archive();
-        let verification = Pair { abstract_syntax: VERIFICATION, transfer_syntax: IMPLICIT_LITTLE_ENDIAN };
-        Association::open(&archive, &[verification]).await?.release().await;
+        look(&archive).await?;
         let (associations, quiet) = (config.associations, config.release_after.0);
         if !config.commitment {
             let rules = Rules { associations, quiet, standing: Vec::new(), convert: config.convert };
             let pool = Arc::new(Pool::new(archive, rules, Arc::new(Nothing)));
-            let flights = Flights::default();
-            return Ok(Self { associations, pool, commitment: None, flights, beside: JoinSet::new() });
+            return Ok(Self::looking(config, pool, None, JoinSet::new()));
         }
         let reports = Arc::new(Reports::new(config.commitment_listen.is_some()));
         let rules = Rules { associations, quiet, standing: vec![commitment::context()], convert: config.convert };
@@ -242,7 +248,7 @@ impl Upstream for Dicom {
         let listening = config.commitment_listen.is_some();
         let (commitment, wanted) = Commitment::new(config.commitment_timeout.0, listening);
         beside.spawn(commitment::ask(Arc::clone(&pool), reports, wanted));
-        Ok(Self { associations, pool, commitment: Some(commitment), flights: Flights::default(), beside })
+        Ok(Self::looking(config, pool, Some(commitment), beside))
     }
 
     /// Waits for an association to be free; the instance is then sent in a task of its own. One whose UID is on its way already waits
@@ -273,10 +279,26 @@ impl Upstream for Dicom {
         if self.commitment.is_some() { commitment::WAITING_MAX } else { self.associations }
     }
 
+    async fn closed(&self) -> String {
+        self.presence.lost().await
+    }
+
     async fn close(mut self) {
         // Waited for: a successor may listen where this one did.
         self.beside.shutdown().await;
         self.pool.close().await;
+    }
+}
+
+impl Dicom {
+    /// With somebody beside who looks whether the archive is there while nothing is sent.
+    fn looking(config: &DicomConfig, pool: Arc<Pool>, commitment: Option<Commitment>, beside: JoinSet<()>) -> Self {
+        let looked_at = Arc::clone(&pool);
+        let presence = Presence::watch(config.check_every, move || {
+            let pool = Arc::clone(&looked_at);
+            async move { Ok(pool.look().await?) }
+        });
+        Self { associations: config.associations, pool, commitment, flights: Flights::default(), presence, beside }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +21,7 @@ use super::store::unexpected;
 use crate::wire::dicom::convert;
 use crate::wire::dicom::dimse::Command;
 use crate::wire::dicom::pdu_associate::{CONTEXTS_MAX, ContextResult};
+use crate::wire::dicom::values::{IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
 
 /// A refused context is taken for refused so long; then the archive is asked again, since its settings may have been mended.
 const REFUSAL_BELIEVED: Duration = Duration::from_secs(30);
@@ -47,6 +48,16 @@ impl Unasked for Nothing {
     }
 }
 
+/// Asks for an association and releases it.
+///
+/// # Errors
+/// [`AssociationError`].
+pub async fn look(archive: &Archive) -> Result<(), AssociationError> {
+    let verification = Pair { abstract_syntax: VERIFICATION, transfer_syntax: IMPLICIT_LITTLE_ENDIAN };
+    Association::open(archive, &[verification]).await?.release().await;
+    Ok(())
+}
+
 /// How a [`Pool`] works.
 pub struct Rules {
     /// Associations side by side, at most.
@@ -67,6 +78,8 @@ pub struct Pool {
     convert: Convert,
     slots: Arc<Semaphore>,
     open: Arc<AtomicUsize>,
+    /// Written by the one who looks whether the archive is there, so that no association for an instance is asked for beside.
+    door: RwLock<()>,
     idle: Mutex<Vec<Parked>>,
     recent: Mutex<VecDeque<Pair>>,
     unasked: Arc<dyn Unasked>,
@@ -130,6 +143,7 @@ impl Pool {
             quiet: rules.quiet,
             slots: Arc::new(Semaphore::new(rules.associations)),
             open: Arc::default(),
+            door: RwLock::default(),
             idle: Mutex::default(),
             recent: Mutex::default(),
             unasked,
@@ -174,6 +188,19 @@ impl Pool {
         }
     }
 
+    /// Asks for an association and releases it, to see whether the archive is there and takes us. Not while there is one, or one is asked
+    /// for: then that shows it.
+    ///
+    /// # Errors
+    /// [`AssociationError`].
+    pub async fn look(&self) -> Result<(), AssociationError> {
+        let Ok(_door) = self.door.try_write() else { return Ok(()) };
+        if self.open.load(Ordering::Acquire) > 0 {
+            return Ok(());
+        }
+        look(&self.archive).await
+    }
+
     /// Fewer associations from now on: waits for one of the others.
     async fn narrow(&self, slot: &mut Slot, error: &AssociationError) {
         tracing::info!(%error, "the archive takes no further association beside those that are open: fewer are used");
@@ -206,6 +233,7 @@ impl Pool {
 
     async fn make(&self, pair: &Pair) -> Result<Result<Member, NoContext>, AssociationError> {
         let pairs = self.proposal(pair);
+        let _door = self.door.read().await;
         let association = Association::open(&self.archive, &pairs).await?;
         self.open.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(Arc::clone(&self.open));

@@ -19,6 +19,7 @@ use super::archive::{Archive, AssociationError};
 use super::association::Association;
 use super::commitment::Reports;
 use super::store::unexpected;
+use crate::system::seldom::Seldom;
 use crate::system::stream;
 use crate::system::tls::ServerTls;
 use crate::upstream::SendError;
@@ -99,7 +100,7 @@ impl ReportsListener {
     /// Takes reports until it is dropped: then it listens no more and its associations end, so that a successor can listen there.
     pub async fn run(self, archive: Archive, reports: Arc<Reports>) {
         let Self { listener, door } = self;
-        let mut open = JoinSet::new();
+        let (mut open, strangers) = (JoinSet::new(), Seldom::default());
         loop {
             tokio::select! {
                 accepted = listener.accept(), if open.len() < ASSOCIATIONS_MAX => match accepted {
@@ -111,9 +112,9 @@ impl ReportsListener {
                             }
                         });
                     }
-                    Ok((_, peer)) => {
-                        tracing::warn!(%peer, "turned away: not in a network of commitment-listen's allow list");
-                    }
+                    Ok((_, peer)) => if let Some(unsaid) = strangers.speak() {
+                        tracing::warn!(%peer, unsaid, "turned away: not in a network of commitment-listen's allow list");
+                    },
                     Err(_) => sleep(EXHAUSTED_PAUSE).await,
                 },
                 Some(_ended) = open.join_next() => {}

@@ -7,7 +7,7 @@ use wardgate::wire::dicom::pdu_associate::{
 };
 use wardgate::wire::dicom::values::{CT_IMAGE, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN};
 
-use super::device::{COMMITMENT, CT, Device, instance, request, socket_from, uid};
+use super::device::{COMMITMENT, CT, Device, instance, is_sent_away, request, socket_from, uid};
 use super::{ct, start};
 use crate::support::wait::eventually;
 
@@ -54,6 +54,21 @@ fn too_many_associations_are_rejected_for_now_and_there_is_room_again_when_one_e
     assert_eq!(second.echo().unwrap(), Status::SUCCESS);
     first.release();
     eventually("there is room again", || Device::try_associate(at, "CT1", "WARDGATE").unwrap().is_ok());
+}
+
+#[test]
+fn who_is_in_no_allowed_network_is_sent_away_before_it_says_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "allow = [\"127.0.0.2/32\"]");
+    let at = gateway.endpoint("ct");
+    let mut stranger = socket_from([127, 0, 0, 3]).to(at);
+    assert!(is_sent_away(&mut stranger), "a stranger is kept, or spoken to");
+    let known = socket_from([127, 0, 0, 2]).to(at);
+    let mut device = Device::over(known, &request("CT1", "WARDGATE")).unwrap().unwrap();
+    assert_eq!(device.echo().unwrap(), Status::SUCCESS);
+    device.release();
+    assert_eq!(ct(&gateway)["imaging"]["peers"].as_array().unwrap().len(), 1, "the stranger is no peer");
+    assert!(gateway.stop().contains("turned away"), "a person is told");
 }
 
 #[test]

@@ -58,6 +58,15 @@ impl Socket {
     }
 }
 
+/// Whether the other end closes the connection, without a word.
+pub fn is_sent_away(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    match stream.read(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
+}
+
 pub fn uid(text: &str) -> Uid {
     text.parse().unwrap()
 }

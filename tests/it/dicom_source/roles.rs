@@ -67,6 +67,25 @@ fn a_user_of_storage_commitment_is_told_on_the_association_on_which_it_asked() {
     assert!(never.accept().is_err(), "it was called, too");
 }
 
+/// Who asks in an encoding that is not read here is told that it is our failing, and not that the request was wrong.
+#[test]
+fn a_request_for_commitment_that_can_not_be_read_here_is_answered_with_processing_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "commit = \"stored\"\nreport-to = { CT1 = \"127.0.0.1:9\" }");
+    let mut request = request("CT1", "WARDGATE");
+    for context in request.contexts.iter_mut().filter(|context| context.id == COMMITMENT) {
+        context.transfer_syntaxes = vec![uid("1.2.840.10008.1.2.1.99")];
+    }
+    let mut device = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
+    let references = vec![Reference { sop_class: CT_IMAGE, sop_instance: uid("1.2.3") }];
+    let question = Request { transaction: uid("1.2.3.9"), references }.bytes(Encoding::Explicit);
+    let command = Command::commitment_request(device.next_message());
+    assert_eq!(device.exchange(COMMITMENT, &command, Some(&question)).unwrap(), Status::PROCESSING_FAILURE);
+    assert_eq!(Status::PROCESSING_FAILURE.0, 0x0110);
+    assert_eq!(gateway.backlog(), 0, "it is kept, though nobody can answer it");
+    device.release();
+}
+
 #[test]
 fn who_gave_up_the_role_of_the_user_is_called_by_the_provider() {
     let folder = tempfile::tempdir().unwrap();

@@ -172,6 +172,11 @@ async fn the_patient_of_an_image_is_found_in_what_is_forwarded_and_nowhere_else(
     for (asked, answer) in told(&gateway) {
         keeps_quiet(&asked, answer);
     }
+    for (option, number) in [("--patient-id", SECRETS[1]), ("--accession", SECRETS[3])] {
+        let found = gateway.ask(&["spool", "find", option, number]);
+        assert!(found.contains("refused by") && found.contains(" messages"), "{found}");
+        keeps_quiet(option, found);
+    }
     keeps_quiet("the metrics", page(metrics));
     let log = gateway.stop();
     assert!(log.contains("DEBUG"), "the log was not talkative:\n{log}");

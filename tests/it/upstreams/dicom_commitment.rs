@@ -132,6 +132,7 @@ async fn store_in(spool: &Spool, number: u32) -> String {
         targets: vec![identity().upstream],
         flags: Flags::default(),
         received: spool.now(),
+        tokens: Vec::new(),
     };
     draft.commit(meta).await.unwrap();
     data_set_hash_of(&body)

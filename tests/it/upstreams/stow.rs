@@ -19,7 +19,7 @@ use crate::support::dicom_files::data_set_hash_of;
 use crate::support::orthanc::Orthanc;
 use crate::support::process::Process;
 use crate::support::tools::python_peer;
-use crate::support::wait::holds_within;
+use crate::support::wait::{PATIENCE, holds_within};
 
 /// A data element with explicit VR, little endian (PS3.5, 7.1.2).
 fn element(group: u16, number: u16, vr: &str, value: &[u8]) -> Vec<u8> {
@@ -236,6 +236,17 @@ async fn a_server_that_goes_away_blames_no_instance() {
         let error = delivery.receipt().await.unwrap_err();
         assert!(matches!(error, SendError::Disconnected { .. }), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_while_nothing_is_sent_is_missed() {
+    let store = tempfile::tempdir().unwrap();
+    let mut end = end(store.path(), &[]);
+    let upstream = connect(&mut end, "http", "plain = true\ncheck-every = '1s'").await.unwrap();
+    send(&upstream, &instance(1, b"pixels")).await.unwrap();
+    drop(end);
+    let cause = tokio::time::timeout(PATIENCE, upstream.closed()).await.unwrap();
+    assert!(cause.contains("refused the connection"), "{cause}");
 }
 
 #[tokio::test]

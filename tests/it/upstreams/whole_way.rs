@@ -29,6 +29,7 @@ async fn store(spool: &Spool, number: usize) -> String {
         targets: vec![identity().upstream],
         flags: Flags::default(),
         received: spool.now(),
+        tokens: Vec::new(),
     };
     draft.commit(meta).await.unwrap();
     hex(digest::digest(&digest::SHA256, body.as_bytes()).as_ref())
