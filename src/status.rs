@@ -102,6 +102,8 @@ pub struct SourceCounters {
     pub turns: Counter,
     /// Records that told of something missing before them.
     pub gaps: Counter,
+    /// Folders in a watched one that can't be looked into.
+    pub closed_folders: Gauge,
 }
 
 impl SourceCounters {
@@ -132,6 +134,7 @@ impl SourceCounters {
             queries: self.queries.value(),
             last_query_s: seconds_since(&self.last_query_ms, now_ms),
             gaps: self.gaps.value(),
+            closed_folders: u64::try_from(self.closed_folders.value()).unwrap_or(0),
         }
     }
 }
@@ -267,6 +270,9 @@ pub struct SourceStatus {
     /// Records that told of something missing before them: unplugged, unreadable, dropped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gaps: u64,
+    /// Folders in a watched one that can't be looked into.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub closed_folders: u64,
 }
 
 // Serde hands over a reference.

@@ -39,6 +39,14 @@ pub fn derive(status: &Status) -> Vec<Alarm> {
             alarms.push(alarm("source-down", name, text));
         }
         alarms.extend(source.plug.as_ref().and_then(|plug| of_plug(name, plug)));
+        if source.closed_folders > 0 {
+            let text = format!(
+                "{} in {} can't be looked into: give this service the right to read there, or what lies there is never taken",
+                counted(source.closed_folders, "folder"),
+                source.endpoint
+            );
+            alarms.push(alarm("folder-closed", name, text));
+        }
     }
     alarms.extend(status.lanes.iter().flat_map(|lane| of_lane(status, lane)));
     alarms.extend(status.upstreams.iter().filter_map(|(name, upstream)| of_upstream(status, name, upstream)));
@@ -75,7 +83,10 @@ fn of_lane(status: &Status, lane: &LaneStatus) -> Vec<Alarm> {
     if let Some(why) = &lane.held {
         let text = format!("nothing is sent: {why}. See wardgate dead list --upstream {}", lane.upstream);
         alarms.push(alarm("lane-held", &about, text));
-    } else if let Some(age_s) = lane.oldest_s.filter(|age_s| *age_s >= BACKLOG_AGE_S) {
+    } else if let Some(age_s) = lane.oldest_s.filter(|age_s| *age_s >= BACKLOG_AGE_S)
+        // What a source keeps for itself waits for no upstream.
+        && lane.upstream != Name::assembly()
+    {
         let cause = match status.upstreams.get(&lane.upstream).map(|upstream| &upstream.link) {
             Some(Link::Down(cause)) => format!("the upstream can't be reached ({cause})"),
             Some(Link::Up) => "the upstream is connected but too slow, or does not accept".to_owned(),
@@ -161,6 +172,20 @@ mod tests {
         let alarms = derive(&status);
         assert!(alarms.iter().any(|alarm| alarm.text.contains("connection refused")), "{alarms:?}");
         assert!(alarms.iter().any(|alarm| alarm.text.contains("wardgate dead list --upstream engine")));
+    }
+
+    #[test]
+    fn folders_that_can_not_be_read_are_an_alarm_and_what_a_source_keeps_for_itself_waits_for_no_upstream() {
+        let mut status = sample::healthy();
+        let (name, source) = status.sources.first_key_value().map(|(name, part)| (name.clone(), part.clone())).unwrap();
+        status.sources.get_mut(&name).unwrap().closed_folders = 2;
+        let mut own = sample::troubled().lanes[0].clone();
+        (own.source, own.upstream, own.held, own.dead) = (name, Name::assembly(), None, 0);
+        (own.backlog, own.oldest_s) = (3, Some(86_400));
+        status.lanes.push(own);
+        let alarms = derive(&status);
+        assert_eq!(codes(&status), ["folder-closed"], "{alarms:?}");
+        assert!(alarms[0].text.contains("2 folders") && alarms[0].text.contains(&source.endpoint), "{alarms:?}");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct Event {
 }
 
 /// Every alarm, in the order of its code.
-pub const ALARMS: [Event; 17] = [
+pub const ALARMS: [Event; 18] = [
     Event {
         code: "backlog-age",
         raised: "4c9aa5d2ed0047e18603735f887e3eac",
@@ -56,6 +56,11 @@ pub const ALARMS: [Event; 17] = [
         code: "dead-letters",
         raised: "752bc643fea3402b81fece616ac8e0e1",
         cleared: "c3160f66e9224d28ae48dbeb3cf40bcc",
+    },
+    Event {
+        code: "folder-closed",
+        raised: "aaae8fba730c4cd6af771f999a8d16f2",
+        cleared: "4cc8ff6a0ff647d9ae7c07afa7633ec0",
     },
     Event {
         code: "foreign-files",

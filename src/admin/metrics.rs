@@ -47,7 +47,7 @@ const INDEX_WRITTEN: &str = "wardgate_index_written_bytes_total";
 const COUNTER: &str = "counter";
 const GAUGE: &str = "gauge";
 
-const SOURCE: [Reading<SourceStatus>; 11] = [
+const SOURCE: [Reading<SourceStatus>; 14] = [
     (COUNTER, "wardgate_source_received_total", "Messages that arrived whole.", |s| Some(s.received)),
     (COUNTER, "wardgate_source_received_bytes_total", "Their bytes.", |s| Some(s.received_bytes)),
     (COUNTER, "wardgate_source_stored_total", "Messages that are on stable storage.", |s| Some(s.stored)),
@@ -59,6 +59,11 @@ const SOURCE: [Reading<SourceStatus>; 11] = [
         Some(s.rejected)
     }),
     (COUNTER, "wardgate_source_flagged_total", "Messages that were stored with a flag.", |s| Some(s.flagged)),
+    (COUNTER, "wardgate_source_gaps_total", "Records that told of something missing before them.", |s| Some(s.gaps)),
+    (COUNTER, "wardgate_source_queries_total", "Questions of the device that nobody answers.", |s| Some(s.queries)),
+    (GAUGE, "wardgate_source_closed_folders", "Folders in a watched one that can't be looked into.", |s| {
+        Some(s.closed_folders)
+    }),
     (COUNTER, "wardgate_source_turned_away_total", "Connections that were turned away.", |s| Some(s.turned_away)),
     (GAUGE, "wardgate_source_connections", "Connections now open.", |s| u64::try_from(s.connections).ok()),
     (GAUGE, "wardgate_source_silent_seconds", "Time since the last message.", |s| s.last_seen_s),
@@ -201,6 +206,16 @@ mod tests {
         assert_eq!(value("wardgate_log_used_bytes{log=\"clinical\"}"), 7_516_192_768.0);
         assert_eq!(value("wardgate_index_written_bytes_total"), 5_242_880.0);
         assert!(!samples.keys().any(|series| series.starts_with("wardgate_source_silent_seconds{source=\"lab\"")));
+    }
+
+    #[test]
+    fn what_a_device_left_out_what_it_asks_and_what_lies_closed_are_on_the_page() {
+        let mut status = sample::troubled();
+        let source = status.sources.get_mut(&"lab".parse().unwrap()).unwrap();
+        (source.gaps, source.queries, source.closed_folders) = (3, 5, 2);
+        let samples = parse(&render(&status));
+        let value = |name: &str| samples[&format!("wardgate_source_{name}{{source=\"lab\",protocol=\"mllp\"}}")];
+        assert_eq!([value("gaps_total"), value("queries_total"), value("closed_folders")], [3.0, 5.0, 2.0]);
     }
 
     #[test]

@@ -278,14 +278,16 @@ impl Parts {
     /// Parts of messages that their source kept for itself, when it is not there any more, or its name is another protocol's now.
     fn unfinished(&self, lane: &LaneStatus) -> Option<Alarm> {
         let source = &lane.source;
-        let kept = self.config.sources.get(source).is_some_and(|part| matches!(part.config, SourceConfig::Astm(_)));
+        let keeps = |config: &SourceConfig| matches!(config, SourceConfig::Astm(_) | SourceConfig::Folder(_));
+        let kept = self.config.sources.get(source).is_some_and(|part| keeps(&part.config));
         (!kept).then(|| Alarm {
             code: "orphaned-lane".into(),
             about: source.to_string(),
             text: format!(
-                "{} of an unfinished message of an analyser that is not configured any more: add [source.{source}.astm] again for a moment, and what came \
-                 is sent as an incomplete message",
-                counted(lane.backlog, "frame")
+                "{} that a source kept for itself which is not configured any more: frames of an unfinished message, which is sent as an incomplete one \
+                 when you add [source.{source}.astm] again for a moment, or notes of files that are stored and still lie in their folder, which go \
+                 when you add [source.{source}.folder] again",
+                counted(lane.backlog, "part")
             ),
         })
     }

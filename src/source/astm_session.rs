@@ -262,6 +262,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     fn judge(&mut self, frame: Frame) -> Event {
         if let Some(standing) = self.settings.transfers.rejoin(&self.line, &frame) {
             tracing::info!(source = %self.intake.source(), line = self.line, "the analyser goes on where its transfer broke off");
+            // It gave up nothing: what was not taken before was this, and no message.
+            self.failures = 0;
             // What came without ENQ meanwhile is over.
             self.end();
             self.receiver.resume(standing.last);

@@ -13,12 +13,12 @@ use super::astm_assembly::{Assembly, OTHER_CONTENT_TYPE};
 use super::astm_part::{Kind, Part};
 use super::astm_session::{Settings, serve};
 use super::astm_transfers::{REJOIN_TIME, Transfers};
-use super::intake::{About, Intake};
+use super::intake::{About, GATHER_BYTES, Intake};
 use super::{Stop, astm_gather};
 use crate::envelope::{Class, Envelope, Flags};
-use crate::spool::{Disk, Secret, Spool, SpoolConfig};
+use crate::spool::{Disk, IN_FLIGHT_BYTES_MAX, Secret, Spool, SpoolConfig};
 use crate::values::Name;
-use crate::wire::astm::{ACK, ENQ, EOT, NAK, encode};
+use crate::wire::astm::{ACK, ENQ, EOT, Frame, NAK, encode};
 use crate::wire::astm_record::MEDIA_TYPE;
 
 /// What the spool writes at once.
@@ -568,5 +568,124 @@ async fn a_message_over_the_limit_comes_in_pieces_and_nothing_of_it_is_lost() {
     let texts = the_box.texts(3).await;
     assert_eq!(texts.iter().map(|(text, _)| text.as_str()).collect::<String>(), records.concat());
     assert!(texts.iter().all(|(_, flags)| *flags == Flags::INCOMPLETE), "{texts:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_analyser_that_goes_on_after_frames_that_were_not_taken_has_given_up_nothing() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    analyser.asks(&[ENQ]).await;
+    assert_eq!(analyser.frame(1, RESULT[0]).await, ACK);
+    running.crash();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    let mut damaged = frame(2, RESULT[1]);
+    damaged[3] ^= 1;
+    assert_eq!(analyser.asks(&damaged).await, NAK);
+    for number in 2..=5 {
+        assert_eq!(analyser.frame(number, RESULT[usize::from(number) - 1]).await, ACK);
+    }
+    analyser.send(&[EOT]).await;
+    assert_eq!(the_box.texts(1).await, [(whole(), Flags::default())]);
+    assert_eq!(running.intake.counters().rejected.value(), 0);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_rest_of_a_damaged_frame_is_never_stored_as_records() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    analyser.asks(&[ENQ]).await;
+    let text = "C|1|I|abcd\rH|\\^&|7\rP|1\rL|1|N\r";
+    let mut damaged = frame(1, text);
+    // Noise makes an end of the frame out of a letter: what stands behind it looks like a record set.
+    damaged[8] = 3;
+    assert_eq!(analyser.asks(&damaged).await, NAK);
+    assert_eq!(analyser.frame(1, text).await, ACK);
+    analyser.send(&[EOT]).await;
+    let texts = the_box.texts(2).await;
+    assert_eq!(texts[1], ("H|\\^&|7\rP|1\rL|1|N\r".to_owned(), Flags::default()), "{texts:?}");
+    running.stop().await;
+    assert_eq!(the_box.messages(2).await.len(), 2);
+}
+
+#[tokio::test]
+async fn an_analyser_does_not_go_on_with_what_was_read_back_in_part() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    // Nobody makes messages of the frames that come now.
+    running.assembling.abort();
+    let (mut one, mut two) = (running.line("10.0.0.5"), running.line("10.0.0.6"));
+    one.asks(&[ENQ]).await;
+    assert_eq!(one.frame(1, RESULT[0]).await, ACK);
+    two.transfer(&RESULT).await;
+    one.hangs_up().await;
+    two.hangs_up().await;
+    let next = Frame { number: 2, text: RESULT[1].into(), last: true };
+    for (log_takes_messages, goes_on) in [(true, true), (false, false)] {
+        if !log_takes_messages {
+            the_box.spool.close();
+        }
+        let transfers = Arc::<Transfers>::default();
+        let assembly = Assembly::begin(&running.intake, Arc::clone(&transfers)).await;
+        assert_eq!(transfers.rejoin("10.0.0.5", &next).is_some(), goes_on);
+        drop(assembly);
+        if log_takes_messages {
+            // The whole message is stored now; another one of them is there for the second start.
+            let mut two = running.line("10.0.0.6");
+            two.transfer(&["H|\\^&|8\r", "L|1|N\r"]).await;
+            two.hangs_up().await;
+        }
+    }
+}
+
+/// A record that needs room in memory for what is made of it.
+fn long_record() -> String {
+    format!("C|1|I|{}\r", "x".repeat(5_000))
+}
+
+#[tokio::test]
+async fn an_analyser_that_waits_for_room_holds_none_that_others_wait_for() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    analyser.asks(&[ENQ]).await;
+    assert_eq!(analyser.frame(1, RESULT[0]).await, ACK);
+    // Only what the room for one message takes is left.
+    let all_others = running.intake.share(IN_FLIGHT_BYTES_MAX - GATHER_BYTES).await;
+    assert_eq!(analyser.frame(2, &long_record()).await, ACK);
+    drop(all_others);
+    assert_eq!(analyser.frame(3, RESULT[4]).await, ACK);
+    assert_eq!(the_box.texts(1).await[0].0, [RESULT[0], &long_record(), RESULT[4]].concat());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_line_that_is_cut_while_it_waits_for_room_knows_which_frame_was_its_last() {
+    let the_box = Box::new();
+    let running = the_box.start().await;
+    let mut analyser = running.line("");
+    analyser.asks(&[ENQ]).await;
+    assert_eq!(analyser.frame(1, RESULT[0]).await, ACK);
+    let mut held = Vec::new();
+    while let Ok(share) = timeout(Duration::from_millis(50), running.intake.gather_share()).await {
+        held.push(share);
+    }
+    analyser.send(&frame(2, &long_record())).await;
+    while the_box.unfinished() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Stored, and on its way to wait for room.
+    assert!(timeout(Duration::from_millis(200), analyser.answer()).await.is_err(), "there is no room");
+    analyser.session.abort();
+    assert!(analyser.session.await.is_err());
+    drop(held);
+    let mut analyser = running.line("");
+    assert_eq!(analyser.frame(2, &long_record()).await, ACK, "its ACK never left, so it is said again");
+    assert_eq!(analyser.frame(3, RESULT[4]).await, ACK);
+    assert_eq!(the_box.texts(1).await[0].0, [RESULT[0], &long_record(), RESULT[4]].concat());
     running.stop().await;
 }

@@ -1,8 +1,9 @@
 //! A watched folder: `[source.<name>.folder]`. Result files of analysers that write to a share, a USB disk or a folder of this box.
 //!
-//! A file is taken when it has not changed for a while, stored in its own bytes, and only after the sync moved away or deleted. A crash in
-//! between makes a second copy, which the duplicate window knows by name and content. A folder that is not there is waited for. Files
-//! that are written for ever, are too large or can't be read are left where they are and stop no other.
+//! A file is taken when it has not changed for a while, stored in its own bytes, and only after the sync moved away or deleted. One that
+//! is still there afterwards, because of a crash or since its disk was pulled out, is known by its name, time and content (`memory`) and not
+//! stored again. A folder that is not there is waited for. Files that are written for ever, are too large or can't be read are left where
+//! they are and stop no other.
 //!
 //! Names of files may hold a patient's name: they travel as the message's own id and are never logged.
 
@@ -22,18 +23,23 @@ use super::intake::Intake;
 use super::plug_journal::Journal;
 use super::{Source, SourceError, Stop};
 use crate::envelope::MessageId;
+use crate::system::disk;
 use crate::system::seldom::Seldom;
 use crate::system::sockets::Sockets;
 use crate::values::{ByteSize, Problems, SecretRef, Section, Span};
 use away::{Afterwards, Places};
+use memory::Memory;
 use scan::{Asides, Rules, Scan, Seen, Stamp, scan};
 use store::{HUNG, Settings, Taken, Worker};
 use take::Held;
 
 mod away;
+mod memory;
 mod scan;
 mod store;
 mod take;
+#[cfg(test)]
+mod tests;
 
 /// What `settle` and `every` may be.
 const SPANS: (Span, Span) = (Span(Duration::from_millis(100)), Span(Duration::from_secs(3600)));
@@ -47,6 +53,8 @@ const PATTERN_BYTES_MAX: usize = 128;
 const STUCK_MAX: usize = 1024;
 /// A file system that does not answer for so long is told as missing.
 const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// How long a check of the configuration asks whether the folder is there: a share that is away may never answer.
+const CHECK_TIME: Duration = Duration::from_secs(2);
 /// How long a round may go on after the source was stopped.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// The pause after the log refused a file.
@@ -131,8 +139,16 @@ impl Section for FolderConfig {
         let shown = self.path.display();
         if !self.path.is_absolute() {
             problems.error("path", "write the whole path, beginning with /");
-        } else if !self.path.is_dir() {
-            problems.warn("path", format!("{shown} is no folder on this machine: it will be waited for"));
+        } else {
+            match disk::is_folder(&self.path, CHECK_TIME) {
+                Some(true) => {}
+                Some(false) => {
+                    problems.warn("path", format!("{shown} is no folder on this machine: it will be waited for"));
+                }
+                None => {
+                    problems.warn("path", format!("{shown} does not answer: look at the share; it will be waited for"));
+                }
+            }
         }
         if self.marker.as_ref().is_some_and(|name| name.is_empty() || name.contains('/') || name.starts_with("..")) {
             problems.error("marker", "name a file in the folder itself, without /");
@@ -234,6 +250,8 @@ pub struct Folder {
     tried: bool,
     left_alone: Seldom,
     stays: Seldom,
+    /// Sub-folders that could not be looked into at the last look.
+    closed: u64,
 }
 
 /// Since when each file has been as it is.
@@ -280,6 +298,7 @@ impl Source for Folder {
             tried: false,
             left_alone: Seldom::default(),
             stays: Seldom::default(),
+            closed: 0,
         })
     }
 
@@ -288,7 +307,7 @@ impl Source for Folder {
     }
 
     async fn run(&mut self, intake: &Intake, stop: &Stop) -> Result<(), SourceError> {
-        let mut journal = Journal::of_port(intake);
+        let (mut journal, mut memory) = (Journal::of_port(intake), Memory::open(intake));
         intake.counters().plug.at(&self.endpoint(), "");
         // A round that is under way is ended well, unless the file system hangs.
         let stopped = async {
@@ -298,7 +317,7 @@ impl Source for Folder {
         let mut stopped = pin!(stopped);
         while !stop.is_cancelled() {
             let pause = tokio::select! {
-                pause = self.round(&mut journal, intake, stop) => pause,
+                pause = self.round((&mut journal, &mut memory), intake, stop) => pause,
                 () = &mut stopped => return Ok(()),
             };
             tokio::select! {
@@ -312,11 +331,17 @@ impl Source for Folder {
 
 impl Folder {
     /// Looks through the folder once and takes what has settled. Returns how long to pause.
-    async fn round(&mut self, journal: &mut Journal, intake: &Intake, stop: &Stop) -> Duration {
+    async fn round(
+        &mut self,
+        (journal, memory): (&mut Journal, &mut Memory),
+        intake: &Intake,
+        stop: &Stop,
+    ) -> Duration {
         let began = Instant::now();
         let every = self.config.every.0;
         let progress = Arc::clone(&self.rules.progress);
-        let scan = match answered(journal, self.look(), &progress).await {
+        memory.read().await;
+        let scan = match answered(journal, self.look(memory), &progress).await {
             Ok(scan) => scan,
             Err(cause) => {
                 self.tried = false;
@@ -326,11 +351,13 @@ impl Folder {
         };
         journal.there().await;
         self.tell(&scan, intake);
+        memory.reconcile(&scan);
+        memory.bound().await.ok();
         let full = scan.files.len() >= scan::WATCHED_MAX;
         let pause = began.elapsed().max(every);
         let settled = self.watch.settled(scan.files, Instant::now(), self.config.settle.0);
         // A long file takes its time, and each piece of it has a limit of its own: that is no sign of a file system that hangs.
-        match self.take(settled, intake, stop).await {
+        match self.take(settled, memory, intake, stop).await {
             Ok(0) => pause,
             // There may be more than one look remembers.
             Ok(_) if full => PAUSE_LEAST,
@@ -345,9 +372,9 @@ impl Folder {
     }
 
     /// One look, when the folder is there and files can be put away.
-    async fn look(&mut self) -> Result<Scan, String> {
+    async fn look(&mut self, memory: &Memory) -> Result<Scan, String> {
         let (rules, asides, marker) = (Arc::clone(&self.rules), Arc::clone(&self.asides), self.config.marker.clone());
-        let (tried, afterwards) = (self.tried, self.settings.afterwards.clone());
+        let (tried, afterwards, asked) = (self.tried, self.settings.afterwards.clone(), memory.paths());
         let looked = self.settings.worker.act(move || {
             let shown = rules.root.display();
             let missing = |error: io::Error| format!("{shown} can't be looked into: {error}");
@@ -361,7 +388,7 @@ impl Folder {
                 // What a crash left comes back before the look.
                 away::recover(&rules.root).map_err(missing)?;
             }
-            let scan = scan(&rules, &mut asides).map_err(missing)?;
+            let scan = scan(&rules, &mut asides, &asked).map_err(missing)?;
             if !tried {
                 away::can_put_away(&rules.root, &afterwards)?;
             }
@@ -372,8 +399,13 @@ impl Folder {
         Ok(scan)
     }
 
-    fn tell(&self, scan: &Scan, intake: &Intake) {
+    fn tell(&mut self, scan: &Scan, intake: &Intake) {
         intake.counters().rejected.add(scan.too_large);
+        let closed = scan.closed;
+        intake.counters().closed_folders.set(i64::try_from(closed).unwrap_or(i64::MAX));
+        if std::mem::replace(&mut self.closed, closed) != closed && closed > 0 {
+            tracing::warn!(source = %intake.source(), closed, "folders in the watched one can't be looked into: give this service the right to read them");
+        }
         if scan.too_large > 0
             && let Some(unsaid) = self.left_alone.speak()
         {
@@ -383,7 +415,13 @@ impl Folder {
     }
 
     /// Stores what has settled and puts it away; how many files that were.
-    async fn take(&mut self, settled: Vec<Seen>, intake: &Intake, stop: &Stop) -> Result<usize, String> {
+    async fn take(
+        &mut self,
+        settled: Vec<Seen>,
+        memory: &mut Memory,
+        intake: &Intake,
+        stop: &Stop,
+    ) -> Result<usize, String> {
         let mut done = 0;
         let (mut again, mut new) = (Vec::new(), Vec::new());
         for seen in settled {
@@ -394,15 +432,15 @@ impl Folder {
         }
         // What is not there any more, or has changed, is no concern of ours.
         self.stuck.clear();
-        self.put_away(again).await?;
+        self.put_away(again, memory).await?;
         for batch in store::batches(new) {
             if stop.is_cancelled() {
                 break;
             }
-            let Taken { stored, unreadable, refused } = store::take(&self.settings, batch, intake).await;
+            let Taken { stored, unreadable, refused } = store::take(&self.settings, batch, memory, intake).await;
             done += stored.len();
             self.leave_alone(unreadable, intake);
-            self.put_away(stored).await?;
+            self.put_away(stored, memory).await?;
             if let Some(error) = refused {
                 return Err(error);
             }
@@ -424,16 +462,21 @@ impl Folder {
         }
     }
 
-    async fn put_away(&mut self, stored: Vec<(Seen, MessageId, Held)>) -> Result<(), String> {
+    async fn put_away(&mut self, stored: Vec<(Seen, MessageId, Held)>, memory: &mut Memory) -> Result<(), String> {
         if stored.is_empty() {
             return Ok(());
         }
+        // What is stored and can't be put away now is known later.
+        memory.read().await;
         let remembered: Vec<_> =
             stored.iter().map(|(seen, id, held)| (seen.path.clone(), (seen.stamp, *id, held.remembered()))).collect();
         let settings = Arc::clone(&self.settings);
         let put = self.settings.worker.act_in_time(move || put_all_away(&settings, stored));
         let failed = match put.await {
-            Ok(failed) => failed,
+            Ok(Put { away, failed }) => {
+                memory.forget(away.iter().map(PathBuf::as_path));
+                failed
+            }
             Err(error) => {
                 // Which of them were put away is not known: those that are still there are stored, and wait for it.
                 self.stuck.extend(remembered);
@@ -457,9 +500,18 @@ impl Folder {
     }
 }
 
-/// Puts stored files away; those that could not be, and why.
-fn put_all_away(settings: &Settings, stored: Vec<(Seen, MessageId, Held)>) -> Vec<(Seen, MessageId, Held, io::Error)> {
-    let (places, mut failed) = (Places::open(&settings.root, &settings.afterwards), Vec::new());
+/// What became of stored files.
+#[derive(Default)]
+struct Put {
+    /// They are put away.
+    away: Vec<PathBuf>,
+    /// They could not be, and why.
+    failed: Vec<(Seen, MessageId, Held, io::Error)>,
+}
+
+/// Puts stored files away. One that is not there any more, or is another file now, is neither put away nor failed: the next look tells.
+fn put_all_away(settings: &Settings, stored: Vec<(Seen, MessageId, Held)>) -> Put {
+    let (places, mut put_all) = (Places::open(&settings.root, &settings.afterwards), Put::default());
     let mut paths = Vec::with_capacity(stored.len());
     for (seen, id, held) in stored {
         let put = match &places {
@@ -467,15 +519,20 @@ fn put_all_away(settings: &Settings, stored: Vec<(Seen, MessageId, Held)>) -> Ve
             Err(error) => Err(error.kind().into()),
         };
         paths.push(seen.path.clone());
-        if let Err(error) = put {
-            let now = places.as_ref().ok().and_then(|places| places.now(&seen));
-            failed.push((seen, id, held.let_go(now), error));
+        match put {
+            Ok(true) => put_all.away.push(seen.path),
+            Ok(false) => {}
+            Err(error) => {
+                let now = places.as_ref().ok().and_then(|places| places.now(&seen));
+                put_all.failed.push((seen, id, held.let_go(now), error));
+            }
         }
     }
     if let Ok(places) = &places {
         places.tidy(paths.iter().map(PathBuf::as_path));
+        places.settle(put_all.away.iter().map(PathBuf::as_path));
     }
-    failed
+    put_all
 }
 
 /// Waits for the file system, and says so when it does not answer: a folder of very many files on a slow share takes its time.

@@ -118,6 +118,12 @@ impl Intake {
         self.now().uptime_ms
     }
 
+    /// Counts a message that is known to be stored already by other means than the duplicate window.
+    pub fn repeated(&self, bytes: u64) {
+        self.inner.count(self.now(), bytes);
+        self.inner.counters.repeats.one();
+    }
+
     /// Waits until `bytes` of a message that has wholly arrived may be held in memory.
     pub async fn share(&self, bytes: usize) -> Share {
         Share { _bytes: taken(&self.inner.in_flight.all, bytes.min(IN_FLIGHT_BYTES_MAX)).await, _unfinished: None }

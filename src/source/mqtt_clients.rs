@@ -200,3 +200,59 @@ impl Drop for Place {
 fn whole<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::source::mqtt::MqttConfig;
+    use crate::source::plug_tests::Room;
+    use crate::wire::mqtt_packet::Version;
+
+    fn connect(password: &[u8]) -> Connect<'_> {
+        Connect {
+            version: Version::V5,
+            client_id: "a",
+            clean: true,
+            keep_alive_s: 0,
+            user: Some("ward"),
+            password: Some(password),
+            will: None,
+            session_expiry_s: 0,
+            packet_bytes_max: usize::MAX,
+            extended_authentication: false,
+        }
+    }
+
+    /// The hash is of another password, so that whoever is let in was not checked against it.
+    #[tokio::test]
+    async fn connections_that_wait_while_their_password_is_checked_are_let_in_by_that_one_check() {
+        let room = Room::new("mqtt");
+        let hash = Hashed::of(b"another one").unwrap();
+        let config = format!(
+            "listen = '127.0.0.1:0'\n[[client]]\nuser = 'ward'\npassword = '{}'\npublish = ['#']\n",
+            hash.as_str()
+        );
+        let config: MqttConfig = toml::from_str(&config).unwrap();
+        let clients = Arc::new(Clients::new(&config.client, &room.intake));
+        let turns =
+            Arc::clone(&clients.checks).acquire_many_owned(u32::try_from(CHECKS_AT_ONCE).unwrap()).await.unwrap();
+        let mut waiting = JoinSet::new();
+        for password in [&b"right"[..], b"right", b"right", b"right", b"wrong"] {
+            let clients = Arc::clone(&clients);
+            waiting.spawn(async move { (password, clients.admit(&connect(password), None).await.is_ok()) });
+        }
+        assert!(tokio::time::timeout(Duration::from_millis(50), waiting.join_next()).await.is_err(), "all wait");
+        // The check that is under way ends well.
+        let tag = hmac::sign(clients.key.as_ref().unwrap(), b"right");
+        *whole(&clients.all[0].known) = Some(tag);
+        drop(turns);
+        while let Some(ended) = waiting.join_next().await {
+            let (password, is_in) = ended.unwrap();
+            assert_eq!(is_in, password == b"right", "{password:?}");
+        }
+    }
+}

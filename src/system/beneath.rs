@@ -15,7 +15,8 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 /// A folder that is made gets the rights that the process's mask leaves of these.
 const FOLDER_MODE: Mode = Mode::from_bits_truncate(0o777);
@@ -39,6 +40,23 @@ pub struct About {
     pub touched: (i64, i64),
     /// The device and its number there.
     pub place: (u64, u64),
+}
+
+/// What tells one file system from another, as far as numbers can: above all a disk from the empty folder below it, which shows when it is
+/// not mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Volume {
+    /// The device's number: the same as long as it is mounted, and with most disks after it, too.
+    pub device: u64,
+    /// Bytes of the whole: with most the same after each mount.
+    pub bytes: u64,
+}
+
+impl Volume {
+    /// Whether they may be the same.
+    pub fn is_like(self, other: Self) -> bool {
+        self.device == other.device || self.bytes == other.bytes
+    }
 }
 
 impl About {
@@ -72,6 +90,26 @@ impl Beneath {
     /// Those of the system.
     pub fn open(root: &Path) -> io::Result<Self> {
         Ok(Self(openat(AT_FDCWD, root, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?))
+    }
+
+    /// The file system that the folder is on.
+    ///
+    /// # Errors
+    /// Those of the system.
+    // The fields are of other widths on other machines.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    pub fn volume(&self) -> io::Result<Volume> {
+        let (stat, found) = (fstat(&self.0)?, fstatvfs(&self.0)?);
+        let [fragment, blocks]: [u64; 2] = [found.fragment_size().into(), found.blocks().into()];
+        Ok(Volume { device: u64::from(stat.st_dev), bytes: fragment.saturating_mul(blocks) })
+    }
+
+    /// Brings what was changed in a folder below (names that were given, taken or moved) to the disk.
+    ///
+    /// # Errors
+    /// Those of the system; some file systems can't.
+    pub fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        Ok(fsync(self.folder(path)?)?)
     }
 
     /// A folder below, as a root of its own.

@@ -6,6 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -38,6 +41,21 @@ pub fn space(path: &Path) -> io::Result<Space> {
     let [fragment, blocks, available]: [u64; 3] =
         [found.fragment_size().into(), found.blocks().into(), found.blocks_available().into()];
     Ok(Space { total: fragment.saturating_mul(blocks), free: fragment.saturating_mul(available) })
+}
+
+/// Whether a folder is there; `None` when the file system does not say so in time. What hangs on a share that is away keeps a thread for
+/// as long as it hangs: for what is asked seldom.
+pub fn is_folder(path: &Path, patience: Duration) -> Option<bool> {
+    let path = path.to_owned();
+    answered_within(patience, move || path.is_dir())
+}
+
+/// What `act` gives, which may hang; `None` when it takes longer.
+fn answered_within<T: Send + 'static>(patience: Duration, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = sync_channel(1);
+    let asking = thread::Builder::new().name("disk-asks".into());
+    asking.spawn(move || tell.send(act()).ok()).ok()?;
+    told.recv_timeout(patience).ok()
 }
 
 /// Begins to write a part of a file's dirty pages to the disk, and does not wait for it. No promise: what is durable is known
@@ -163,6 +181,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_file_system_that_never_answers_holds_nobody_up() {
+        let (answer, hangs) = sync_channel::<()>(1);
+        let hung = answered_within(Duration::from_millis(20), move || hangs.recv().is_ok());
+        assert_eq!(hung, None);
+        answer.send(()).ok();
+        let folder = tempfile::tempdir().unwrap();
+        let patience = Duration::from_secs(60);
+        assert_eq!(is_folder(folder.path(), patience), Some(true));
+        assert_eq!(is_folder(&folder.path().join("none"), patience), Some(false));
+    }
 
     #[test]
     fn a_folder_has_one_owner_and_the_second_is_told_who() {

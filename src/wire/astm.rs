@@ -19,6 +19,8 @@
 //!   frame where its sender has sent good ones in this transfer, or where a record begins behind the first byte.
 //! * A line that begins with `H` and three delimiters outside of frames is E1394 without framing: handed out as
 //!   [`Event::Bare`] up to its L record; nothing answers it.
+//! * What follows a frame that is not good, up to the next STX, ENQ or EOT or, outside of transfers, up to a pause, is the rest of it: a byte
+//!   of it was damaged to ETX. It is never read as records.
 //! * A frame without ENQ before it is [`Event::Stray`]: after a restart of ours it may go on where a transfer was.
 
 /// Longest text of a frame, in bytes: E1381 knows 240, LIS01-A2 64 000 over TCP.
@@ -165,6 +167,8 @@ enum Place {
     Tail(Head, bool, bool),
     /// In a frame that is too long.
     Overlong,
+    /// Behind a frame that is not good: what comes may be the rest of it.
+    Damaged,
     /// Between STX and ETX in text that is not ASTM.
     Other,
     /// Behind it: so many digits of a checksum may follow.
@@ -206,7 +210,7 @@ impl Receiver {
                 return Some(event);
             }
         }
-        if matches!(self.place, Place::LineStart | Place::Between) { self.scrap() } else { None }
+        if matches!(self.place, Place::LineStart | Place::Between | Place::Damaged) { self.scrap() } else { None }
     }
 
     /// Nothing more comes for a moment: a frame of which only CR LF is missing is over, and ENQ or EOT inside a frame is one.
@@ -217,6 +221,11 @@ impl Receiver {
         match self.place {
             Place::Tail(head, last, _) | Place::Check(head @ Head { fault: Some(_), .. }, last, _) => {
                 Some(self.whole(head, last))
+            }
+            // In a transfer its sender is to say the frame again, and may pause before it does.
+            Place::Damaged if self.transfer.is_none() => {
+                self.place = Place::LineStart;
+                self.scrap()
             }
             _ => None,
         }
@@ -277,7 +286,7 @@ impl Receiver {
 
     /// Whether a frame, or records without framing, have begun and not ended.
     pub fn is_in_frame(&self) -> bool {
-        !matches!(self.place, Place::LineStart | Place::Between | Place::OtherTail(_))
+        !matches!(self.place, Place::LineStart | Place::Between | Place::Damaged | Place::OtherTail(_))
     }
 
     /// Bytes of text that are held.
@@ -288,7 +297,7 @@ impl Receiver {
     /// Whether it matters that nothing more comes for a moment: see [`Self::settle`].
     pub fn is_undecided(&self) -> bool {
         let is_over = matches!(self.place, Place::Tail(..) | Place::Check(Head { fault: Some(_), .. }, ..));
-        is_over || self.held.is_some()
+        is_over || self.held.is_some() || self.place == Place::Damaged && self.transfer.is_none()
     }
 
     /// What `byte` ends without being part of it: a frame that has no CR LF, records without framing that have no L record.
@@ -328,6 +337,11 @@ impl Receiver {
                 None
             }
             (Place::Bare(kind), _) => self.bare(kind, byte),
+            (Place::Damaged, _) => {
+                // CR and LF may be the end of the frame itself.
+                self.junk += u64::from(!matches!(byte, b'\r' | b'\n' | 0 | 0xff | ACK | NAK));
+                None
+            }
             (Place::Opening, _) => {
                 self.opening(byte);
                 None
@@ -447,11 +461,12 @@ impl Receiver {
     }
 
     fn whole(&mut self, head: Head, last: bool) -> Event {
-        self.place = Place::LineStart;
         if let Some(fault) = head.fault {
             self.drop_text();
+            self.place = Place::Damaged;
             return Event::BadFrame(fault);
         }
+        self.place = Place::LineStart;
         let frame = Frame { number: head.number, text: std::mem::take(&mut self.text), last };
         self.judge(frame)
     }

@@ -214,6 +214,30 @@ fn records_without_framing_come_out_up_to_their_terminator() {
 }
 
 #[test]
+fn what_stands_behind_a_damaged_frame_is_its_rest_and_no_record_set() {
+    let damaged = |receiver: &mut Receiver| {
+        let mut damaged = frame(1, b"P|1|abcdef\rH|\\^&|7\rL|1|N\r");
+        damaged[8] = ETX;
+        run(receiver, [&damaged[..]])
+    };
+    let mut receiver = Receiver::default();
+    run(&mut receiver, [&[ENQ][..]]);
+    let seen = damaged(&mut receiver);
+    assert!(matches!(seen[..], [Event::BadFrame(_), Event::Junk(_)]), "{seen:?}");
+    // Its sender is to say it again, after a pause or without one.
+    assert_eq!(receiver.settle(), None);
+    assert!(matches!(run(&mut receiver, [&b"H|\\^&|7\rL|1|N\r"[..]])[..], [Event::Junk(_)]));
+    assert_eq!(taken(&run(&mut receiver, [HEADER])).len(), 1);
+    // Outside of transfers a device that knows no framing may begin after a pause.
+    let mut receiver = Receiver::default();
+    assert!(matches!(damaged(&mut receiver)[..], [Event::BadFrame(_), Event::Junk(_)]));
+    assert!(receiver.is_undecided());
+    assert_eq!(receiver.settle(), None);
+    let seen = run(&mut receiver, [&b"H|\\^&|7\rL|1|N\r"[..]]);
+    assert_eq!(seen, [Event::Bare(b"H|\\^&|7\rL|1|N\r".to_vec())]);
+}
+
+#[test]
 fn a_frame_without_an_enquiry_is_left_to_who_knows_what_was_before() {
     let mut receiver = Receiver::default();
     let events = run(&mut receiver, [TERMINATOR]);

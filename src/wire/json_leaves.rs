@@ -1,7 +1,10 @@
 //! What stands in a JSON text (RFC 8259), each scalar under its pointer (RFC 6901), numbers in the digits in which they were written.
 //!
-//! For the payloads of small sensors. It must never panic on a peer's bytes, hold more than [`LEAVES_MAX`] leaves, nor lose a digit: a
+//! For the payloads of small sensors. Of members with one name in one object readers take the first, the last or none (RFC 8259, section 4):
+//! what stands under such a name is told and marked as ambiguous, and is no value. It must never panic on a peer's bytes, hold more than [`LEAVES_MAX`] leaves, nor lose a digit: a
 //! number is not read into a float.
+
+use std::collections::HashSet;
 
 use serde::de::IgnoredAny;
 
@@ -21,6 +24,8 @@ pub struct Leaf {
     pub pointer: String,
     /// What it is.
     pub scalar: Scalar,
+    /// It stands in a member whose name another one of the same object has, too.
+    pub ambiguous: bool,
 }
 
 /// What can stand at a place.
@@ -47,7 +52,7 @@ pub enum JsonError {
     TooMuch,
 }
 
-/// Reads a text, in its order. Of two members with one name both are told.
+/// Reads a text, in its order. Of two members with one name both are told, as ambiguous.
 ///
 /// # Errors
 /// [`JsonError`].
@@ -93,6 +98,7 @@ impl<'t> Walk<'t> {
     /// What stands between the brackets of an object or an array.
     fn members(&mut self, end: u8, depth: usize) -> Result<(), JsonError> {
         self.take(1);
+        let (mut names, first) = (HashSet::new(), self.leaves.len());
         for number in 0.. {
             match self.next() {
                 Some(byte) if byte == end => break,
@@ -109,10 +115,21 @@ impl<'t> Walk<'t> {
                 return Err(JsonError::TooMuch);
             }
             self.value(depth + 1)?;
+            if !names.insert(name) {
+                self.doubt(first);
+            }
             self.pointer.truncate(length);
         }
         self.take(1);
         Ok(())
+    }
+
+    /// Nobody can tell which of the values under the present pointer counts, from this leaf on.
+    fn doubt(&mut self, first: usize) {
+        for leaf in self.leaves.iter_mut().skip(first) {
+            let below = leaf.pointer.strip_prefix(&self.pointer);
+            leaf.ambiguous |= below.is_some_and(|below| below.is_empty() || below.starts_with('/'));
+        }
     }
 
     /// A member's name, as a pointer has it, and the colon behind it.
@@ -140,7 +157,7 @@ impl<'t> Walk<'t> {
         if self.leaves.len() == LEAVES_MAX {
             return Err(JsonError::TooMuch);
         }
-        self.leaves.push(Leaf { pointer: self.pointer.clone(), scalar });
+        self.leaves.push(Leaf { pointer: self.pointer.clone(), scalar, ambiguous: false });
         Ok(())
     }
 
@@ -206,8 +223,20 @@ mod tests {
         ];
         assert_eq!(told(text), expected);
         assert_eq!(told("21.5"), ["=21.5"]);
-        assert_eq!(told(r#"{"a":1,"a":2}"#), ["/a=1", "/a=2"]);
         assert_eq!(told("[]"), [""; 0]);
+    }
+
+    #[test]
+    fn what_stands_under_a_name_that_is_there_twice_is_marked_and_nothing_else_is() {
+        let doubted = |text: &str| -> Vec<String> {
+            let all = leaves(text.as_bytes()).unwrap();
+            all.into_iter().filter(|leaf| leaf.ambiguous).map(|leaf| leaf.pointer).collect()
+        };
+        assert_eq!(told(r#"{"a":1,"a":2}"#), ["/a=1", "/a=2"]);
+        assert_eq!(doubted(r#"{"a":1,"\u0061":2,"ab":3,"b":{"a":4}}"#), ["/a", "/a"]);
+        assert_eq!(doubted(r#"{"r":{"t":1,"h":2},"u":5,"r":{"t":3}}"#), ["/r/t", "/r/h", "/r/t"]);
+        assert_eq!(doubted(r#"[{"a":1},{"a":2},{"a":{},"a":7}]"#), ["/2/a"]);
+        assert_eq!(doubted(r#"{"a":1,"b":[1,1],"c":1}"#), [""; 0]);
     }
 
     #[test]

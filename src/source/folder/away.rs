@@ -60,33 +60,47 @@ impl Places {
     }
 
     /// Moves a stored file away or deletes it, unless another one is there meanwhile, or it has changed: then that is another message. `id` is the
-    /// one under which it was stored; it tells files of one name apart.
+    /// one under which it was stored; it tells files of one name apart. False when it is not there any more.
     ///
     /// # Errors
     /// When the file system refuses: the file is still there, and was stored.
-    pub fn put_away(&self, seen: &Seen, held: &Held, id: MessageId) -> io::Result<()> {
+    pub fn put_away(&self, seen: &Seen, held: &Held, id: MessageId) -> io::Result<bool> {
         match self.root.about(&seen.path) {
             Ok(now) if held.is_as_read(&now) => {}
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         }
         let ours = Path::new(TAKEN).join(&seen.path);
         self.root.make_folders(ours.parent().unwrap_or_else(|| Path::new(TAKEN)))?;
         match self.root.rename(&seen.path, &self.root, &ours) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             // Another disk is mounted in the sub-folder: it stays there until it goes.
-            Err(error) if error.kind() == ErrorKind::CrossesDevices => return self.finish(&seen.path, seen, id),
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+                return self.finish(&seen.path, seen, id).map(|()| true);
+            }
             Err(error) => return Err(error),
         }
         if !held.is(&self.root.about(&ours)?) {
-            return give_back(&self.root, &ours, &seen.path);
+            return give_back(&self.root, &ours, &seen.path).map(|()| false);
         }
-        self.finish(&ours, seen, id).inspect_err(|_| {
+        self.finish(&ours, seen, id).map(|()| true).inspect_err(|_| {
             // Where that fails, too, the next look does it.
             give_back(&self.root, &ours, &seen.path).ok();
         })
+    }
+
+    /// Brings to the disk that these were put away, as far as the file system can: one that is pulled out afterwards does not show them again.
+    pub fn settle<'a>(&self, files: impl Iterator<Item = &'a Path>) {
+        let folders: BTreeSet<&Path> = files.map(|file| file.parent().unwrap_or_else(|| Path::new(""))).collect();
+        for folder in folders {
+            // A file that shows again all the same is known by its mark, or at worst is a second copy.
+            self.root.sync_folder(folder).ok();
+            if let Some(done) = &self.done {
+                done.sync_folder(folder).ok();
+            }
+        }
     }
 
     /// What is there now under a file's name.

@@ -3,7 +3,7 @@
 //! Memory is bounded whatever the folder holds: of a hundred thousand files the oldest are remembered, the others come when these are
 //! gone. Links are never followed, since what they lead to is not the folder's. All of this blocks: it runs on a thread that may.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::system::beneath::{About, Beneath};
+use crate::system::beneath::{About, Beneath, Volume};
 
 /// Files that are remembered from one look to the next.
 pub const WATCHED_MAX: usize = 4096;
@@ -37,6 +37,11 @@ impl Stamp {
     /// Of a file as it is now.
     pub fn of(about: &About) -> Self {
         Self { changed: about.changed, size: about.size }
+    }
+
+    /// The last change, in seconds, to the two seconds that every file system keeps over a mount (FAT keeps no more).
+    pub fn changed_s(&self) -> i64 {
+        self.changed.0.div_euclid(2) * 2
     }
 }
 
@@ -75,6 +80,12 @@ pub struct Scan {
     pub too_large: u64,
     /// Sub-folders that could not be looked into.
     pub closed: u64,
+    /// Those of the paths that were asked for that are there.
+    pub present: HashSet<PathBuf>,
+    /// All of the folder was looked through.
+    pub whole: bool,
+    /// The file system that it is on.
+    pub volume: Volume,
 }
 
 /// Files that are left alone for a while, by what they are: larger than allowed, or not readable.
@@ -107,16 +118,17 @@ fn key(seen: &Seen) -> u64 {
     hasher.finish()
 }
 
-/// Looks through the folder.
+/// Looks through the folder, and whether files with the paths `asked` are there, taken or not.
 ///
 /// # Errors
 /// When the folder itself can't be looked into: not there, not mounted, no permission.
-pub fn scan(rules: &Rules, asides: &mut Asides) -> io::Result<Scan> {
+pub fn scan(rules: &Rules, asides: &mut Asides, asked: &HashSet<PathBuf>) -> io::Result<Scan> {
     let mut oldest = BinaryHeap::new();
     let mut scan = Scan::default();
     let mut folders = vec![(PathBuf::new(), 0)];
     let mut left = ENTRIES_MAX;
     let root = Beneath::open(&rules.root)?;
+    scan.volume = root.volume()?;
     while let Some((folder, depth)) = folders.pop() {
         let mut broken = None;
         let looked = root.entries(&folder, |entry| {
@@ -136,6 +148,9 @@ pub fn scan(rules: &Rules, asides: &mut Asides) -> io::Result<Scan> {
                     folders.push((path, depth + 1));
                 }
             } else if about.is_file && about.size > 0 {
+                if asked.contains(&path) {
+                    scan.present.insert(path.clone());
+                }
                 consider(Seen { stamp: Stamp::of(&about), path }, rules, (&mut oldest, &mut scan, asides));
             }
             left = left.saturating_sub(1);
@@ -148,6 +163,7 @@ pub fn scan(rules: &Rules, asides: &mut Asides) -> io::Result<Scan> {
             _ => {}
         }
     }
+    scan.whole = scan.closed == 0 && left > 0;
     scan.files = oldest.into_sorted_vec();
     Ok(scan)
 }
@@ -225,6 +241,10 @@ mod tests {
         }
     }
 
+    fn look(rules: &Rules, asides: &mut Asides) -> io::Result<Scan> {
+        scan(rules, asides, &HashSet::new())
+    }
+
     fn names(scan: &Scan) -> Vec<String> {
         scan.files.iter().map(|seen| seen.path.to_string_lossy().into_owned()).collect()
     }
@@ -263,11 +283,11 @@ mod tests {
         symlink("/etc/hostname", root.path().join("link.csv")).unwrap();
         symlink("/etc", root.path().join("folder-link")).unwrap();
         write(root.path(), OsStr::from_bytes(b"odd\xff\n.csv"), 4);
-        let found = scan(&rules(root.path()), &mut Asides::default()).unwrap();
+        let found = look(&rules(root.path()), &mut Asides::default()).unwrap();
         assert_eq!(names(&found), ["z.astm", "a.csv", "b.csv", "odd\u{fffd}\n.csv"]);
         let deep = Rules { sub_folders: true, ..rules(root.path()) };
-        assert!(names(&scan(&deep, &mut Asides::default()).unwrap()).contains(&"sub/f.csv".to_owned()));
-        assert!(scan(&Rules { root: root.path().join("gone"), ..deep }, &mut Asides::default()).is_err());
+        assert!(names(&look(&deep, &mut Asides::default()).unwrap()).contains(&"sub/f.csv".to_owned()));
+        assert!(look(&Rules { root: root.path().join("gone"), ..deep }, &mut Asides::default()).is_err());
     }
 
     #[test]
@@ -276,13 +296,13 @@ mod tests {
         fs::write(root.path().join("large"), [0; 101]).unwrap();
         write(root.path(), "small", 1);
         let (rules, mut asides) = (rules(root.path()), Asides::default());
-        let first = scan(&rules, &mut asides).unwrap();
+        let first = look(&rules, &mut asides).unwrap();
         assert_eq!((names(&first), first.too_large), (vec!["small".to_owned()], 1));
         assert!(asides.put(&first.files[0], false));
-        let second = scan(&rules, &mut asides).unwrap();
+        let second = look(&rules, &mut asides).unwrap();
         assert_eq!((names(&second), second.too_large), (vec![], 0));
         write(root.path(), "small", 2);
-        assert_eq!(names(&scan(&rules, &mut asides).unwrap()), ["small"]);
+        assert_eq!(names(&look(&rules, &mut asides).unwrap()), ["small"]);
     }
 
     #[test]
@@ -293,7 +313,24 @@ mod tests {
             fs::write(root.path().join(format!("{number:06}")), "x").unwrap();
         }
         write(root.path(), "oldest", 1);
-        let found = scan(&rules(root.path()), &mut Asides::default()).unwrap();
+        let found = look(&rules(root.path()), &mut Asides::default()).unwrap();
         assert_eq!((found.files.len(), names(&found)[0].as_str()), (WATCHED_MAX, "oldest"));
+    }
+
+    #[test]
+    fn it_is_told_whether_files_are_there_that_are_not_to_be_taken_and_whether_all_was_seen() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "aside", 1);
+        fs::write(root.path().join("large"), [0; 101]).unwrap();
+        fs::create_dir(root.path().join("sub")).unwrap();
+        let (deep, mut asides) = (Rules { sub_folders: true, ..rules(root.path()) }, Asides::default());
+        let first = look(&deep, &mut asides).unwrap();
+        asides.put(&first.files[0], false);
+        let asked: HashSet<PathBuf> = ["aside", "large", "gone"].map(PathBuf::from).into();
+        let found = scan(&deep, &mut asides, &asked).unwrap();
+        assert_eq!(found.present, ["aside", "large"].map(PathBuf::from).into());
+        assert!(found.whole && found.files.is_empty());
+        assert_eq!(found.volume.device, Beneath::open(root.path()).unwrap().volume().unwrap().device);
+        assert!(found.volume.bytes > 0);
     }
 }

@@ -1,24 +1,27 @@
 //! Files on their way into the spool: short ones several at a time, so that they share a sync; a long one alone and in pieces.
 
+use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::away::Afterwards;
+use super::memory::{self, Mark, Memory};
 use super::scan::Seen;
 use super::take::{self, Held, TakeError};
 use crate::envelope::MessageId;
 use crate::source::intake::{About, Incoming, Intake};
 use crate::spool::{CommitError, Committed, FRAGMENT_BYTES};
-use crate::system::beneath::Beneath;
+use crate::system::beneath::{Beneath, Volume};
 
 /// Short files that are stored together.
 const BATCH_FILES_MAX: usize = 32;
@@ -46,11 +49,15 @@ pub struct Settings {
 /// What blocks on the file system, one thing at a time: something that hangs keeps one thread, however often it is asked again, and the
 /// threads that other sources need stay free.
 #[derive(Clone, Debug)]
-pub struct Worker(Arc<Semaphore>);
+pub struct Worker {
+    turn: Arc<Semaphore>,
+    /// See [`STEP_TIME_MAX`].
+    pub(super) step_time: Duration,
+}
 
 impl Default for Worker {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(1)))
+        Self { turn: Arc::new(Semaphore::new(1)), step_time: STEP_TIME_MAX }
     }
 }
 
@@ -60,7 +67,7 @@ impl Worker {
     /// # Errors
     /// When it broke.
     pub async fn act<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        let turn = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
+        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(io::Error::other)?;
         let acted = spawn_blocking(move || {
             let outcome = act();
             drop(turn);
@@ -74,7 +81,7 @@ impl Worker {
     /// # Errors
     /// [`io::ErrorKind::TimedOut`], or when it broke.
     pub async fn act_in_time<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        timeout(STEP_TIME_MAX, self.act(act)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        timeout(self.step_time, self.act(act)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     async fn take<T: Send + 'static>(
@@ -117,13 +124,13 @@ pub fn batches(files: Vec<Seen>) -> Vec<Vec<Seen>> {
     batches
 }
 
-/// Stores a batch in its order.
-pub async fn take(settings: &Arc<Settings>, batch: Vec<Seen>, intake: &Intake) -> Taken {
+/// Stores a batch in its order, each file with its mark; what is known by its mark is stored already.
+pub async fn take(settings: &Arc<Settings>, batch: Vec<Seen>, memory: &Memory, intake: &Intake) -> Taken {
     let bytes = batch.iter().map(|seen| seen.stamp.size).sum::<u64>();
     match batch.first() {
         Some(long) if bytes > BATCH_BYTES_MAX => {
             let mut taken = Taken::default();
-            match take_long(settings, long, intake).await {
+            match take_long(settings, long, memory, intake).await {
                 Ok((id, held)) => taken.stored.push((long.clone(), id, held)),
                 Err(Lost::File(TakeError::Changed)) => {}
                 Err(Lost::File(TakeError::Unreadable(error))) => taken.unreadable.push((long.clone(), error)),
@@ -132,22 +139,28 @@ pub async fn take(settings: &Arc<Settings>, batch: Vec<Seen>, intake: &Intake) -
             }
             taken
         }
-        _ => take_short(settings, batch, (intake, bytes)).await,
+        _ => take_short(settings, batch, memory, (intake, bytes)).await,
     }
 }
 
-type Read = (Seen, Held);
+type Read = (Seen, Held, Mark);
 type Outcome = Result<Committed, CommitError>;
 type Commit = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// Reads all, and gives all to the writer before the first is awaited: in their order, and with one sync.
-async fn take_short(settings: &Arc<Settings>, batch: Vec<Seen>, (intake, bytes): (&Intake, u64)) -> Taken {
+async fn take_short(
+    settings: &Arc<Settings>,
+    batch: Vec<Seen>,
+    memory: &Memory,
+    (intake, bytes): (&Intake, u64),
+) -> Taken {
     let mut taken = Taken::default();
     let _share = intake.share(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
     let root = settings.root.clone();
     let read = settings.worker.act_in_time(move || {
         let root = Beneath::open(&root)?;
-        Ok::<_, io::Error>(batch.into_iter().map(|seen| (take::whole(&root, &seen), seen)).collect::<Vec<_>>())
+        let volume = root.volume()?;
+        Ok::<_, io::Error>(batch.into_iter().map(|seen| (whole(&root, &seen, volume), seen)).collect::<Vec<_>>())
     });
     let read = match read.await.flatten() {
         Ok(read) => read,
@@ -160,11 +173,16 @@ async fn take_short(settings: &Arc<Settings>, batch: Vec<Seen>, (intake, bytes):
     let mut underway: Vec<(Read, Commit)> = Vec::new();
     for (whole, seen) in read {
         match whole {
-            Ok((bytes, held)) => {
+            Ok((bytes, mark, held)) if memory.knows(&mark) => {
+                intake.repeated(bytes.len() as u64);
+                taken.stored.push((seen, mark.id(), held));
+            }
+            Ok((bytes, mark, held)) => {
                 let about = take::about(&seen.path, &bytes, &settings.rules);
                 let mut incoming = intake.begin();
+                incoming.also_part(memory::CONTENT_TYPE, intake.now(), mark.encode());
                 match incoming.write(&bytes).await {
-                    Ok(()) => underway.push(((seen, held), Box::pin(incoming.commit(about)))),
+                    Ok(()) => underway.push(((seen, held, mark), Box::pin(incoming.commit(about)))),
                     Err(error) => taken.refused = Some(error.to_string()),
                 }
             }
@@ -172,13 +190,30 @@ async fn take_short(settings: &Arc<Settings>, batch: Vec<Seen>, (intake, bytes):
             Err(TakeError::Unreadable(error)) => taken.unreadable.push((seen, error)),
         }
     }
-    for ((seen, held), committed) in all(underway).await {
+    for ((seen, held, mark), committed) in all(underway).await {
         match committed {
-            Ok(committed) => taken.stored.push((seen, id(&committed), held)),
+            Ok(committed) => {
+                keep_of_repeat(intake, &mark, &committed).await;
+                taken.stored.push((seen, id(&committed), held));
+            }
             Err(error) => taken.refused = Some(error.to_string()),
         }
     }
     taken
+}
+
+/// The whole of a short file.
+fn whole(root: &Beneath, seen: &Seen, volume: Volume) -> Result<(Vec<u8>, Mark, Held), TakeError> {
+    let (bytes, held) = take::whole(root, seen)?;
+    let mark = Mark::of(seen, memory::sha256(&bytes), volume);
+    Ok((bytes, mark, held))
+}
+
+/// Nothing was stored of a second copy, its mark neither; without it the file may come a third time, which is harmless.
+async fn keep_of_repeat(intake: &Intake, mark: &Mark, committed: &Committed) {
+    if matches!(committed, Committed::Repeat(_)) {
+        memory::keep(intake, mark).await.ok();
+    }
 }
 
 /// Awaits all; each is begun in its order.
@@ -220,37 +255,97 @@ impl From<CommitError> for Lost {
     }
 }
 
+/// A long file that is being read.
+struct Reading {
+    file: File,
+    digest: digest::Context,
+    volume: Volume,
+}
+
+impl Reading {
+    fn open(root: &Path, seen: &Seen) -> Result<Self, TakeError> {
+        let root = Beneath::open(root).map_err(TakeError::Unreadable)?;
+        let volume = root.volume().map_err(TakeError::Unreadable)?;
+        Ok(Self { file: take::open(&root, seen)?, digest: digest::Context::new(&digest::SHA256), volume })
+    }
+
+    fn piece(mut self) -> Result<(Vec<u8>, Self), TakeError> {
+        let piece = take::piece(&mut self.file, FRAGMENT_BYTES)?;
+        self.digest.update(&piece);
+        Ok((piece, self))
+    }
+
+    /// It was read to its end.
+    fn end(self, seen: &Seen) -> Result<(Mark, Held), TakeError> {
+        let mark = Mark::of(seen, memory::finished(self.digest.finish()), self.volume);
+        Ok((mark, take::hold(self.file, seen)?))
+    }
+}
+
+async fn opened(settings: &Settings, seen: &Seen) -> Result<Reading, TakeError> {
+    let (root, seen) = (settings.root.clone(), seen.clone());
+    settings.worker.take(move || Reading::open(&root, &seen)).await
+}
+
+async fn ended(settings: &Settings, seen: &Seen, reading: Reading) -> Result<(Mark, Held), TakeError> {
+    let seen = seen.clone();
+    settings.worker.take(move || reading.end(&seen)).await
+}
+
 /// A file in pieces: whatever its size, two of them are in memory.
-async fn take_long(settings: &Arc<Settings>, seen: &Seen, intake: &Intake) -> Result<(MessageId, Held), Lost> {
+async fn take_long(
+    settings: &Settings,
+    seen: &Seen,
+    memory: &Memory,
+    intake: &Intake,
+) -> Result<(MessageId, Held), Lost> {
+    if memory.may_know(seen) {
+        let (mark, held) = read_through(settings, seen).await?;
+        if memory.knows(&mark) {
+            intake.repeated(seen.stamp.size);
+            return Ok((mark.id(), held));
+        }
+    }
     let share = intake.stream_share().await;
     let mut incoming = intake.begin();
-    let (root, wanted, worker) = (settings.root.clone(), seen.clone(), &settings.worker);
-    let opened = worker.take(move || {
-        let root = Beneath::open(&root).map_err(TakeError::Unreadable)?;
-        let mut file = take::open(&root, &wanted)?;
-        Ok((take::piece(&mut file, FRAGMENT_BYTES)?, file))
-    });
-    let (first, mut file) = opened.await?;
+    let reading = opened(settings, seen).await?;
+    let (first, mut reading) = settings.worker.take(move || reading.piece()).await?;
     let about = take::about(&seen.path, &first, &settings.rules);
     incoming.write(&first).await?;
     while incoming.len() < seen.stamp.size {
-        let next = worker.take(move || Ok((take::piece(&mut file, FRAGMENT_BYTES)?, file)));
-        let (piece, again) = next.await?;
-        file = again;
+        let (piece, again) = settings.worker.take(move || reading.piece()).await?;
+        reading = again;
         // Shorter than it was seen: somebody has cut it.
         if piece.is_empty() {
             return Err(TakeError::Changed.into());
         }
         incoming.write(&piece).await?;
     }
-    let wanted = seen.clone();
-    let held = worker.take(move || take::hold(file, &wanted)).await?;
+    let (mark, held) = ended(settings, seen, reading).await?;
     let _share = share.arrived();
-    Ok((commit(incoming, about).await?, held))
+    Ok((commit(incoming, about, &mark, intake).await?, held))
 }
 
-async fn commit(incoming: Incoming, about: About) -> Result<MessageId, Lost> {
-    Ok(id(&incoming.commit(about).await?))
+/// Reads a file to its end, for its mark.
+async fn read_through(settings: &Settings, seen: &Seen) -> Result<(Mark, Held), TakeError> {
+    let mut reading = opened(settings, seen).await?;
+    let mut left = seen.stamp.size;
+    while left > 0 {
+        let (piece, again) = settings.worker.take(move || reading.piece()).await?;
+        reading = again;
+        if piece.is_empty() {
+            return Err(TakeError::Changed);
+        }
+        left = left.saturating_sub(piece.len() as u64);
+    }
+    ended(settings, seen, reading).await
+}
+
+async fn commit(mut incoming: Incoming, about: About, mark: &Mark, intake: &Intake) -> Result<MessageId, Lost> {
+    incoming.also_part(memory::CONTENT_TYPE, intake.now(), mark.encode());
+    let committed = incoming.commit(about).await?;
+    keep_of_repeat(intake, mark, &committed).await;
+    Ok(id(&committed))
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! From a frame to observations, by a profile.
 //!
 //! A sentinel is never a value; what has no entry in the profile goes on under the device's own name, as questionable, since nobody has said
-//! which of its values are none; what is no number where one should be is told as unreadable and goes on as it came.
+//! which of its values are none; what is no number where one should be is told as unreadable and goes on as it came. So is what stands under a
+//! name that a JSON object has twice: which of the values the device means nobody can tell, so that none is taken.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::fmt::strtime::BrokenDownTime;
@@ -59,12 +61,16 @@ impl Profile {
         };
         let mut decoded = Decoded { is_readable: true, ..Decoded::default() };
         for field in &self.values {
-            if let Some(text) = fields.at(&field.place) {
+            if fields.is_ambiguous(&field.place) {
+                decoded.refuse(field);
+            } else if let Some(text) = fields.at(&field.place) {
                 decoded.take(field, &text);
             }
         }
         self.take_unnamed(&fields, &mut decoded);
-        let said = self.time.as_ref().and_then(|time| Some((time, fields.at(&time.from)?)));
+        let time = self.time.as_ref().filter(|time| !fields.is_ambiguous(&time.from));
+        decoded.is_readable &= time.is_some() || self.time.is_none();
+        let said = time.and_then(|time| Some((time, fields.at(&time.from)?)));
         decoded.device_time = said.map(|(time, said)| time.read(&said, received));
         decoded
     }
@@ -96,7 +102,15 @@ impl Profile {
                 leaves.iter().map(|leaf| (Place::Pointer(leaf.pointer.clone()), leaf.pointer.clone())).collect()
             }
         };
+        let mut refused = BTreeSet::new();
         for (place, label) in places.into_iter().filter(|(place, _)| !is_named(place)) {
+            if fields.is_ambiguous(&place) {
+                decoded.is_readable = false;
+                if refused.insert(label.clone()) {
+                    decoded.observations.push(Observation { validity: Validity::Invalid, ..blank(label) });
+                }
+                continue;
+            }
             let Some(text) = fields.at(&place).filter(|text| !text.is_empty()) else { continue };
             if is_placeholder(&text) {
                 decoded.observations.push(Observation { validity: Validity::NotAvailable, ..blank(label) });
@@ -124,6 +138,12 @@ fn split<'f>(payload: &'f [u8], separator: &[u8]) -> Vec<&'f [u8]> {
 }
 
 impl Fields<'_> {
+    /// Whether the frame has it, and perhaps another one of the same name.
+    fn is_ambiguous(&self, place: &Place) -> bool {
+        let (Self::Leaves(leaves), Place::Pointer(pointer)) = (self, place) else { return false };
+        leaves.iter().any(|leaf| leaf.ambiguous && leaf.pointer == *pointer)
+    }
+
     /// The text of a field, without blanks around it; `None` when the frame does not have it.
     fn at(&self, place: &Place) -> Option<String> {
         let bytes: Cow<'_, [u8]> = match (self, place) {
@@ -133,8 +153,7 @@ impl Fields<'_> {
                 number(raw, at, *bits, *mask, *signed)?.into_bytes().into()
             }
             (Self::Leaves(leaves), Place::Pointer(pointer)) => {
-                // Of two members with one name the last one counts, as for most readers.
-                match &leaves.iter().rfind(|leaf| leaf.pointer == *pointer)?.scalar {
+                match &leaves.iter().find(|leaf| leaf.pointer == *pointer && !leaf.ambiguous)?.scalar {
                     Scalar::Null => b"".into(),
                     Scalar::Bool(is) => is.to_string().into_bytes().into(),
                     Scalar::Number(text) | Scalar::Text(text) => text.as_bytes().into(),
@@ -160,6 +179,14 @@ fn number(raw: &[u8], at: &[usize], bits: u32, mask: u64, signed: bool) -> Optio
 }
 
 impl Decoded {
+    /// The frame has several values for it.
+    fn refuse(&mut self, field: &Field) {
+        self.is_readable &= field.kind == Kind::Ignored;
+        if matches!(field.kind, Kind::Number | Kind::Text) {
+            self.observations.push(Observation { validity: Validity::Invalid, ..field.observation() });
+        }
+    }
+
     fn take(&mut self, field: &Field, text: &str) {
         match field.kind {
             Kind::Ignored => {}

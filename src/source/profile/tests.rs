@@ -232,6 +232,22 @@ fn sentinels_ranges_and_scaling_of_a_profile_of_ones_own() {
 }
 
 #[test]
+fn what_a_json_object_has_twice_is_no_value_and_makes_the_frame_unreadable() {
+    let text = "name = \"room\"\njson = true\n[time]\npointer = \"/ts\"\nformat = \"unix\"\n[[value]]\npointer = \"/t\"\nunit = \"Cel\"\n\
+                [[value]]\npointer = \"/x\"\nkind = \"ignored\"\n";
+    let room = Profile::parse(text, "room.toml").unwrap();
+    let read = |text: &str| room.decode(text.as_bytes(), text.as_bytes(), NOON);
+    let sound = read(r#"{"t":21.5,"h":40,"ts":1767355200,"x":1}"#);
+    assert!(sound.is_readable && sound.device_time.is_some());
+    assert_eq!(values(&sound), "/t=21.5Cel /h=40");
+    let twice = read(r#"{"t":21.5,"h":40,"h":41,"t":36.9,"ts":1767355200}"#);
+    assert_eq!((values(&twice).as_str(), twice.is_readable), ("/t=InvalidCel /h=Invalid", false));
+    let clocks = read(r#"{"t":21.5,"ts":1767355200,"ts":1767355201}"#);
+    assert_eq!((clocks.device_time, clocks.is_readable), (None, false));
+    assert!(read(r#"{"t":21.5,"ts":1767355200,"x":1,"x":2}"#).is_readable, "nobody asks for it");
+}
+
+#[test]
 fn each_problem_of_a_profile_stands_at_its_line_and_column() {
     let found = |text: &str| Profile::parse(text, "x.toml").unwrap_err();
     let head = "name = \"x\"\n[frame]\ndelimiter = '\\n'\n";

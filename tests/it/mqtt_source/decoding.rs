@@ -1,6 +1,7 @@
 //! Payloads that a profile reads: what a sensor says in JSON arrives as observations, beside its own bytes.
 
 use std::fs;
+use std::path::Path;
 
 use wardgate::telemetry::record::{ClockQuality, Observation, Record, Validity, Value};
 
@@ -106,4 +107,40 @@ fn check_tells_a_rule_that_can_not_work_with_its_place() {
     fs::write(&file, head(folder.path()) + &config).unwrap();
     let told = run(wardgate().arg("check").arg(&file)).said;
     assert!(told.contains("climate.toml:8:11: is no JSON pointer: it begins with /"), "{told}");
+}
+
+/// The kernel's word on the clock is said by strace in its place: 5 is TIME_ERROR, a clock that follows nobody; 0 one that does.
+fn start_with_clock(folder: &Path, kernel_says: u8) -> Gateway {
+    fs::write(folder.join("climate.toml"), CLIMATE).unwrap();
+    let mut strace = system("strace");
+    strace.args(["-D", "-f", "-qq", "-e", "signal=none", "-e", "trace=adjtimex,clock_adjtime"]);
+    strace.arg("-e").arg(format!("inject=adjtimex,clock_adjtime:retval={kernel_says}"));
+    strace.arg("-o").arg(folder.join("trace"));
+    let config = super::sensors_to_folder(folder, "", &(CLIENTS.to_owned() + DECODE));
+    Gateway::start_under(strace, folder, &config)
+}
+
+#[test]
+fn until_the_boxs_clock_is_known_to_be_right_readings_are_marked_and_none_is_refused() {
+    for (kernel_says, is_right, quality) in
+        [(5, false, ClockQuality::BoxUnsynchronised), (0, true, ClockQuality::Measured)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let gateway = start_with_clock(folder.path(), kernel_says);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        for number in 0..3 {
+            says(&gateway, "ward3/bed1/climate", &format!(r#"{{"ts":{now},"room":[{{"t":{number}}}]}}"#));
+        }
+        let records = records(&gateway, folder.path());
+        assert_eq!(records.len(), 3, "{kernel_says}");
+        for record in &records {
+            let time = record.device_time.as_ref().unwrap();
+            assert_eq!((record.received.synchronised, time.quality), (is_right, quality), "{kernel_says}");
+            assert!(time.offset_ms.is_some(), "measured all the same");
+        }
+        assert!(records.is_sorted_by_key(|record| record.received.uptime_ms), "the order is known without a clock");
+        let status = sensors(&gateway);
+        assert_eq!((&status["stored"], &status["refused"], &status["flagged"]), (&3.into(), &0.into(), &0.into()));
+        gateway.stop();
+    }
 }
