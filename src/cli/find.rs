@@ -24,8 +24,7 @@ const NUMBER_BYTES_MAX: u64 = 1024;
 #[command(after_help = "\
 Examples:
   wardgate spool find --patient-id 4711
-  wardgate spool find --accession -                asks for it, so that it stays out of the shell's history
-  wardgate spool find --patient-id - < number.txt
+  wardgate spool find --accession -                asks for it, or reads it from a pipe: it stays out of the history
   wardgate spool find --patient-id 4711 --json | jq -r '.messages[].id'     ids for spool export
 
 It tells whether a patient was here: it needs the right to change, and the service logs that you asked, not for whom.")]
