@@ -68,7 +68,7 @@ impl Settings {
             frame: config.frame_timeout.0,
             write: config.write_timeout.0,
             charset: config.charset.clone(),
-            control_id: AtomicU64::new(clock::wall().us.unsigned_abs()),
+            control_id: AtomicU64::new(clock::wall_us().unsigned_abs()),
             quirks: Seldom::default(),
             faults: Seldom::default(),
             endings: Seldom::default(),

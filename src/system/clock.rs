@@ -20,10 +20,6 @@ use crate::system::disk;
 /// Moved on with each release: the earliest moment at which this source can have been built (2026-09-01).
 const RELEASED_S: u64 = 1_788_220_800;
 
-/// How long an answer about the quality of the clock holds for the stamps of messages: the question is a system call or, in a sandbox, two, and
-/// a clock that a server has set is not worse a moment later.
-const QUALITY_MS: u64 = 100;
-
 /// Where systemd-timesyncd says that it has synchronised the clock; for sandboxes in which `adjtimex` is forbidden.
 const TIMESYNC_MARK: &str = "/run/systemd/timesync/synchronized";
 
@@ -45,23 +41,10 @@ const RECORD_BYTES_MAX: usize = 32;
 /// built from its own configuration alone and could be handed a clock by no road that would not also carry a second one.
 static LAST_SYNCHRONISED_S: AtomicU64 = AtomicU64::new(0);
 
-/// The last answer about the quality of the clock: when it was given ([`monotonic_ms`]) and, in the lowest bit, what it was. One clock, one
-/// answer, as above.
-static QUALITY: AtomicU64 = AtomicU64::new(0);
-
-/// What the wall clock says, and whether it may be believed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wall {
-    /// Microseconds since 1970-01-01 UTC.
-    pub us: i64,
-    /// Whether the kernel or timesyncd said, within the last [`QUALITY_MS`] milliseconds, that the clock follows a time server.
-    pub synchronised: bool,
-}
-
-/// The wall clock with its quality.
-pub fn wall() -> Wall {
+/// What the wall clock says, microseconds since 1970-01-01 UTC.
+pub fn wall_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Wall { us: i64::try_from(since.as_micros()).unwrap_or(i64::MAX), synchronised: lately_synchronised(monotonic_ms()) }
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Milliseconds since the box was started, sleep included. Never goes back while the box runs.
@@ -79,24 +62,6 @@ pub fn synchronised() -> bool {
         // systemd's ProtectClock=yes forbids the call, also for reading.
         Err(_) => Path::new(TIMESYNC_MARK).exists(),
     }
-}
-
-/// [`synchronised`], asked anew when the last answer is too old at `now_ms`.
-fn lately_synchronised(now_ms: u64) -> bool {
-    answer_of(QUALITY.load(Ordering::Relaxed), now_ms).unwrap_or_else(|| {
-        let is_synchronised = synchronised();
-        QUALITY.store(answer(is_synchronised, now_ms), Ordering::Relaxed);
-        is_synchronised
-    })
-}
-
-fn answer(is_synchronised: bool, now_ms: u64) -> u64 {
-    now_ms << 1 | u64::from(is_synchronised)
-}
-
-/// What `last` says, if it still holds at `now_ms`. The box has been up for longer when it first asks.
-fn answer_of(last: u64, now_ms: u64) -> Option<bool> {
-    (now_ms.wrapping_sub(last >> 1) < QUALITY_MS).then_some(last & 1 == 1)
 }
 
 /// When this program was built, as far as it is known: `SOURCE_DATE_EPOCH` of the build, at least the release's date.
@@ -282,20 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn the_quality_of_the_clock_is_asked_again_when_the_last_answer_is_old() {
-        for is_synchronised in [true, false] {
-            let last = answer(is_synchronised, 5_000);
-            assert_eq!(answer_of(last, 5_000 + QUALITY_MS - 1), Some(is_synchronised));
-            assert_eq!(answer_of(last, 5_000 + QUALITY_MS), None);
-            assert_eq!(answer_of(last, 4_999), None, "an answer from the future is none");
-        }
-    }
-
-    #[test]
     fn the_monotonic_clock_never_goes_back() {
         let first = monotonic_ms();
         assert!(first > 0);
         assert!(monotonic_ms() >= first);
-        assert!(wall().us > 0);
+        assert!(wall_us() > 0);
     }
 }

@@ -86,7 +86,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     paths.sort();
     for path in paths {
         let name = path.file_name().unwrap().to_string_lossy();
-        let made = matches!(&*name, "target" | ".git" | ".peers" | ".arm" | "corpus" | "artifacts");
+        let made = matches!(&*name, "target" | ".git" | ".peers" | ".arm" | ".appliance" | "corpus" | "artifacts");
         if path.is_dir() && !made {
             found.extend(files_below(&path));
         } else if path.is_file() {
