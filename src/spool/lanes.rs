@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::log::{DEAD_LETTERS_MAX, Effect, LaneKey, Log};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Cursor, Data, Dead, Gap, Kind, Piece, Replay};
+use super::record::{self, Data, Dead, Gap, Kind, Piece, Replay};
 use super::requests::Requests;
 use super::segment::Identity;
 use super::writer::{Prepared, Request, Written};
@@ -165,24 +165,10 @@ impl Lane {
         }
     }
 
-    /// Moves the cursor over `place` and all before it. In memory at once; in the log with the next group, and at once when a segment can
-    /// be taken back only then: see [`State::has_left`](super::log::State::has_left).
+    /// Moves the cursor over `place` and all before it. In memory at once, in the log with the next group.
     pub fn advance(&mut self, place: Place) {
-        let left = self.move_over(place);
-        if let Some(cursor) = left {
-            let plaintext = record::encode(&cursor);
-            let records =
-                vec![Prepared { kind: Kind::Cursor, tag: 0, plaintext, effect: Effect::Cursor(cursor), id: None }];
-            // Nobody waits for it: what can't be written now is with the next cursors.
-            self.requests.send(Request::Append { records, control: true, reply: oneshot::channel().0 });
-        }
-    }
-
-    /// The cursor that is to be written at once, if any.
-    fn move_over(&mut self, place: Place) -> Option<Cursor> {
         let mut state = self.log.state();
-        let lane = state.lanes.get_mut(&self.key)?;
-        let before = lane.cursor;
+        let Some(lane) = state.lanes.get_mut(&self.key) else { return };
         let (mut count, mut bytes) = (0, 0);
         while let Some(handed) = self.handed.pop_front_if(|handed| handed.place <= place) {
             // What was dropped meanwhile, with its segment, counts no more.
@@ -203,9 +189,6 @@ impl Lane {
             None if lane.backlog == 0 => lane.since_uptime_ms = None,
             None => {}
         }
-        let at = lane.cursor;
-        let left = at > before && state.has_left(&self.key, before);
-        left.then(|| Cursor { source: self.key.0.clone(), upstream: self.key.1.clone(), at })
     }
 
     /// Makes an entry that was handed out a dead letter: durable when this returns Ok; the caller then advances over it.

@@ -29,7 +29,7 @@ pub fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
 fn live_messages(state: &State, order: u64, held: &Held) -> u64 {
     let waiting = held.extent.lanes.iter().filter(|extent| {
         let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-        lane.is_none_or(|lane| lane.logged < Place { segment: order, ordinal: extent.last })
+        lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
     });
     // Upstreams of one source mostly wait for the same messages; those of two sources are never the same.
     let mut sources: BTreeMap<&Name, u64> = BTreeMap::new();
@@ -148,7 +148,6 @@ pub fn is_live_replay(state: &State, at: Place, replay: &Replay) -> bool {
     waits(state, &replay.source, &replay.upstream, at) || dead()
 }
 
-/// Whether a lane needs what is at a place, or would after a crash: see [`State::wanted_by_lanes`].
 pub fn waits(state: &State, source: &Name, upstream: &Name, at: Place) -> bool {
-    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| lane.logged < at)
+    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| lane.cursor < at)
 }

@@ -108,8 +108,6 @@ pub struct State {
     pub quarantined: Vec<u64>,
     /// What is recorded about damage in segments that are held.
     pub gaps: Vec<Gap>,
-    /// The last record of this run that needs others in an earlier segment (pieces of its body, the original of a replay).
-    pub far: Place,
 }
 
 /// A segment that is held.
@@ -294,9 +292,6 @@ impl State {
         match effect {
             Effect::None => {}
             Effect::Message { source, targets, length, refers, received, stream } => {
-                if refers.iter().any(|order| *order != at.segment) {
-                    self.far = self.far.max(at);
-                }
                 if let Some(stream) = stream {
                     self.streams.remove(&stream);
                 }
@@ -331,9 +326,6 @@ impl State {
                 self.dead.remove(&(discard.id, discard.upstream));
             }
             Effect::Replay(replay) => {
-                if replay.at.segment != at.segment {
-                    self.far = self.far.max(at);
-                }
                 self.enqueue(at, (replay.source, replay.upstream), replay.length, replay.stamp.uptime_ms);
                 if let Some(held) = self.segments.get_mut(&at.segment) {
                     held.extent.refer(at.segment, vec![replay.at.segment]);
@@ -393,42 +385,12 @@ impl State {
         own.fold((0, 0), |(count, bytes), extent| (count + extent.count, bytes + extent.bytes))
     }
 
-    /// Whether a lane still needs something of a segment, or would after a crash. What counts is the cursor in the log, and not the one in
-    /// memory: a start goes back to it, and gives a lane all that is held behind it. Were a later segment gone then and an earlier one not, it
-    /// would say old messages again without the newer ones behind them, and an assembly would take the rest of a message for the whole.
+    /// Whether a lane still needs something of a segment.
     pub fn wanted_by_lanes(&self, order: u64, held: &Held) -> bool {
         held.extent.lanes.iter().any(|extent| {
             let lane = self.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-            lane.is_none_or(|lane| lane.logged < Place { segment: order, ordinal: extent.last })
+            lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
         })
-    }
-
-    /// Whether a lane's cursor, which stood at `before`, has passed all that a segment holds for it, the log does not know it yet, and a segment
-    /// stays for that reason: the segment itself when it is full, or an earlier one that a record of it needs.
-    pub fn has_left(&self, key: &LaneKey, before: Place) -> bool {
-        let Some(lane) = self.lanes.get(key) else { return false };
-        let passed = |order: u64, extent: &LaneExtent| {
-            let last = Place { segment: order, ordinal: extent.last };
-            self.has_far(order, lane) && last > before && last <= lane.cursor && last > lane.logged
-        };
-        let segments = self.segments.range(before.segment..=lane.cursor.segment);
-        segments
-            .flat_map(|(order, held)| held.extent.lanes.iter().map(move |extent| (*order, extent)))
-            .any(|(order, extent)| extent.is_of(key) && passed(order, extent))
-    }
-
-    /// Whether what a lane needs of a segment may need others: not when the lane has taken all, and the log knows that of those that did.
-    fn needs_others(&self, order: u64, held: &Held) -> bool {
-        held.extent.lanes.iter().any(|extent| {
-            let last = Place { segment: order, ordinal: extent.last };
-            let lane = self.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-            lane.is_none_or(|lane| lane.cursor < last || lane.logged < last && self.has_far(order, lane))
-        })
-    }
-
-    /// Whether a segment may hold a record behind a lane's cursor in the log that needs an earlier segment.
-    fn has_far(&self, order: u64, lane: &LaneState) -> bool {
-        self.active != Some(order) || self.far.segment == order && self.far > lane.logged
     }
 
     /// Orders of the segments that nothing needs any more, oldest first. Delivered originals that are only kept for replay
@@ -441,12 +403,8 @@ impl State {
         // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
         // because it is written to, or because a body is arriving or a replay is made, needs no others.
         for (order, held) in self.segments.iter().rev() {
-            if pinned.contains(order) {
+            if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
                 pinned.extend(&held.extent.refers);
-            } else if self.wanted_by_lanes(*order, held) {
-                if self.needs_others(*order, held) {
-                    pinned.extend(&held.extent.refers);
-                }
             } else if !kept_for_now(*order) {
                 done.push(*order);
             }

@@ -13,8 +13,6 @@
 //!   segment gets no more groups and no sync is repeated: the group goes to a fresh segment, under the same ids.
 //! * After every start a new segment with a new random key is begun: no nonce is used twice, no old tail is adopted.
 //! * Cursors, dead letters, sizes and ages are in the log; all that memory holds is rebuilt from it at every start.
-//! * A segment is taken back, and what is not live in it left out by compaction, by the cursors that are in the log and not by those in
-//!   memory: what a start finds behind a cursor is all of it or its end, and never its beginning alone.
 //! * Order within a lane is the order of places; compaction keeps places and ids.
 //! * Content leaves this room only through [`Lane`], [`Spool::message`] and what people ask for by name.
 //!

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::log::{Log, State};
+use super::log::Log;
 use super::record::Gap;
 use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{SEGMENT, body, commit, meta, name, open, waiting};
@@ -51,14 +51,6 @@ pub(super) fn lose_groups(spool: &Spool, disk: &SimDisk, class: Class, order: u6
 fn gaps(spool: &Spool) -> Vec<Gap> {
     let [clinical, ..] = &spool.inner.logs;
     clinical.log.state().gaps.clone()
-}
-
-/// Waits until the log knows of each lane which full segments it has left.
-async fn settled(spool: &Spool) {
-    let left = |state: &State| state.lanes.keys().any(|key| state.has_left(key, super::Place::default()));
-    while spool.inner.logs.iter().any(|opened| left(&opened.log.state())) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 /// All that comes out of a lane, advancing over it.
@@ -143,45 +135,6 @@ async fn damage_that_a_person_took_note_of_is_shown_no_more_and_its_file_is_not_
     log.uptime.at_least(KEPT_MS);
     compact::sweep(log, 8);
     assert!(!log.state().segments.contains_key(&1) && !after.names().contains(&file), "its file is gone");
-}
-
-/// Three messages of a source for a quick upstream in three segments; the first is also for a slow one. The quick one took all.
-async fn taken_by_the_quick_one(spool: &Spool) {
-    for (number, upstreams) in [&["quick", "slow"][..], &["quick"], &["quick"], &["slow"]].into_iter().enumerate() {
-        commit(spool, Class::Clinical, upstreams, &body(number as u64, 9_000)).await.unwrap();
-        roll(spool);
-    }
-    let mut quick = spool.lane(Class::Clinical, &name("icu"), &name("quick"));
-    assert_eq!(drain(spool, &mut quick).await.len(), 3);
-}
-
-/// The cursor was in memory only when a segment that it had passed was taken back: after a crash, what an older segment still held came again,
-/// a preliminary result behind the final one, and the final one did not.
-#[tokio::test]
-async fn after_a_crash_no_lane_says_old_messages_again_without_the_newer_ones_behind_them() {
-    let disk = SimDisk::new();
-    let spool = open(&disk, 8);
-    taken_by_the_quick_one(&spool).await;
-    let log = &spool.inner.logs[0].log;
-    log.uptime.at_least(KEPT_MS);
-    compact::sweep(log, 8);
-    let spool = open(&disk.after_kill(), 8);
-    let mut quick = spool.lane(Class::Clinical, &name("icu"), &name("quick"));
-    let again: Vec<Vec<u8>> = waiting(&spool, &mut quick).await.into_iter().map(|(_, body)| body).collect();
-    let all: Vec<Vec<u8>> = (0..3).map(|number| body(number, 9_000)).collect();
-    assert!(all.ends_with(&again), "{} of 3 come again, and not the last ones", again.len());
-}
-
-#[tokio::test]
-async fn a_segment_that_all_lanes_have_left_is_free_at_once_and_not_with_the_cursors_of_the_next_minute() {
-    let spool = open(&SimDisk::new(), 8);
-    taken_by_the_quick_one(&spool).await;
-    let log = &spool.inner.logs[0].log;
-    log.uptime.at_least(KEPT_MS);
-    settled(&spool).await;
-    compact::sweep(log, 8);
-    let held: Vec<u64> = log.state().segments.keys().copied().filter(|order| *order <= 4).collect();
-    assert_eq!(held, [1, 4], "both hold something for the slow one");
 }
 
 /// A dead letter and a lane that got on, in a segment that was compacted, were forgotten with the newest checkpoint.
@@ -276,7 +229,6 @@ fn originals_that_a_replay_has_found_stay_until_its_records_hold_them() {
     // What a replay held is free again when it is over.
     let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("again"));
     runtime.block_on(drain(&spool, &mut lane));
-    runtime.block_on(settled(&spool));
     let [clinical, ..] = &spool.inner.logs;
     compact::sweep(&clinical.log, 8);
     assert_eq!(clinical.log.state().segments.len(), 1);
@@ -519,7 +471,6 @@ async fn delivered_originals_of_a_run_that_crashed_are_given_up_in_their_time_ho
         log.uptime.at_least(start * KEPT_MS / 6);
         commit(&spool, Class::Clinical, &["engine"], b"short").await.unwrap();
         drain(&spool, &mut spool.lane(Class::Clinical, &name("icu"), &name("engine"))).await;
-        settled(&spool).await;
         compact::sweep(log, 8);
         assert!(segments(&spool) <= 5, "start {start}: {} segments", segments(&spool));
         disk = disk.after_kill();
