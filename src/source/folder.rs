@@ -7,7 +7,7 @@
 //!
 //! Names of files may hold a patient's name: they travel as the message's own id and are never logged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -345,6 +345,7 @@ impl Folder {
             Ok(scan) => scan,
             Err(cause) => {
                 self.tried = false;
+                memory.expire(&HashSet::new());
                 journal.missing(&cause).await;
                 return every;
             }

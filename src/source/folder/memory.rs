@@ -20,6 +20,7 @@ use crate::envelope::{Flags, MessageId};
 use crate::source::intake::{About, Intake};
 use crate::spool::{CommitError, Entry, Lane, Place};
 use crate::system::beneath::Volume;
+use crate::system::seldom::Seldom;
 
 /// The media type of a stored mark.
 pub const CONTENT_TYPE: &str = "application/vnd.wardgate.file-mark";
@@ -122,10 +123,13 @@ pub struct Memory {
     held: VecDeque<Held>,
     /// A mark could not be read in time.
     slow: bool,
+    refusals: Seldom,
     /// See [`MARKS_MAX`].
     pub(super) marks_max: usize,
     /// See [`HELD_MAX`].
     pub(super) held_max: usize,
+    /// See [`KEPT_MS`].
+    pub(super) kept_ms: u64,
 }
 
 struct Held {
@@ -140,7 +144,16 @@ impl Memory {
     /// With what the run before left: to be read by [`Self::read`].
     pub fn open(intake: &Intake) -> Self {
         let (lane, intake) = (intake.parts(), intake.clone());
-        Self { lane, intake, held: VecDeque::new(), slow: false, marks_max: MARKS_MAX, held_max: HELD_MAX }
+        Self {
+            lane,
+            intake,
+            held: VecDeque::new(),
+            slow: false,
+            refusals: Seldom::default(),
+            marks_max: MARKS_MAX,
+            held_max: HELD_MAX,
+            kept_ms: KEPT_MS,
+        }
     }
 
     /// Reads what was stored since it was read last.
@@ -152,11 +165,14 @@ impl Memory {
                 return;
             };
             self.slow = false;
-            self.take(entry).await;
+            if !self.take(entry).await {
+                return;
+            }
         }
     }
 
-    async fn take(&mut self, entry: Entry) {
+    /// False when an entry can be neither used nor put aside now: the next round tries again.
+    async fn take(&mut self, entry: Entry) -> bool {
         let Entry { place, content, .. } = entry;
         let (body, since_ms) = match &content {
             Ok(envelope) => (envelope.body.collect().await.ok(), envelope.meta.received.uptime_ms),
@@ -167,13 +183,17 @@ impl Memory {
         if mark.is_none() && body.is_some() {
             let reason = "it is of an unknown form: a source of another protocol kept it under this name";
             if let Err(error) = self.lane.bury(place, reason, 0).await {
-                tracing::error!(source = %self.intake.source(), %error, "something that is no mark of a file can't be put aside");
+                if let Some(unsaid) = self.refusals.speak() {
+                    let source = self.intake.source();
+                    tracing::error!(%source, %error, unsaid, "something that is no mark of a file can't be put aside");
+                }
                 self.lane.rewind();
                 self.held.clear();
-                return;
+                return false;
             }
         }
         self.held.push_back(Held { place, mark, since_ms });
+        true
     }
 
     /// Whether a file may be one that is stored: its bytes tell.
@@ -199,11 +219,17 @@ impl Memory {
 
     /// Forgets what is not in the folder any more, as far as a look can tell: what is missing on another disk may come back with its own.
     pub fn reconcile(&mut self, scan: &Scan) {
-        let now_ms = self.intake.uptime_ms();
-        self.drop_where(|mark, since_ms| {
-            let is_gone = scan.whole && mark.volume.is_like(scan.volume) && !scan.present.contains(&mark.path);
-            is_gone || now_ms.saturating_sub(since_ms) > KEPT_MS
+        self.drop_where(|mark, _| {
+            scan.whole && mark.volume.is_like(scan.volume) && !scan.present.contains(&mark.path)
         });
+        self.expire(&scan.present);
+    }
+
+    /// Forgets what was stored long ago and is not among what is `present`.
+    pub fn expire(&mut self, present: &HashSet<PathBuf>) {
+        let now_ms = self.intake.uptime_ms();
+        let kept_ms = self.kept_ms;
+        self.drop_where(|mark, since_ms| !present.contains(&mark.path) && now_ms.saturating_sub(since_ms) > kept_ms);
     }
 
     /// Forgets the oldest when there are too many, and writes those anew that hold up the cursor for too long.

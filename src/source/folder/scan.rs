@@ -126,7 +126,7 @@ pub fn scan(rules: &Rules, asides: &mut Asides, asked: &HashSet<PathBuf>) -> io:
     let mut oldest = BinaryHeap::new();
     let mut scan = Scan::default();
     let mut folders = vec![(PathBuf::new(), 0)];
-    let mut left = ENTRIES_MAX;
+    let (mut left, mut left_out) = (ENTRIES_MAX, false);
     let root = Beneath::open(&rules.root)?;
     scan.volume = root.volume()?;
     while let Some((folder, depth)) = folders.pop() {
@@ -144,8 +144,11 @@ pub fn scan(rules: &Rules, asides: &mut Asides, asked: &HashSet<PathBuf>) -> io:
             if rules.ignores(name.as_bytes()) {
                 // Not looked at.
             } else if about.is_folder {
-                if rules.looks_into(&path, depth) && folders.len() < FOLDERS_MAX {
-                    folders.push((path, depth + 1));
+                if rules.looks_into(&path, depth) {
+                    match folders.len() < FOLDERS_MAX {
+                        true => folders.push((path, depth + 1)),
+                        false => left_out = true,
+                    }
                 }
             } else if about.is_file && about.size > 0 {
                 if asked.contains(&path) {
@@ -159,11 +162,12 @@ pub fn scan(rules: &Rules, asides: &mut Asides, asked: &HashSet<PathBuf>) -> io:
         match (looked, broken) {
             // A share that goes away in the middle must not look like a folder that is empty.
             (Err(error), _) | (Ok(()), Some(error)) if depth == 0 => return Err(error),
-            (Err(_), _) => scan.closed += 1,
-            _ => {}
+            // Also one that lists names and gives nothing away about them.
+            (Err(_), _) | (_, Some(_)) => scan.closed += 1,
+            (Ok(()), None) => {}
         }
     }
-    scan.whole = scan.closed == 0 && left > 0;
+    scan.whole = scan.closed == 0 && !left_out && left > 0;
     scan.files = oldest.into_sorted_vec();
     Ok(scan)
 }

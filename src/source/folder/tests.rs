@@ -191,6 +191,45 @@ async fn what_is_gone_is_forgotten_and_what_is_missing_on_another_disk_is_not() 
 }
 
 #[tokio::test]
+async fn what_is_away_for_long_is_forgotten_and_what_lies_there_never() {
+    let desk = Desk::new();
+    desk.put("a", b"one", 1_000);
+    desk.lock();
+    let mut running = desk.start().await;
+    running.take().await;
+    let before = running.intake.uptime_ms();
+    while running.intake.uptime_ms() == before {
+        tokio::task::yield_now().await;
+    }
+    running.memory.kept_ms = 0;
+    let mut elsewhere = Scan { whole: false, ..running.scan() };
+    running.memory.reconcile(&elsewhere);
+    assert_eq!(running.memory.len(), 1, "it lies there");
+    elsewhere.present.clear();
+    running.memory.reconcile(&elsewhere);
+    assert_eq!((running.memory.len(), running.kept()), (0, 0));
+    running.stop();
+}
+
+#[tokio::test]
+async fn what_another_source_left_under_this_name_holds_up_no_file_even_when_it_can_not_be_put_aside() {
+    let desk = Desk::new();
+    let mut running = desk.start().await;
+    let mut alone = running.intake.begin();
+    alone.write(b"astm-part/2 of a source before").await.unwrap();
+    let about = crate::source::intake::About {
+        content_type: String::new(),
+        control_id: Vec::new(),
+        flags: crate::envelope::Flags::default(),
+    };
+    alone.commit_part(about).await.unwrap();
+    running.spool.clone().close();
+    let read = tokio::time::timeout(Duration::from_secs(20), running.memory.read()).await;
+    assert!(read.is_ok(), "it is read for ever");
+    assert_eq!(running.kept(), 1, "and stays until it can be put aside");
+}
+
+#[tokio::test]
 async fn one_file_that_stays_for_ever_holds_up_neither_the_memory_of_others_nor_the_spool() {
     let desk = Desk::new();
     desk.put("a", b"one", 1_000);

@@ -1,15 +1,19 @@
-//! What an association asks of its socket.
+//! What an association asks of its socket, and who looks whether an archive is there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::archive::Archive;
-use super::association::Association;
+use super::association::{Association, Message};
+use super::pool::{Nothing, Pool, Rules, Unasked};
+use super::Convert;
 use crate::system::stream;
 use crate::wire::dicom::dimse::{Command, Status};
-use crate::wire::dicom::pdu::{HEADER_BYTES, Header, Pdv, write_message};
+use crate::wire::dicom::pdu::{HEADER_BYTES, Header, Pdv, Reject, write_message};
 use crate::wire::dicom::pdu_associate::{
     AnsweredContext, AssociateRequest, ContextResult, ProposedContext, UserInformation,
 };
@@ -82,4 +86,59 @@ async fn an_archive_is_acknowledged_at_once_after_any_number_of_answers() {
         () = std::future::ready(()) => {}
     }
     assert!(socket.quickack().unwrap(), "what comes next is acknowledged late");
+}
+
+/// An archive that answers each request for an association with this, and how often it was asked.
+async fn rejecting(reject: Reject) -> (Archive, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            hear(&mut stream).await;
+            counted.fetch_add(1, Ordering::SeqCst);
+            stream.write_all(&reject.bytes()).await.unwrap();
+        }
+    });
+    (Archive { address, ..archive() }, asked)
+}
+
+/// Reports on instances that are expected on associations which the archive opens.
+struct Expected;
+
+impl Unasked for Expected {
+    fn take(&self, _message: &Message) -> Option<Command> {
+        None
+    }
+
+    fn awaits(&self) -> bool {
+        false
+    }
+
+    fn is_waited_for(&self) -> bool {
+        true
+    }
+}
+
+fn pool(archive: Archive, unasked: Arc<dyn Unasked>) -> Pool {
+    let rules = Rules { associations: 1, quiet: PATIENCE, standing: Vec::new(), convert: Convert::default() };
+    Pool::new(archive, rules, unasked)
+}
+
+#[tokio::test]
+async fn an_archive_that_is_busy_is_there_and_one_that_does_not_know_us_is_not() {
+    for (reject, is_there) in [(Reject::LOCAL_LIMIT, true), (Reject::CALLING_AE_TITLE, false)] {
+        let (archive, asked) = rejecting(reject).await;
+        assert_eq!(pool(archive, Arc::new(Nothing)).look().await.is_ok(), is_there, "{reject}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+}
+
+/// All that waits would be sent and asked for once more.
+#[tokio::test]
+async fn while_reports_of_commitment_are_waited_for_an_archive_that_is_away_for_a_moment_is_not_given_up() {
+    let (archive, asked) = rejecting(Reject::CALLING_AE_TITLE).await;
+    assert!(pool(archive, Arc::new(Expected)).look().await.is_ok());
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
 }

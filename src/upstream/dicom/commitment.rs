@@ -238,7 +238,11 @@ impl Unasked for Reports {
     }
 
     fn awaits(&self) -> bool {
-        !self.listening && self.locked().values().flat_map(HashMap::values).any(|done| !done.is_closed())
+        !self.listening && self.is_waited_for()
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.locked().values().flat_map(HashMap::values).any(|done| !done.is_closed())
     }
 }
 

@@ -33,6 +33,9 @@ pub trait Unasked: Send + Sync {
 
     /// Whether such messages are waited for, so that associations must stay open.
     fn awaits(&self) -> bool;
+
+    /// Whether such messages are waited for, on whatever association they come.
+    fn is_waited_for(&self) -> bool;
 }
 
 /// Nothing can come.
@@ -44,6 +47,10 @@ impl Unasked for Nothing {
     }
 
     fn awaits(&self) -> bool {
+        false
+    }
+
+    fn is_waited_for(&self) -> bool {
         false
     }
 }
@@ -189,16 +196,20 @@ impl Pool {
     }
 
     /// Asks for an association and releases it, to see whether the archive is there and takes us. Not while there is one, or one is asked
-    /// for: then that shows it.
+    /// for: then that shows it. Nor while something is waited for that comes on an association of its own: an archive that is away for a
+    /// moment may still say it, and who asks it all anew sends all again. One that is busy is there.
     ///
     /// # Errors
     /// [`AssociationError`].
     pub async fn look(&self) -> Result<(), AssociationError> {
         let Ok(_door) = self.door.try_write() else { return Ok(()) };
-        if self.open.load(Ordering::Acquire) > 0 {
+        if self.open.load(Ordering::Acquire) > 0 || self.unasked.is_waited_for() {
             return Ok(());
         }
-        look(&self.archive).await
+        match look(&self.archive).await {
+            Err(AssociationError::Rejected { reject, .. }) if reject.is_transient() => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Fewer associations from now on: waits for one of the others.

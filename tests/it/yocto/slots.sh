@@ -119,6 +119,8 @@ run well well
 is "a new system that is well is kept" "$slots" B
 run sick sick
 is "and stays up when it is not well later" "$slots" B
+for _ in 1 2 3 4 5; do start_machine_health sick sick; done
+is "however often somebody switches it off and on" "$slot" B
 
 install A
 run sick well
