@@ -115,7 +115,7 @@ impl Request {
                 }
                 selection.ids.len()
             }
-            Self::SpoolFind(request) if request.is_empty() => {
+            Self::SpoolFind(request) if request.is_blank() => {
                 return Err(Refusal::bad("give a patient id or an accession number to look for"));
             }
             Self::SpoolExport(request) if request.recipients.is_empty() => {
@@ -197,9 +197,10 @@ pub struct FindRequest {
 }
 
 impl FindRequest {
-    /// Whether it says nothing to look for.
-    fn is_empty(&self) -> bool {
-        [&self.patient_id, &self.accession].into_iter().flatten().all(|value| value.0.trim().is_empty())
+    /// Whether it says nothing to look for, or gives a number that is blank: left out, it would widen what is found.
+    fn is_blank(&self) -> bool {
+        let mut given = [&self.patient_id, &self.accession].into_iter().flatten().peekable();
+        given.peek().is_none() || given.any(|value| value.0.trim().is_empty())
     }
 }
 

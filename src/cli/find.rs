@@ -23,24 +23,24 @@ const NUMBER_BYTES_MAX: u64 = 1024;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wardgate spool find --patient-id 4711
-  wardgate spool find --accession -                asks for it, or reads it from a pipe: it stays out of the history
-  wardgate spool find --patient-id 4711 --json | jq -r '.messages[].id'     ids for spool export
+  wardgate spool find --patient-id                 asks for the number, or reads it from a pipe
+  wardgate spool find --accession 17               the history of the shell has it then, and other users see it while this runs
+  wardgate spool find --patient-id --json | jq -r '.messages[].id'     ids for spool export
 
 It tells whether a patient was here: it needs the right to change, and the service logs that you asked, not for whom.")]
 pub struct FindArgs {
-    /// The patient's number, (0010,0020); - reads it from standard input.
-    #[arg(long, value_name = "ID", required_unless_present = "accession")]
+    /// The patient's number, (0010,0020); asked for, or read from a pipe, when it does not stand here.
+    #[arg(long, value_name = "ID", num_args = 0..=1, default_missing_value = "-", required_unless_present = "accession")]
     patient_id: Option<String>,
-    /// The accession number, (0008,0050); - reads it from standard input.
-    #[arg(long, value_name = "NUMBER")]
+    /// The accession number, (0008,0050); as the patient's.
+    #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "-")]
     accession: Option<String>,
     /// Only of this source.
     #[arg(long)]
     source: Option<Name>,
     /// At most so many, the newest first.
-    #[arg(long, default_value_t = 100)]
-    limit: usize,
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
     /// Print JSON for a script.
     #[arg(long)]
     json: bool,
@@ -56,7 +56,7 @@ pub async fn run(args: FindArgs) -> Result<(), Failure> {
     let FindArgs { patient_id, accession, source, limit, json, socket } = args;
     let patient_id = patient_id.map(|given| number(given, "patient id")).transpose()?;
     let accession = accession.map(|given| number(given, "accession number")).transpose()?;
-    let request = Request::SpoolFind(FindRequest { patient_id, accession, source, limit: Some(limit) });
+    let request = Request::SpoolFind(FindRequest { patient_id, accession, source, limit: usize::try_from(limit).ok() });
     let mut client = socket.connect().await?;
     let report = client.ask_and_hear(&request, tell_progress).await;
     progress_over();
@@ -92,7 +92,7 @@ fn number(given: String, what: &str) -> Result<Private, Failure> {
 }
 
 fn text(report: &FindReport, width: usize) -> String {
-    if report.messages.is_empty() {
+    if report.total == 0 {
         return "nothing that is held here".to_owned();
     }
     let columns = [

@@ -34,7 +34,7 @@ Examples:
   wardgate spool usage
   wardgate spool verify
   wardgate spool accept-damage
-  wardgate spool find --patient-id 4711
+  wardgate spool find --patient-id
   wardgate spool export --upstream engine --recipient age1... --to waiting.age
   wardgate spool import waiting.age --identity key.txt --upstream engine
 

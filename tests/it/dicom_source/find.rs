@@ -80,14 +80,21 @@ fn the_images_of_a_patient_are_found_by_number_and_nobody_reads_the_number_elsew
     let said = gateway.ask(&["spool", "find", "--patient-id", "T-4711"]);
     assert!(said.contains("done: waits for nobody") && said.contains("2 messages"), "{said}");
 
-    let mut asking = gateway.command(&["spool", "find", "--json", "--source", "ct", "--accession", "-"]);
+    let mut asking = gateway.command(&["spool", "find", "--json", "--source", "ct", "--accession"]);
     let mut asking = asking.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     asking.stdin.take().unwrap().write_all(b"A100\r\nmore").unwrap();
     let answer = asking.wait_with_output().unwrap();
     assert_eq!(report(&String::from_utf8(answer.stdout).unwrap())["total"], 1);
     let nobody = gateway.ask(&["spool", "find", "--accession", "A999"]);
     assert!(nobody.contains("nothing that is held here"), "{nobody}");
-    for arguments in [&["spool", "find"][..], &["spool", "find", "--patient-id", "T-4711", "--source", "tc"]] {
+    let refused = [
+        &["spool", "find"][..],
+        &["spool", "find", "--patient-id", "T-4711", "--source", "tc"],
+        // Left out, the blank one would show another patient's order of the same number.
+        &["spool", "find", "--patient-id", " ", "--accession", "A200"],
+        &["spool", "find", "--patient-id", "T-4711", "--limit", "0"],
+    ];
+    for arguments in refused {
         assert_eq!(gateway.asked(arguments).status.code(), Some(64), "{arguments:?}");
     }
 
