@@ -81,7 +81,8 @@ fn of_lane(status: &Status, lane: &LaneStatus) -> Vec<Alarm> {
     let about = format!("{} > {}", lane.source, lane.upstream);
     let mut alarms = Vec::new();
     if let Some(why) = &lane.held {
-        let text = format!("nothing is sent: {why}. See wardgate dead list --upstream {}", lane.upstream);
+        // One that waits for a person has an alarm of the gateway, with the commands that decide, in place of this one.
+        let text = format!("nothing is sent: {why}. Nothing is lost: it is tried again by itself");
         alarms.push(alarm("lane-held", &about, text));
     } else if let Some(age_s) = lane.oldest_s.filter(|age_s| *age_s >= BACKLOG_AGE_S)
         // What a source keeps for itself waits for no upstream.
@@ -172,6 +173,16 @@ mod tests {
         let alarms = derive(&status);
         assert!(alarms.iter().any(|alarm| alarm.text.contains("connection refused")), "{alarms:?}");
         assert!(alarms.iter().any(|alarm| alarm.text.contains("wardgate dead list --upstream engine")));
+    }
+
+    #[test]
+    fn a_held_lane_says_that_it_goes_on_by_itself_and_does_not_point_to_dead_letters_that_are_not_there() {
+        let mut status = sample::healthy();
+        status.lanes[0].held = Some("nobody is subscribed".into());
+        let alarms = derive(&status);
+        assert_eq!(codes(&status), ["lane-held"]);
+        assert!(alarms[0].text.starts_with("nothing is sent: nobody is subscribed. "), "{alarms:?}");
+        assert!(alarms[0].text.contains("by itself") && !alarms[0].text.contains("dead list"), "{alarms:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::exit::{Exit, Failure};
 use super::spool::tell_progress;
@@ -21,6 +21,7 @@ const NUMBER_BYTES_MAX: u64 = 1024;
 /// Only keyed hashes of these numbers are kept beside the sealed images, so they must be given exactly as the device wrote them, upper and
 /// lower case too. What came from another box or an earlier version has its header read, which takes longer.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").args(["patient_id", "accession"]).required(true).multiple(true)))]
 #[command(after_help = "\
 Examples:
   wardgate spool find --patient-id                 asks for the number, or reads it from a pipe
@@ -30,7 +31,7 @@ Examples:
 It tells whether a patient was here: it needs the right to change, and the service logs that you asked, not for whom.")]
 pub struct FindArgs {
     /// The patient's number, (0010,0020); asked for, or read from a pipe, when it does not stand here.
-    #[arg(long, value_name = "ID", num_args = 0..=1, default_missing_value = "-", required_unless_present = "accession")]
+    #[arg(long, value_name = "ID", num_args = 0..=1, default_missing_value = "-")]
     patient_id: Option<String>,
     /// The accession number, (0008,0050); as the patient's.
     #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "-")]
@@ -120,7 +121,8 @@ fn text(report: &FindReport, width: usize) -> String {
     format!("{}{more}\n{}", table.render(width), counted(report.total, "message"))
 }
 
-/// Whom a message waits for, and who refused it.
+/// Whom a message waits for, and who refused it. Of one that is with nobody any more only the record of that is left: a receipt, or a
+/// person's decision.
 fn standing(message: &FoundMessage) -> String {
     let names = |names: &[Name]| names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
     let parts = [("waits for", &message.waiting), ("refused by", &message.dead)];
@@ -129,5 +131,5 @@ fn standing(message: &FoundMessage) -> String {
         .filter(|(_, upstreams)| !upstreams.is_empty())
         .map(|(what, upstreams)| format!("{what} {}", names(upstreams)))
         .collect();
-    if parts.is_empty() { "done: waits for nobody".to_owned() } else { parts.join("; ") }
+    if parts.is_empty() { "delivered, unless a person discarded it".to_owned() } else { parts.join("; ") }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::document::Document;
+use super::fits;
 use super::report::nearest;
 use crate::route::{self, Form, RouteConfig};
 use crate::source::astm;
@@ -18,9 +19,6 @@ use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
 use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
-
-/// The protocols of sources that store readings and never HL7.
-const READINGS: [&str; 5] = ["serial", "medibus", "modbus", "mqtt", "udp"];
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
 pub fn check(
@@ -43,7 +41,7 @@ pub fn check(
         check_retired(document, routes, problems);
         check_reach(document, routes, &sources, &upstreams, problems);
         check_forms(document, routes, problems);
-        check_laboratory(document, routes, problems);
+        fits::check(document, routes, problems);
     }
     check_addresses(document, &sources, problems);
     check_ports(document, &sources, problems);
@@ -157,16 +155,7 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
         let speaks = |kind: &'static str, names: &[Name], protocol: &str| {
             names.iter().find(|name| document.value(&[kind, name.as_str(), protocol]).is_some()).cloned()
         };
-        let Some(form) = route.conversion().map(|conversion| conversion.form) else {
-            let reads = READINGS.iter().find_map(|protocol| speaks("source", &route.from, protocol));
-            if let (Some(source), Some(upstream)) = (reads, speaks("upstream", &route.to, "mllp")) {
-                let text = format!(
-                    "what \"{source}\" reads is no HL7, which is all that \"{upstream}\" takes: write as = \"pcd-01\""
-                );
-                note(index, "to", text);
-            }
-            continue;
-        };
+        let Some(form) = route.conversion().map(|conversion| conversion.form) else { continue };
         let key = if route.form.is_some() { "as" } else { "with-raw" };
         if let Some(name) = speaks("upstream", &route.to, "mllp").filter(|_| matches!(form, Form::Json | Form::Senml)) {
             note(index, key, format!("\"{name}\" takes HL7 v2 only: write as = \"pcd-01\", or route it elsewhere"));
@@ -179,22 +168,6 @@ fn check_forms(document: &Document<'_>, routes: &[RouteConfig], problems: &mut P
                 format!("\"{name}\" carries images, which have no other form: take it out, or make a route of its own"),
             );
         }
-    }
-}
-
-/// There is no form in which a result in ASTM is HL7.
-fn check_laboratory(document: &Document<'_>, routes: &[RouteConfig], problems: &mut Problems) {
-    for (index, route) in routes.iter().enumerate() {
-        let speaks = |kind: &'static str, names: &[Name], protocol: &str| {
-            names.iter().find(|name| document.value(&[kind, name.as_str(), protocol]).is_some()).cloned()
-        };
-        let receives = speaks("source", &route.from, "astm");
-        let (Some(source), Some(upstream)) = (receives, speaks("upstream", &route.to, "mllp")) else { continue };
-        let text = format!(
-            "what \"{source}\" receives is ASTM, which is not made into HL7, and \"{upstream}\" speaks HL7 v2: its receiver will \
-             hardly take it; route \"{source}\" to an upstream of another protocol"
-        );
-        problems.under("route", |problems| problems.under(&index.to_string(), |problems| problems.warn("to", text)));
     }
 }
 

@@ -26,8 +26,8 @@
 //! `retired` is taken out before the table is read as an enum of protocols: it is no protocol, and one serde type for
 //! both would lose the places of errors.
 //!
-//! [`load()`] reads and checks, `parts` makes the parts, [`report`] shows, `document` knows places, `cross` checks what spans sections, `files`
-//! follows the files that sections name.
+//! [`load()`] reads and checks, `parts` makes the parts, [`report`] shows, `document` knows places, `cross` checks what spans sections, `fits`
+//! whether upstreams can take what routes bring, `files` follows the files that sections name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,6 +45,7 @@ use crate::values::{Name, Problems, SecretRef, Section};
 mod cross;
 mod document;
 mod files;
+mod fits;
 pub mod load;
 mod parts;
 pub mod report;

@@ -168,7 +168,8 @@ fn refusal(puback: &Puback) -> Option<SendError> {
     Some(match code {
         PubackReasonCode::Success => return None,
         PubackReasonCode::NoMatchingSubscribers => {
-            let cause = "nobody is subscribed to our topic, so the broker keeps nothing: start the consumer (or `wardgate collect`)";
+            let cause = "nobody is subscribed to our topic, so the broker keeps nothing: start the consumer (or `wardgate collect`), it \
+                         goes on by itself as soon as somebody subscribes";
             SendError::Busy { cause: cause.into(), after: None }
         }
         PubackReasonCode::QuotaExceeded => SendError::Busy { cause: words, after: None },

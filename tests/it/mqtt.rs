@@ -290,7 +290,7 @@ async fn a_message_that_nobody_is_subscribed_to_is_not_delivered() {
     let mqtt = connect(broker.port, "plain = true").await;
     let answer = mqtt.send(&message(1)).await.unwrap().receipt().await;
     assert!(
-        matches!(&answer, Err(SendError::Busy { cause, .. }) if cause.contains("nobody is subscribed")),
+        matches!(&answer, Err(SendError::Busy { cause, .. }) if cause.contains("goes on by itself as soon as somebody subscribes")),
         "{answer:?}"
     );
     let _subscriber = Subscriber::start(broker.port, MESSAGES, None).await;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::classes::is_other_service;
 use super::{DicomConfig, Preference};
 use crate::wire::dicom::pdu::{PduError, Reject, fragment_bytes_max};
 use crate::wire::dicom::pdu_associate::{
@@ -122,6 +123,7 @@ impl Policy {
         let result = match &chosen {
             _ if proposed.abstract_syntax.is_empty() => ContextResult::AbstractSyntax,
             _ if proposed.abstract_syntax == STORAGE_COMMITMENT && !self.commits => ContextResult::AbstractSyntax,
+            _ if is_other_service(proposed.abstract_syntax.as_str()) => ContextResult::AbstractSyntax,
             None => ContextResult::TransferSyntaxes,
             Some(_) => ContextResult::Accepted,
         };
@@ -152,9 +154,10 @@ impl Association {
     }
 }
 
-/// Whether a peer wants to store: an association for C-ECHO alone is welcome however full the disk is.
+/// Whether a peer wants to store: an association for C-ECHO alone, or for what is refused anyway, is welcome however full the disk is.
 pub(super) fn wants_storage(request: &AssociateRequest) -> bool {
-    request.contexts.iter().any(|context| context.abstract_syntax != VERIFICATION)
+    let stores = |class: &Uid| *class != VERIFICATION && !is_other_service(class.as_str());
+    request.contexts.iter().any(|context| stores(&context.abstract_syntax))
 }
 
 /// The associations that are open, and who waits to have one.

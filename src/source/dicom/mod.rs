@@ -26,6 +26,7 @@ use commitment::{Commit, ReportOn, Reporting};
 use connection::Settings;
 
 mod association;
+mod classes;
 pub mod commitment;
 mod connection;
 mod link;

@@ -219,9 +219,7 @@ impl Memory {
 
     /// Forgets what is not in the folder any more, as far as a look can tell: what is missing on another disk may come back with its own.
     pub fn reconcile(&mut self, scan: &Scan) {
-        self.drop_where(|mark, _| {
-            scan.whole && mark.volume.is_like(scan.volume) && !scan.present.contains(&mark.path)
-        });
+        self.drop_where(|mark, _| scan.whole && mark.volume.is_like(scan.volume) && !scan.present.contains(&mark.path));
         self.expire(&scan.present);
     }
 

@@ -60,7 +60,22 @@ fn nonin_lines_with_and_without_values() {
     let time = marked.device_time.unwrap();
     assert_eq!((time.offset_ms, time.quality), (Some(7_000), ClockQuality::Measured));
     assert_eq!(values(&one("nonin-ascii", "SPO2=099 HR=060 F")), "SPO2=099% HR=060/min average=F");
-    assert!(one("nonin-ascii", "MODEL 9600 01/03/26 12:00:00").observations.is_empty());
+    for header in
+        ["MODEL 9600 01/03/26 12:00:00", "NONIN Avant 9600", "01-MAR-26 12:00:00", "Time: 12:00 Date: 2026-03-01"]
+    {
+        assert!(one("nonin-ascii", header).observations.is_empty());
+    }
+}
+
+#[test]
+fn a_line_that_is_no_header_and_no_reading_of_nonin_is_unreadable() {
+    for line in
+        ["hello there", "SPO2=98", "SPO2=0098 HR=061", "MODEL 9600 SPO2=098", "12", "time is over", "weight 12:00"]
+    {
+        let all = decoded(&profile("nonin-ascii"), format!("{line}\r\n").as_bytes());
+        assert!(all.iter().flatten().all(|decoded| !decoded.is_readable && decoded.observations.is_empty()), "{line}");
+        assert_eq!(all.len(), 1, "{line}");
+    }
 }
 
 /// A clock without a date that is just past midnight belongs to the next day, not to the last.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::Convert;
 use super::archive::Archive;
 use super::association::{Association, Message};
 use super::pool::{Nothing, Pool, Rules, Unasked};
-use super::Convert;
 use crate::system::stream;
 use crate::wire::dicom::dimse::{Command, Status};
 use crate::wire::dicom::pdu::{HEADER_BYTES, Header, Pdv, Reject, write_message};

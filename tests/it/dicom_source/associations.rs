@@ -148,6 +148,34 @@ fn a_preference_list_chooses_among_what_is_proposed_and_refuses_nothing() {
 }
 
 #[test]
+fn only_storage_is_agreed_also_of_private_classes_and_a_query_is_told_that_nobody_answers_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = start(folder.path(), "");
+    let classes = [
+        // Query by study, retrieval, worklist, print, a query for hanging protocols.
+        ("1.2.840.10008.5.1.4.1.2.2.1", ContextResult::AbstractSyntax),
+        ("1.2.840.10008.5.1.4.1.2.1.2", ContextResult::AbstractSyntax),
+        ("1.2.840.10008.5.1.4.31", ContextResult::AbstractSyntax),
+        ("1.2.840.10008.5.1.1.9", ContextResult::AbstractSyntax),
+        ("1.2.840.10008.5.1.4.38.2", ContextResult::AbstractSyntax),
+        // A hanging protocol itself, CT, a private class.
+        ("1.2.840.10008.5.1.4.38.1", ContextResult::Accepted),
+        ("1.2.840.10008.5.1.4.1.1.2", ContextResult::Accepted),
+        ("1.3.12.2.1107.5.9.1", ContextResult::Accepted),
+    ];
+    let contexts = classes.iter().zip((1..).step_by(2)).map(|((class, _), id)| ProposedContext {
+        id,
+        abstract_syntax: uid(class),
+        transfer_syntaxes: vec![IMPLICIT_LITTLE_ENDIAN],
+    });
+    let request = AssociateRequest { contexts: contexts.collect(), ..request("CT1", "WARDGATE") };
+    let device = Device::propose(gateway.endpoint("ct"), &request).unwrap().unwrap();
+    let results: Vec<_> = device.accept.contexts.iter().map(|context| context.result).collect();
+    assert_eq!(results, classes.map(|(_, result)| result));
+    device.release();
+}
+
+#[test]
 fn storage_commitment_is_not_promised_and_a_request_for_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = start(folder.path(), "");

@@ -78,7 +78,7 @@ fn the_images_of_a_patient_are_found_by_number_and_nobody_reads_the_number_elsew
     finds_all(&gateway, 0);
     eventually("all is delivered", || gateway.backlog() == 0);
     let said = gateway.ask(&["spool", "find", "--patient-id", "T-4711"]);
-    assert!(said.contains("done: waits for nobody") && said.contains("2 messages"), "{said}");
+    assert!(said.contains("delivered, unless a person discarded it") && said.contains("2 messages"), "{said}");
 
     let mut asking = gateway.command(&["spool", "find", "--json", "--source", "ct", "--accession"]);
     let mut asking = asking.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -97,6 +97,8 @@ fn the_images_of_a_patient_are_found_by_number_and_nobody_reads_the_number_elsew
     for arguments in refused {
         assert_eq!(gateway.asked(arguments).status.code(), Some(64), "{arguments:?}");
     }
+    let neither = gateway.asked(&["spool", "find"]).said;
+    assert!(neither.contains("--patient-id <ID>|--accession <NUMBER>"), "one of both is enough: {neither}");
 
     let log = gateway.stop();
     assert!(log.contains("spool-find") && !log.contains("4711") && !log.contains("A100"), "{log}");
