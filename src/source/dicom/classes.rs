@@ -4,9 +4,8 @@
 //! Whatever is not listed counts as storage: private classes, and classes that a later edition of the standard adds.
 
 /// SOP classes of other services; one that ends with a point stands for all below it.
-const OTHER_SERVICES: [&str; 48] = [
-    // Media directory, notifications, commitment by pull, event logs.
-    "1.2.840.10008.1.3.10",
+const OTHER_SERVICES: [&str; 47] = [
+    // Notifications, commitment by pull, event logs.
     "1.2.840.10008.1.9",
     "1.2.840.10008.1.20.2",
     "1.2.840.10008.1.40",
