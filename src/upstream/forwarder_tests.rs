@@ -184,7 +184,7 @@ impl Bench {
 
     /// Waits in real time: the spool's threads do not live by the paused clock.
     async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let end = std::time::Instant::now() + Duration::from_secs(30);
+        let end = std::time::Instant::now() + Duration::from_secs(120);
         while !condition(self) {
             assert!(std::time::Instant::now() < end, "never: {what}; sent {:?}", self.sent());
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -99,5 +99,8 @@ fn check_tells_a_log_that_one_message_can_fill_and_a_receiver_that_speaks_anothe
     }
     let engine = "[upstream.engine.mllp]\naddress = \"127.0.0.1:2575\"\nplain = true\n";
     let said = told(&format!("{config}{engine}").replace("[\"folder\"]", "[\"folder\", \"engine\"]"));
-    assert!(said.contains("is ASTM") && said.contains("route \"lab\" to an upstream of another protocol"), "{said}");
+    assert!(
+        said.contains("is ASTM") && said.contains("route \"lab\" to an https, mqtt or directory upstream"),
+        "{said}"
+    );
 }

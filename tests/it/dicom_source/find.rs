@@ -98,7 +98,7 @@ fn the_images_of_a_patient_are_found_by_number_and_nobody_reads_the_number_elsew
         assert_eq!(gateway.asked(arguments).status.code(), Some(64), "{arguments:?}");
     }
     let neither = gateway.asked(&["spool", "find"]).said;
-    assert!(neither.contains("--patient-id <ID>|--accession <NUMBER>"), "one of both is enough: {neither}");
+    assert!(neither.contains("--patient-id [<ID>]|--accession [<NUMBER>]"), "one of both is enough: {neither}");
 
     let log = gateway.stop();
     assert!(log.contains("spool-find") && !log.contains("4711") && !log.contains("A100"), "{log}");
