@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::values::{ASSEMBLY, Name, STORAGE_COMMITMENT, ValueError};
 
 /// Which of the three logs a message lives in. Each has its own directory, quota, writer and policy when full.
@@ -205,8 +206,8 @@ pub struct Envelope {
     pub class: Class,
     /// What its source said about it.
     pub meta: Meta,
-    /// SHA-256 of the body.
-    pub sha256: [u8; 32],
+    /// What its body is known by.
+    pub digest: Digest,
     /// The bytes, as often as they are wanted.
     pub body: Body,
 }
@@ -329,6 +330,7 @@ impl BodyReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Algorithm;
 
     #[test]
     fn a_message_id_reads_back_as_it_prints() {
@@ -351,7 +353,13 @@ mod tests {
             tokens: Vec::new(),
         };
         let body = Body::whole(Bytes::from_static(b"PID|SECRET"));
-        let envelope = Envelope { id: MessageId([0; 16]), class: Class::Clinical, meta, sha256: [0; 32], body };
+        let envelope = Envelope {
+            id: MessageId([0; 16]),
+            class: Class::Clinical,
+            meta,
+            digest: Digest::of(Algorithm::Sha256, b""),
+            body,
+        };
         assert!(!format!("{envelope:?}").contains("SECRET"));
     }
 }

@@ -12,7 +12,8 @@
 //!
 //! The rooms, in the order of that way:
 //!
-//! * [`values`], [`envelope`], [`status`], [`callers`]: what the rooms hand each other. Checked values, the message, the counters,
+//! * [`values`], [`envelope`], [`digest`], [`status`], [`callers`]: what the rooms hand each other. Checked values, the message, what its
+//!   body is known by, the counters,
 //!   the devices that wait on the line for an answer.
 //! * [`source`]: the device side, a file or a folder for each protocol. `accept` is the listener that they share, `plug` how local
 //!   devices plug in, `readings` and `intake` their way into the spool.
@@ -47,6 +48,7 @@ pub mod callers;
 pub mod cli;
 pub mod collector;
 pub mod config;
+pub mod digest;
 pub mod envelope;
 pub mod gateway;
 pub mod route;

@@ -9,7 +9,6 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest;
 use clap::Args;
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -21,6 +20,7 @@ use super::spool::damage_text;
 use super::table::{bytes, count, counted};
 use super::terminal::{progress, progress_over, say};
 use crate::admin::answers::{Damage, Progress, When};
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::envelope::{Class, Envelope};
 use crate::spool::{
     Damaged, KeyError, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root,
@@ -207,16 +207,17 @@ impl<'a> Shelf<'a> {
     fn put(&mut self, seen: &Seen) -> Result<(), Failure> {
         let name = file_name(&seen.envelope);
         let path = self.folder.join(&name);
-        match self.body(&seen.envelope, &path)? {
-            Ok(()) => {}
+        let sha256 = match self.body(&seen.envelope, &path)? {
+            Ok(sha256) => sha256,
             Err(text) => {
                 std::fs::remove_file(&path).or_exit(Exit::Io, format!("can't remove {}", path.display()))?;
                 let text = format!("message {}: {text}", seen.envelope.id);
                 self.rescued.damage.push(Damage { log: seen.envelope.class, segment: 0, file: String::new(), text });
                 return Ok(());
             }
-        }
-        serde_json::to_writer(&mut self.list, &line(seen, &name)).or_exit(Exit::Io, format!("can't write {LIST}"))?;
+        };
+        serde_json::to_writer(&mut self.list, &line(seen, &name, &sha256))
+            .or_exit(Exit::Io, format!("can't write {LIST}"))?;
         writeln!(self.list).or_exit(Exit::Io, format!("can't write {LIST}"))?;
         self.rescued.messages += 1;
         self.rescued.bytes += seen.envelope.body.len();
@@ -224,10 +225,11 @@ impl<'a> Shelf<'a> {
         Ok(())
     }
 
-    /// Writes a body; the inner error says why it can't be read or is not what was stored.
-    fn body(&self, envelope: &Envelope, path: &Path) -> Result<Result<(), String>, Failure> {
+    /// Writes a body and tells its SHA-256; the inner error says why it can't be read or is not what was stored.
+    fn body(&self, envelope: &Envelope, path: &Path) -> Result<Result<Digest, String>, Failure> {
         let mut file = new_private_file(path)?;
-        let mut digest = digest::Context::new(&digest::SHA256);
+        let mut digest = Hasher::new(envelope.digest.algorithm);
+        let mut sha256 = Hasher::new(Algorithm::Sha256);
         let mut reader = envelope.body.reader();
         loop {
             match self.runtime.block_on(reader.next()) {
@@ -235,12 +237,13 @@ impl<'a> Shelf<'a> {
                 Err(error) => return Ok(Err(error.to_string())),
                 Ok(Some(bytes)) => {
                     digest.update(&bytes);
+                    sha256.update(&bytes);
                     file.write_all(&bytes).or_exit(Exit::Io, format!("can't write {}", path.display()))?;
                 }
             }
         }
-        let same = digest.finish().as_ref() == envelope.sha256;
-        Ok(if same { Ok(()) } else { Err("its content does not fit its checksum".to_owned()) })
+        let same = digest.finish() == envelope.digest;
+        Ok(if same { Ok(sha256.finish()) } else { Err("its content does not fit its checksum".to_owned()) })
     }
 
     fn note(&mut self, found: Damaged) {
@@ -260,7 +263,7 @@ impl<'a> Shelf<'a> {
     }
 }
 
-fn line<'a>(seen: &'a Seen, file: &'a str) -> Line<'a> {
+fn line<'a>(seen: &'a Seen, file: &'a str, sha256: &Digest) -> Line<'a> {
     let (envelope, meta) = (&seen.envelope, &seen.envelope.meta);
     Line {
         file,
@@ -274,7 +277,7 @@ fn line<'a>(seen: &'a Seen, file: &'a str) -> Line<'a> {
         received: When::from(meta.received).to_string(),
         clock_synchronised: meta.received.synchronised,
         bytes: envelope.body.len(),
-        sha256: data_encoding::HEXLOWER.encode(&envelope.sha256),
+        sha256: data_encoding::HEXLOWER.encode(&sha256.bytes),
         state: match (seen.dead.is_empty(), seen.waiting.is_empty()) {
             (false, _) => "dead",
             (true, false) => "waiting",

@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Conversion, Form, RouteConfig, oru_record};
+use crate::digest::{Algorithm, Digest};
 use crate::envelope::{Body, Envelope, Flags, Meta};
 use crate::telemetry::record::{self, Raw, Record};
 use crate::telemetry::site::SiteCodes;
@@ -198,8 +198,7 @@ impl Stored {
 impl Made {
     fn envelope(self, stored: &Envelope) -> Envelope {
         let Self { bytes, content_type, control_id } = self;
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+        let digest = Digest::of(Algorithm::of(stored.class), &bytes);
         let is_new = control_id.is_some();
         let meta = Meta {
             content_type,
@@ -208,7 +207,7 @@ impl Made {
             flags: if is_new { Flags::default() } else { stored.meta.flags },
             ..stored.meta.clone()
         };
-        Envelope { id: stored.id, class: stored.class, meta, sha256, body: Body::whole(bytes.into()) }
+        Envelope { id: stored.id, class: stored.class, meta, digest, body: Body::whole(bytes.into()) }
     }
 }
 

@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 
 use super::convert::{CONVERTED_BYTES_MAX, Conversions};
 use super::{Conversion, Form, RouteConfig};
+use crate::digest::{Algorithm, Digest};
 use crate::envelope::{Body, Class, Envelope, Flags, MessageId, Meta, Stamp};
 use crate::telemetry::fixtures::oximeter;
 use crate::telemetry::record::{
@@ -40,7 +40,7 @@ fn envelope(content_type: &str, body: impl Into<Bytes>) -> Envelope {
         tokens: Vec::new(),
     };
     let body = Body::whole(body.into());
-    Envelope { id: MessageId([7; 16]), class: Class::Clinical, meta, sha256: [0; 32], body }
+    Envelope { id: MessageId([7; 16]), class: Class::Clinical, meta, digest: Digest::of(Algorithm::Sha256, b""), body }
 }
 
 fn stored(record: &Record) -> Envelope {
@@ -103,7 +103,7 @@ async fn a_reading_goes_in_each_form_with_the_hash_and_the_name_of_what_is_sent(
     let record: Record = serde_json::from_slice(&bytes(&bare).await).unwrap();
     assert_eq!(record, Record { raw: None, ..oximeter() });
     for made in [hl7, senml, raw, bare] {
-        assert_eq!(made.sha256.as_slice(), digest(&SHA256, &bytes(&made).await).as_ref());
+        assert_eq!(made.digest, Digest::of(Algorithm::Sha256, &bytes(&made).await));
         assert_eq!((made.id, &made.meta.source), (reading.id, &reading.meta.source));
     }
 }

@@ -17,6 +17,7 @@ use super::log::{FreeFile, Held, Log};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, LaneExtent, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
+use super::storage::File;
 use crate::envelope::Class;
 
 /// A segment is worth compacting when at most so much of it, in percent, is live.
@@ -27,6 +28,25 @@ const GAIN_SHARE: u64 = 16;
 const GROUP_BYTES: usize = 64 << 10;
 /// Zeros that are written at once into a new file.
 const ZEROS_BYTES: usize = 1 << 20;
+
+/// When a new file is written through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fill {
+    /// Before it is used.
+    Now,
+    /// By [`prepare`], or never.
+    Later,
+}
+
+impl Fill {
+    /// Of a file that is needed at once. Nobody waits for 64 MiB of zeros.
+    fn at_need(class: Class) -> Self {
+        match class {
+            Class::Imaging => Self::Later,
+            Class::Clinical | Class::Telemetry => Self::Now,
+        }
+    }
+}
 
 /// A file for the next segment, if room can be found or made.
 pub fn next_file(log: &Log) -> Option<FreeFile> {
@@ -39,7 +59,7 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
         reclaim_expired(log, 1);
         take_free(log)
     });
-    let file = file.or_else(|| make_within_quota(log)).or_else(|| make_room(log));
+    let file = file.or_else(|| make_within_quota(log, Fill::at_need(log.class))).or_else(|| make_room(log));
     // What comes in is worth more than a replay, which counts what it loses.
     file.or_else(|| let_replays_go(log).then(|| make_room(log)).flatten())
 }
@@ -51,7 +71,7 @@ fn make_room(log: &Log) -> Option<FreeFile> {
         while compact_one(log) {
             // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
             ensure_reserve(log);
-            if let Some(file) = make_within_quota(log) {
+            if let Some(file) = make_within_quota(log, Fill::at_need(log.class)) {
                 return Some(file);
             }
         }
@@ -64,15 +84,48 @@ fn let_replays_go(log: &Log) -> bool {
     !std::mem::take(&mut log.state().replays).is_empty()
 }
 
-/// Keeps one free file and the reserve ready, so that the writer need not wait for a file to be written through.
-pub fn prepare(log: &Log) {
+/// A step towards the reserve and as many free files as are to be [`ready`], written through: the first write to a block that never
+/// was costs its sync more than every later one. False when there is no more to do. Holds the writer up for the time of one step only.
+pub fn prepare(log: &Log) -> bool {
     let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
     ensure_reserve(log);
     reclaim_expired(log, 1);
-    let free = !log.state().free.is_empty();
-    if !free {
-        let made = make_within_quota(log);
-        log.state().free.extend(made);
+    let unfinished = {
+        let mut state = log.state();
+        if state.free.len() >= ready(log.class) {
+            return false;
+        }
+        state.unfinished.take()
+    };
+    let unfinished = unfinished.or_else(|| make_within_quota(log, Fill::Later).map(|file| (file, 0)));
+    let Some((file, from)) = unfinished else { return false };
+    let to = (from + ZEROS_BYTES as u64).min(log.limits().segment_bytes);
+    if let Err(error) = write_zeros(log, &*file.file, from, to).and_then(|()| file.file.sync()) {
+        // It is made again, and on a disk that is that bad the writer will be heard of.
+        tracing::warn!(log = %log.class, file = %file.name, %error, "a file could not be written through");
+        drop(log.storage.remove(&file.name));
+        return false;
+    }
+    log.counters.syncs.one();
+    let mut state = log.state();
+    match to < log.limits().segment_bytes {
+        true => state.unfinished = Some((file, to)),
+        false => state.free.push(file),
+    }
+    true
+}
+
+/// Whether [`prepare`] has nothing to do.
+pub fn is_prepared(log: &Log) -> bool {
+    let state = log.state();
+    state.reserve.is_some() && state.free.len() >= ready(log.class)
+}
+
+/// How many free files are kept ready. A study of images fills more than one faster than it could be written through.
+fn ready(class: Class) -> usize {
+    match class {
+        Class::Imaging => 4,
+        Class::Clinical | Class::Telemetry => 1,
     }
 }
 
@@ -80,13 +133,14 @@ pub fn prepare(log: &Log) {
 fn ensure_reserve(log: &Log) {
     let missing = log.state().reserve.is_none();
     if missing {
-        let file = take_free(log).or_else(|| make_within_quota(log));
+        let file = take_free(log).or_else(|| make_within_quota(log, Fill::at_need(log.class)));
         log.state().reserve = file;
     }
 }
 
 fn take_free(log: &Log) -> Option<FreeFile> {
-    log.state().free.pop()
+    let mut state = log.state();
+    state.free.pop().or_else(|| state.unfinished.take().map(|(file, _)| file))
 }
 
 /// Takes back the files of delivered originals whose time is over, at most `count`, and wipes their keys.
@@ -183,12 +237,11 @@ fn give_back(log: &Log, held: Held) {
 }
 
 /// A new file, when the quota and the disk have room for it.
-fn make_within_quota(log: &Log) -> Option<FreeFile> {
+fn make_within_quota(log: &Log, fill: Fill) -> Option<FreeFile> {
     let size = log.limits().segment_bytes;
     let (used, names) = {
         let state = log.state();
-        let spare = state.free.len() + usize::from(state.reserve.is_some());
-        let used = state.used_bytes() + size * u64::try_from(spare).unwrap_or(u64::MAX);
+        let used = state.used_bytes() + size * u64::try_from(state.spare()).unwrap_or(u64::MAX);
         (used, state.names())
     };
     if used + size > log.limits().quota {
@@ -199,7 +252,7 @@ fn make_within_quota(log: &Log) -> Option<FreeFile> {
     let taken =
         |made: &io::Result<FreeFile>| matches!(made, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
     let names = (1u32..).map(|number| file_name(log, number)).filter(|name| !names.contains(name));
-    let made = names.map(|name| make_file(log, name)).find(|made| !taken(made))?;
+    let made = names.map(|name| make_file(log, name, fill)).find(|made| !taken(made))?;
     let short = made.as_ref().err().map(ToString::to_string);
     if let Some(error) = short.as_ref().filter(|_| log.state().disk_short.is_none()) {
         tracing::warn!(log = %log.class, error, "no room on the disk for another segment, though the quota allows it");
@@ -213,19 +266,13 @@ fn file_name(log: &Log, number: u32) -> String {
 }
 
 /// Makes a file of full size whose blocks are all there, so that writing to it later needs no allocation.
-fn make_file(log: &Log, name: String) -> io::Result<FreeFile> {
+fn make_file(log: &Log, name: String, fill: Fill) -> io::Result<FreeFile> {
     let size = log.limits().segment_bytes;
     let file = log.storage.create(&name)?;
     let fill = || {
         file.allocate(size)?;
-        if log.class != Class::Imaging {
-            // From the heap and not a `static`: these would be a megabyte of the executable.
-            let zeros = vec![0; ZEROS_BYTES];
-            let step = zeros.len() as u64;
-            for at in (0..size).step_by(ZEROS_BYTES) {
-                file.write_at(zeros.get(..usize::try_from(step.min(size - at)).unwrap_or(0)).unwrap_or_default(), at)?;
-            }
-            log.counters.written.add(size);
+        if fill == Fill::Now {
+            write_zeros(log, &*file, 0, size)?;
         }
         file.sync()?;
         log.storage.sync_folder(log.class.as_str())
@@ -235,6 +282,18 @@ fn make_file(log: &Log, name: String) -> io::Result<FreeFile> {
         return Err(error);
     }
     Ok(FreeFile { name, file })
+}
+
+/// Writes zeros, and no more than that: not synced.
+fn write_zeros(log: &Log, file: &dyn File, from: u64, to: u64) -> io::Result<()> {
+    // From the heap and not a `static`: these would be a megabyte of the executable.
+    let zeros = vec![0; ZEROS_BYTES];
+    for at in (from..to).step_by(ZEROS_BYTES) {
+        let length = usize::try_from(to - at).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
+        file.write_at(zeros.get(..length).unwrap_or_default(), at)?;
+    }
+    log.counters.written.add(to - from);
+    Ok(())
 }
 
 /// Compacts the segment that gains most; false when none is worth it or it could not be done.

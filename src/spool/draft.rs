@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
 use tokio::sync::oneshot;
 
 use super::duplicates::{Claim, Duplicates, Verdict};
@@ -14,13 +13,20 @@ use super::record::{self, Data, FRAGMENT_HEAD, Kind, Piece};
 use super::requests::Requests;
 use super::writer::{Prepared, Request, Written};
 use super::{CommitError, Committed, recovery, source_tag};
-use crate::envelope::{Flags, MessageId, Meta};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::envelope::{Class, Flags, MessageId, Meta};
 use crate::values::Name;
 
 /// Bytes of a piece of a body.
 pub const FRAGMENT_BYTES: usize = 256 << 10;
 /// Pieces of one body: 4 GiB.
 const PIECES_MAX: usize = 16_384;
+/// Bytes of a full piece with its head.
+pub(super) const WHOLE_BYTES: usize = FRAGMENT_HEAD + FRAGMENT_BYTES;
+/// A body whose first bytes are so many is taken for a long one.
+const LONG_BYTES: usize = 32 << 10;
+/// Bytes of which a digest is taken at once: they are in the processor's cache still, and are enough for all its lanes.
+const DIGEST_BYTES: usize = 64 << 10;
 
 type Told = oneshot::Receiver<Result<Vec<Written>, CommitError>>;
 
@@ -37,7 +43,9 @@ pub struct Draft {
     /// The piece that is being written; at most one, so that memory stays bounded.
     underway: Option<(Told, u32)>,
     length: u64,
-    digest: digest::Context,
+    digest: Hasher,
+    /// Bytes of the piece that fills of which the digest is taken.
+    digested: usize,
     committed: bool,
     /// A piece was given to the writer.
     streamed: bool,
@@ -59,6 +67,8 @@ impl Draft {
         stream: u64,
     ) -> Self {
         Self {
+            digest: Hasher::new(Algorithm::of(log.class)),
+            digested: 0,
             log,
             requests,
             duplicates,
@@ -68,7 +78,6 @@ impl Draft {
             pieces: Vec::new(),
             underway: None,
             length: 0,
-            digest: digest::Context::new(&digest::SHA256),
             committed: false,
             streamed: false,
             crowd: false,
@@ -91,20 +100,29 @@ impl Draft {
             self.flush().await?;
         }
         self.keep(rest);
-        // Last: a piece that went to the writer is sealed and written meanwhile.
-        self.digest.update(bytes);
+        if self.body().len() - self.digested >= DIGEST_BYTES {
+            self.take_digest();
+        }
         Ok(())
+    }
+
+    /// Takes the digest of what is buffered.
+    fn take_digest(&mut self) {
+        let fresh = self.buffer.get(FRAGMENT_HEAD + self.digested..).unwrap_or_default();
+        self.digest.update(fresh);
+        self.digested += fresh.len();
     }
 
     /// Buffers bytes, for which there is room in the piece.
     fn keep(&mut self, bytes: &[u8]) {
+        // Of a body that has pieces already the next one will be full too, as a rule; a long one is seen by its first bytes.
+        if self.buffer.capacity() == 0 && (self.streamed || bytes.len() >= LONG_BYTES) {
+            self.buffer = self.log.buffers.take(WHOLE_BYTES).unwrap_or_else(|| Vec::with_capacity(WHOLE_BYTES));
+        }
         let (length, capacity) = (self.buffer.len(), self.buffer.capacity());
         let wanted = length.max(FRAGMENT_HEAD) + bytes.len();
         if wanted > capacity {
-            let whole = FRAGMENT_HEAD + FRAGMENT_BYTES;
-            // Of a body that has pieces already the next one will be full too, as a rule.
-            let likely = if self.streamed { whole } else { whole.min(2 * capacity) };
-            self.buffer.reserve_exact(wanted.max(likely) - length);
+            self.buffer.reserve_exact(wanted.max(WHOLE_BYTES.min(2 * capacity)) - length);
         }
         if self.buffer.is_empty() {
             self.buffer.extend_from_slice(&record::fragment_head(self.stream));
@@ -149,12 +167,11 @@ impl Draft {
     /// # Errors
     /// [`CommitError`]; nothing is stored then.
     pub async fn commit(mut self, mut meta: Meta) -> Result<Committed, CommitError> {
+        self.take_digest();
         self.settle_piece().await?;
-        let finished = self.digest.clone().finish();
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(finished.as_ref());
+        let digest = self.digest.finish();
         let duplicates = Arc::clone(&self.duplicates);
-        let claim = match duplicates.key(&meta.source, &meta.control_id, &sha256) {
+        let claim = match duplicates.key(&meta.source, &meta.control_id, &digest) {
             None => None,
             Some(key) => loop {
                 match duplicates.claim(key, self.log.uptime.ms()) {
@@ -169,7 +186,7 @@ impl Draft {
         if differs {
             meta.flags = meta.flags.with(Flags::DUPLICATE);
         }
-        let id = self.store(meta, sha256, None, claim).await?;
+        let id = self.store(meta, digest, None, claim).await?;
         Ok(if differs { Committed::Differing(id) } else { Committed::Stored(id) })
     }
 
@@ -178,28 +195,27 @@ impl Draft {
     /// # Errors
     /// [`CommitError`]; nothing is stored then.
     pub async fn commit_as(mut self, meta: Meta, id: MessageId) -> Result<MessageId, CommitError> {
+        self.take_digest();
         self.settle_piece().await?;
-        let finished = self.digest.clone().finish();
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(finished.as_ref());
-        self.store(meta, sha256, Some(id), None).await
+        let digest = self.digest.finish();
+        self.store(meta, digest, Some(id), None).await
     }
 
     async fn store(
         &mut self,
         meta: Meta,
-        sha256: [u8; 32],
+        digest: Digest,
         id: Option<MessageId>,
         claim: Option<Claim<'_>>,
     ) -> Result<MessageId, CommitError> {
         let tag = source_tag(&self.log.keys().spool, &meta.source);
         let pieces = std::mem::take(&mut self.pieces);
         let stream = (!pieces.is_empty()).then_some(self.stream);
-        let data = Data { id, meta, sha256, length: self.length, pieces };
+        let data = Data { id, meta, digest, length: self.length, pieces };
         let effect = recovery::message_effect(&data, stream);
         let plaintext = record::encode_data(&data, self.body());
         let mut records = vec![Prepared { kind: Kind::Data, tag, plaintext, effect, id }];
-        records.extend(self.others.drain(..).map(|(meta, body)| whole(meta, &body, tag)));
+        records.extend(self.others.drain(..).map(|(meta, body)| whole(self.log.class, meta, &body, tag)));
         let (reply, told) = oneshot::channel();
         let request = Request::Append { records, control: false, reply };
         match self.crowd {
@@ -217,12 +233,14 @@ impl Draft {
 
     /// Sends what is buffered as a fragment, after the one before it was written.
     async fn flush(&mut self) -> Result<(), CommitError> {
+        self.take_digest();
         self.settle_piece().await?;
         if self.pieces.len() >= PIECES_MAX || !self.is_held() {
             return Err(CommitError::Full);
         }
         let length = self.body().len();
         let plaintext = std::mem::take(&mut self.buffer);
+        self.digested = 0;
         let draft = self.alive.as_ref().map(Arc::downgrade).unwrap_or_default();
         let effect = Effect::Fragment { stream: self.stream, length: length as u64, draft };
         let tag = source_tag(&self.log.keys().spool, &self.source);
@@ -254,16 +272,16 @@ impl Draft {
 }
 
 /// The record of a message that has wholly arrived.
-fn whole(meta: Meta, body: &[u8], tag: u16) -> Prepared {
-    let mut sha256 = [0; 32];
-    sha256.copy_from_slice(digest::digest(&digest::SHA256, body).as_ref());
-    let data = Data { id: None, meta, sha256, length: body.len() as u64, pieces: Vec::new() };
+pub(super) fn whole(class: Class, meta: Meta, body: &[u8], tag: u16) -> Prepared {
+    let digest = Digest::of(Algorithm::of(class), body);
+    let data = Data { id: None, meta, digest, length: body.len() as u64, pieces: Vec::new() };
     let effect = recovery::message_effect(&data, None);
     Prepared { kind: Kind::Data, tag, plaintext: record::encode_data(&data, body), effect, id: None }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
+        self.log.buffers.give(std::mem::take(&mut self.buffer), WHOLE_BYTES);
         if !self.committed && self.streamed {
             // Its pieces are litter from now on: they go with their segment. In this order, so that a piece which the writer
             // publishes at the same time is either not noted or taken away here.

@@ -13,6 +13,7 @@ use aws_lc_rs::digest;
 use tokio::sync::watch;
 
 use super::seal::Secret;
+use crate::digest::Digest;
 use crate::envelope::MessageId;
 use crate::values::Name;
 
@@ -76,7 +77,7 @@ impl Duplicates {
     }
 
     /// The key of a message; `None` when it has no control id, and every copy is then a message of its own.
-    pub fn key(&self, source: &Name, control_id: &[u8], sha256: &[u8; 32]) -> Option<Key> {
+    pub fn key(&self, source: &Name, control_id: &[u8], digest: &Digest) -> Option<Key> {
         if control_id.is_empty() {
             return None;
         }
@@ -86,7 +87,7 @@ impl Duplicates {
         context.update(&[0]);
         context.update(control_id);
         let id: IdHash = context.clone().finish().as_ref().first_chunk().copied()?;
-        context.update(sha256);
+        context.update(&digest.bytes);
         let whole: IdHash = context.finish().as_ref().first_chunk().copied()?;
         let mut key = [0; 16];
         key[..8].copy_from_slice(&id);
@@ -200,13 +201,18 @@ fn id_of(key: &Key) -> IdHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Algorithm;
 
     fn window() -> Duplicates {
         Duplicates::new(Secret::new([1; 32]), 600_000)
     }
 
+    fn sum(byte: u8) -> Digest {
+        Digest { algorithm: Algorithm::Sha256, bytes: [byte; 32] }
+    }
+
     fn key(window: &Duplicates, control_id: &[u8]) -> Key {
-        window.key(&"icu".parse().unwrap(), control_id, &[7; 32]).unwrap()
+        window.key(&"icu".parse().unwrap(), control_id, &sum(7)).unwrap()
     }
 
     #[test]
@@ -223,9 +229,9 @@ mod tests {
     fn a_restarted_counter_is_no_second_copy_and_no_control_id_is_never_one() {
         let window = window();
         let source = "icu".parse().unwrap();
-        assert_ne!(window.key(&source, b"1", &[1; 32]), window.key(&source, b"1", &[2; 32]));
-        assert_ne!(window.key(&source, b"1", &[1; 32]), window.key(&"er".parse().unwrap(), b"1", &[1; 32]));
-        assert_eq!(window.key(&source, b"", &[1; 32]), None);
+        assert_ne!(window.key(&source, b"1", &sum(1)), window.key(&source, b"1", &sum(2)));
+        assert_ne!(window.key(&source, b"1", &sum(1)), window.key(&"er".parse().unwrap(), b"1", &sum(1)));
+        assert_eq!(window.key(&source, b"", &sum(1)), None);
     }
 
     #[tokio::test]
@@ -243,7 +249,7 @@ mod tests {
     fn the_same_id_with_another_body_is_noticed_while_the_first_is_in_the_window() {
         let window = window();
         let source = "ct".parse().unwrap();
-        let key = |id: &[u8], body| window.key(&source, id, &[body; 32]).unwrap();
+        let key = |id: &[u8], body| window.key(&source, id, &sum(body)).unwrap();
         let Verdict::New(first) = window.claim(key(b"1.2.3", 1), 0) else { panic!("new") };
         assert!(!first.differs);
         // Also while the first is still being stored.

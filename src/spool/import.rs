@@ -7,12 +7,12 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use aws_lc_rs::digest;
 use bytes::Bytes;
 
 use super::survey::{KNOWN_MAX, Known};
 use super::transfer::{Head, Parser, Part, Tail, TransferError};
 use super::{CommitError, Draft, Spool};
+use crate::digest::Hasher;
 use crate::values::Name;
 
 /// What was imported so far.
@@ -65,7 +65,7 @@ struct Current {
     head: Head,
     /// `None`: it is held here already.
     draft: Option<Draft>,
-    digest: digest::Context,
+    digest: Hasher,
     length: u64,
 }
 
@@ -136,7 +136,7 @@ impl Import {
         // A request for storage commitment is answered by the box that it came to; older boxes export it all the same.
         let new = !self.known.has(head.id) && !head.meta.asks_for_commitment() && !head.meta.is_part();
         let draft = new.then(|| self.spool.begin(head.class, &head.meta.source));
-        self.current = Some(Current { head, draft, digest: digest::Context::new(&digest::SHA256), length: 0 });
+        self.current = Some(Current { digest: Hasher::new(head.digest.algorithm), head, draft, length: 0 });
     }
 
     async fn piece(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
@@ -154,7 +154,7 @@ impl Import {
 
     async fn store(&mut self) -> Result<(), ImportError> {
         let Some(Current { head, draft, digest, length }) = self.current.take() else { return Ok(()) };
-        if length != head.length || digest.finish().as_ref() != head.sha256 {
+        if length != head.length || digest.finish() != head.digest {
             return Err(ImportError::Checksum);
         }
         self.seen.messages += 1;

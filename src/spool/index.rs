@@ -297,7 +297,7 @@ impl Index {
 
     fn message(&self, (id, held): (MessageId, Identity), at: Place, (at_ms, data): (u64, &Data), into: &mut Found) {
         let meta = &data.meta;
-        let key = self.window.key(&meta.source, &meta.control_id, &data.sha256);
+        let key = self.window.key(&meta.source, &meta.control_id, &data.digest);
         if let Some(key) = key.filter(|_| at_ms >= into.since) {
             into.rows.insert((at_ms, key), (id, held.id));
         }

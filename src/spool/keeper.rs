@@ -1,21 +1,24 @@
 //! The keeper: what the spool does in the background, on one thread for all logs.
 //!
-//! It keeps a written-through file ready for the next segment of each log in use, takes back delivered originals whose
+//! It keeps written-through files ready for the next segments of each log in use, takes back delivered originals whose
 //! time is over, lets the index follow the logs, and makes a new epoch key for each day. It never does anything that an
 //! acknowledgement waits for.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::compact;
 use super::index::Index;
 use super::log::Log;
 use super::requests::Requests;
 use super::writer::Request;
+use crate::envelope::Class;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Files are made ready for so long at once.
+const PREPARE_MAX: Duration = Duration::from_millis(250);
 /// Segments that are taken back at once.
 const RECLAIM_MAX: usize = 8;
 /// Uptime after which a new epoch key is made.
@@ -32,17 +35,20 @@ pub struct Watched {
 
 /// Looks after the logs until it is told to stop.
 pub fn run(logs: &[Watched], index: &Index, stop: &Receiver<()>) {
+    // The groups that each had at the last look.
+    let mut seen: Vec<u64> = logs.iter().map(|_| u64::MAX).collect();
     let followed: Vec<Arc<Log>> = logs.iter().map(|watched| Arc::clone(&watched.log)).collect();
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(INTERVAL) {
-        for Watched { log, .. } in logs {
-            let (used, spare) = {
-                let state = log.state();
-                (state.active.is_some(), !state.free.is_empty() && state.reserve.is_some())
-            };
-            if used && !spare && !log.has_failed() {
-                compact::prepare(log);
+        for (Watched { log, .. }, groups) in logs.iter().zip(&mut seen) {
+            let used = log.state().active.is_some() || log.state().expected;
+            let quiet = std::mem::replace(groups, log.counters.groups.value()) == *groups;
+            // A busy log that makes its files in no time itself is left in peace.
+            if used && (quiet || log.class != Class::Imaging) && !compact::is_prepared(log) && !log.has_failed() {
+                let began = Instant::now();
+                while compact::prepare(log) && began.elapsed() < PREPARE_MAX {}
             }
             compact::sweep(log, RECLAIM_MAX);
+            log.buffers.rest();
         }
         if index.is_due(&followed) {
             index.apply(&followed);

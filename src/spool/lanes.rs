@@ -521,12 +521,12 @@ pub(super) fn envelope(log: &Arc<Log>, identity: &Identity, ordinal: u32, plaint
     let (data, tail) = record::decode_data(&plaintext)?;
     let id = recovery::id_of(identity, ordinal, &data);
     let tail = Bytes::from(plaintext).slice(tail..);
-    let Data { meta, sha256, length, pieces, .. } = data;
+    let Data { meta, digest, length, pieces, .. } = data;
     let body = match pieces.is_empty() {
         true => Body::whole(tail),
         false => Body::pieces(length, Arc::new(Stored { log: Arc::clone(log), pieces, tail })),
     };
-    Some(Envelope { id, class: log.class, meta, sha256, body })
+    Some(Envelope { id, class: log.class, meta, digest, body })
 }
 
 /// A body in fragments; the last piece came with the DATA record.

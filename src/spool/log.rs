@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Place;
+use super::buffers::Buffers;
 use super::keys::Keyring;
 use super::reader::{Found, record_at};
 use super::record::{Cursor, Dead, Discard, Footer, Gap, LaneExtent, Replay};
@@ -42,6 +43,8 @@ pub struct Log {
     limits: Mutex<Limits>,
     /// Moves whenever something was synced that a lane may wait for.
     pub synced: watch::Sender<u64>,
+    /// For pieces of long bodies.
+    pub buffers: Buffers,
     /// What it did.
     pub counters: LogCounters,
     /// Intake is off until a person has looked: two writes or syncs failed.
@@ -86,6 +89,10 @@ pub struct State {
     pub active: Option<u64>,
     /// Files without a life, ready for the next segment.
     pub free: Vec<FreeFile>,
+    /// One that is being written through, and how far that is; the next one to be taken when there is no other.
+    pub unfinished: Option<(FreeFile, u64)>,
+    /// Messages are to be expected, though none came yet.
+    pub expected: bool,
     /// The file that compaction writes into; never used for anything else, so that space can always be made.
     pub reserve: Option<FreeFile>,
     /// Lanes.
@@ -214,6 +221,7 @@ impl Log {
             uptime: parts.uptime,
             limits: Mutex::new(parts.limits),
             synced: watch::Sender::new(0),
+            buffers: Buffers::default(),
             counters: LogCounters::default(),
             failed: AtomicBool::new(false),
             space: Mutex::new(()),
@@ -453,10 +461,16 @@ impl State {
         self.full_at > 0 && self.must_stay() < self.full_at
     }
 
+    /// Files that hold nothing.
+    pub fn spare(&self) -> usize {
+        self.free.len() + usize::from(self.reserve.is_some()) + usize::from(self.unfinished.is_some())
+    }
+
     /// Names of all files that are known.
     pub fn names(&self) -> Vec<String> {
         let held = self.segments.values().map(|held| held.segment.name.clone());
-        let spare = self.free.iter().chain(&self.reserve).map(|file| file.name.clone());
+        let unfinished = self.unfinished.iter().map(|(file, _)| file);
+        let spare = self.free.iter().chain(&self.reserve).chain(unfinished).map(|file| file.name.clone());
         held.chain(spare).chain(self.foreign.iter().cloned()).collect()
     }
 

@@ -70,6 +70,7 @@
 //! (reads all), `transfer`, `import` (from box to box) · `escrow`, `rescue` (a dead box) · `outside` (told without opening).
 
 mod batch;
+mod buffers;
 mod compact;
 mod draft;
 mod duplicates;
@@ -450,9 +451,12 @@ impl Spool {
         Lane::new((source.clone(), upstream.clone()), Arc::clone(&opened.log), opened.requests.clone(), tag)
     }
 
-    /// Keeps files ready for a log that will be used, before the first message has to wait for them.
+    /// Makes files ready for a log that will be used, so that the first message need not wait for them; those of images are made by
+    /// the keeper, while none come. Blocks.
     pub fn prepare(&self, class: Class) {
-        compact::prepare(&self.opened(class).log);
+        let log = &self.opened(class).log;
+        log.state().expected = true;
+        while class != Class::Imaging && compact::prepare(log) {}
     }
 
     /// Writes cursors and footers and ends the threads. What comes later is refused. Blocks for the last syncs.

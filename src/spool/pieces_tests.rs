@@ -5,12 +5,11 @@
 use std::io;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
-
 use super::draft::FRAGMENT_BYTES;
 use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{body, commit, meta, name, open, waiting};
 use super::{Class, CommitError, Committed, Draft, Spool};
+use crate::digest::Digest;
 use crate::envelope::Meta;
 
 const LONG: usize = 2 * FRAGMENT_BYTES + 1000;
@@ -184,7 +183,7 @@ async fn a_body_has_the_digest_of_its_bytes_however_long_it_is_and_however_it_ca
     let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
     for bytes in sent {
         let envelope = lane.next().await.content.unwrap();
-        assert_eq!(envelope.sha256, digest::digest(&digest::SHA256, &bytes).as_ref());
+        assert_eq!(envelope.digest, Digest::of(envelope.digest.algorithm, &bytes));
         assert!(envelope.body.collect().await.unwrap() == bytes);
     }
 }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Place;
+use crate::digest::{Algorithm, Digest};
 use crate::envelope::{MessageId, Meta, Stamp, Token};
 use crate::values::Name;
 
@@ -64,8 +65,8 @@ pub struct Data {
     pub id: Option<MessageId>,
     /// What its source said.
     pub meta: Meta,
-    /// SHA-256 of the whole body.
-    pub sha256: [u8; 32],
+    /// What the whole body is known by.
+    pub digest: Digest,
     /// Length of the whole body.
     pub length: u64,
     /// The pieces before the one that is in this record.
@@ -213,14 +214,20 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(bytes).ok()
 }
 
-/// First byte of a DATA record that begins with [`Token`]s. Others begin with an `Option`, so with 0 or 1.
+/// First byte of a DATA record that begins with [`Token`]s. The first form begins with an `Option`, so with 0 or 1.
 const WITH_TOKENS: u8 = 2;
+/// First byte of one that begins with [`Token`]s, and whose digest is BLAKE3.
+const WITH_BLAKE3: u8 = 3;
 
 /// The bytes of a DATA record: by what it can be found, its contents and the last piece of the body.
 pub fn encode_data(data: &Data, tail: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256 + tail.len());
-    if !data.meta.tokens.is_empty() {
-        bytes.push(WITH_TOKENS);
+    let form = match data.digest.algorithm {
+        Algorithm::Blake3 => Some(WITH_BLAKE3),
+        Algorithm::Sha256 => (!data.meta.tokens.is_empty()).then_some(WITH_TOKENS),
+    };
+    if let Some(form) = form {
+        bytes.push(form);
         bytes = postcard::to_extend(&data.meta.tokens, bytes).unwrap_or_default();
     }
     bytes = postcard::to_extend(data, bytes).unwrap_or_default();
@@ -231,11 +238,14 @@ pub fn encode_data(data: &Data, tail: &[u8]) -> Vec<u8> {
 /// Reads a DATA record back: its contents and where the last piece of the body begins.
 pub fn decode_data(bytes: &[u8]) -> Option<(Data, usize)> {
     let (tokens, rest) = match bytes.split_first() {
-        Some((&WITH_TOKENS, rest)) => postcard::take_from_bytes::<Vec<Token>>(rest).ok()?,
+        Some((&(WITH_TOKENS | WITH_BLAKE3), rest)) => postcard::take_from_bytes::<Vec<Token>>(rest).ok()?,
         _ => (Vec::new(), bytes),
     };
     let (mut data, tail) = postcard::take_from_bytes::<Data>(rest).ok()?;
     data.meta.tokens = tokens;
+    if bytes.first() == Some(&WITH_BLAKE3) {
+        data.digest.algorithm = Algorithm::Blake3;
+    }
     Some((data, bytes.len() - tail.len()))
 }
 
@@ -273,7 +283,8 @@ mod tests {
             received: Stamp { wall_us: 1, synchronised: true, uptime_ms: 14 },
             tokens,
         };
-        Data { id: None, meta, sha256: [9; 32], length: 3, pieces: Vec::new() }
+        let digest = Digest { algorithm: Algorithm::Sha256, bytes: [9; 32] };
+        Data { id: None, meta, digest, length: 3, pieces: Vec::new() }
     }
 
     fn first_form() -> Vec<u8> {
@@ -294,8 +305,23 @@ mod tests {
         let tokens = vec![Token([7; 8]), Token([8; 8])];
         let stored = encode_data(&data(tokens.clone()), b"xyz");
         let (read, tail) = decode_data(&stored).unwrap();
-        assert_eq!((read.meta.tokens, read.sha256, &stored[tail..]), (tokens, [9; 32], &b"xyz"[..]));
+        assert_eq!((read.meta.tokens, read.digest, &stored[tail..]), (tokens, data(Vec::new()).digest, &b"xyz"[..]));
         assert!(stored.ends_with(&first_form()));
         assert!(postcard::take_from_bytes::<Data>(&stored).is_err(), "an earlier version takes it for another message");
+    }
+
+    #[test]
+    fn how_the_digest_of_a_message_was_taken_is_read_back_with_it() {
+        for tokens in [Vec::new(), vec![Token([7; 8])]] {
+            let mut image = data(tokens.clone());
+            image.digest.algorithm = Algorithm::Blake3;
+            let stored = encode_data(&image, b"xyz");
+            let (read, tail) = decode_data(&stored).unwrap();
+            assert_eq!((read.meta.tokens, read.digest, &stored[tail..]), (tokens, image.digest, &b"xyz"[..]));
+            assert!(
+                postcard::take_from_bytes::<Data>(&stored).is_err(),
+                "an earlier version takes it for another message"
+            );
+        }
     }
 }

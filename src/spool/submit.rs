@@ -6,19 +6,18 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use aws_lc_rs::digest;
 use tokio::sync::oneshot;
 
-use super::record::{self, Data, Kind};
 use super::requests::Requests;
-use super::writer::{Prepared, Request, Written};
-use super::{CommitError, Committed, recovery, source_tag};
+use super::writer::{Request, Written};
+use super::{CommitError, Committed, draft, source_tag};
 use crate::envelope::{Class, Meta};
 use crate::values::Name;
 
 /// The way of one source's messages into its log.
 pub struct Way {
     requests: Requests,
+    class: Class,
     tag: u16,
 }
 
@@ -30,7 +29,7 @@ impl super::Spool {
     pub fn way(&self, class: Class, source: &Name) -> Way {
         let opened = self.opened(class);
         let tag = source_tag(&opened.log.keys().spool, source);
-        Way { requests: opened.requests.clone(), tag }
+        Way { requests: opened.requests.clone(), class, tag }
     }
 }
 
@@ -38,12 +37,7 @@ impl Way {
     /// Sends a message off, of at most [`super::FRAGMENT_BYTES`]. It is not looked up among those that came before, so that it is for
     /// messages without an id of their own. The order of the calls is the order of the log. `crowd`: see [`super::Draft::among_others`].
     pub fn submit(&self, body: &[u8], meta: Meta, crowd: bool) -> Submitted {
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(digest::digest(&digest::SHA256, body).as_ref());
-        let data = Data { id: None, meta, sha256, length: body.len() as u64, pieces: Vec::new() };
-        let effect = recovery::message_effect(&data, None);
-        let plaintext = record::encode_data(&data, body);
-        let records = vec![Prepared { kind: Kind::Data, tag: self.tag, plaintext, effect, id: None }];
+        let records = vec![draft::whole(self.class, meta, body, self.tag)];
         let (reply, told) = oneshot::channel();
         let request = Request::Append { records, control: false, reply };
         match crowd {

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! export    "WGXFER01" · message · message · ... · end
-//! message   kind 1 (u8) · length of the head (u32) · head: id (16 bytes), class, what the source said, SHA-256, length of the body
+//! message   kind 1, or 3 (u8) · length of the head (u32) · head: id (16 bytes), class, what the source said, SHA-256 of the body (of
+//!           kind 3: BLAKE3), its length
 //!           piece · piece · ... · 0 (u32): the body is whole
 //!                             or 0xFFFFFFFF (u32): the body turned out to be damaged on disk; there is no such message
 //! piece     length (u32, 1 to 1 MiB) · bytes
@@ -18,6 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::record;
+use crate::digest::{Algorithm, Digest};
 use crate::envelope::{Class, Envelope, MessageId, Meta};
 
 /// How every export begins.
@@ -29,6 +31,7 @@ pub const PIECE_BYTES_MAX: usize = 1 << 20;
 
 const MESSAGE: u8 = 1;
 const END: u8 = 2;
+const MESSAGE_BLAKE3: u8 = 3;
 const WHOLE: u32 = 0;
 const GIVEN_UP: u32 = u32::MAX;
 
@@ -41,8 +44,8 @@ pub struct Head {
     pub class: Class,
     /// What its source said. Targets are those of the box that it comes from.
     pub meta: Meta,
-    /// SHA-256 of the body.
-    pub sha256: [u8; 32],
+    /// What the body is known by.
+    pub digest: Digest,
     /// Length of the body.
     pub length: u64,
 }
@@ -74,10 +77,14 @@ impl Writing {
             id: envelope.id,
             class: envelope.class,
             meta: envelope.meta.clone(),
-            sha256: envelope.sha256,
+            digest: envelope.digest,
             length: envelope.body.len(),
         };
-        framed(MESSAGE, &record::encode(&head))
+        let kind = match head.digest.algorithm {
+            Algorithm::Sha256 => MESSAGE,
+            Algorithm::Blake3 => MESSAGE_BLAKE3,
+        };
+        framed(kind, &record::encode(&head))
     }
 
     /// What goes before each part of a body of at most [`PIECE_BYTES_MAX`]; nothing for an empty one.
@@ -198,7 +205,12 @@ impl Parser {
         let Some([kind, length @ ..]) = self.buffer.first_chunk::<5>().copied() else { return Ok(None) };
         let Some(content) = self.content(5, length, HEAD_BYTES_MAX)? else { return Ok(None) };
         let part = match kind {
-            MESSAGE => record::decode::<Head>(&content).map(|head| (Place::Body, Part::Head(Box::new(head)))),
+            MESSAGE | MESSAGE_BLAKE3 => record::decode::<Head>(&content).map(|mut head| {
+                if kind == MESSAGE_BLAKE3 {
+                    head.digest.algorithm = Algorithm::Blake3;
+                }
+                (Place::Body, Part::Head(Box::new(head)))
+            }),
             END => record::decode::<Tail>(&content).map(|tail| (Place::After, Part::Tail(tail))),
             _ => return Err(TransferError::Malformed("a part of an unknown kind")),
         };

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::batch::Batch;
+use super::draft::WHOLE_BYTES;
 use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
 use super::log::{Effect, FreeFile, Held, LaneKey, Log, State};
 use super::record::{self, Cursor, Kind, Opening};
@@ -491,6 +492,9 @@ impl Writer {
             }
         };
         self.publish(effects, &written, sync);
+        for record in records.into_iter().filter(|record| record.kind == Kind::Fragment as u8) {
+            self.log.buffers.give(record.plaintext, WHOLE_BYTES);
+        }
         let mut rest = written.as_slice();
         for waiter in batch.waiters {
             let (own, others) = rest.split_at(waiter.count.min(rest.len()));

@@ -2,17 +2,13 @@
 
 #![cfg(test)]
 
-use aws_lc_rs::digest;
-
 use super::Identity;
+use crate::digest::{Algorithm, Digest};
 use crate::envelope::{Body, Class, Envelope, Flags, MessageId, Meta, Stamp};
 
 /// An envelope around `body`, with the digest of its bytes when they lie in memory.
 pub(crate) fn envelope(body: Body) -> Envelope {
-    let mut sha256 = [0; 32];
-    if let Some(bytes) = body.as_whole() {
-        sha256.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    }
+    let digest = Digest::of(Algorithm::Sha256, body.as_whole().map_or(&[], |bytes| bytes));
     let meta = Meta {
         source: "monitors".parse().unwrap(),
         protocol: "mllp".into(),
@@ -23,7 +19,7 @@ pub(crate) fn envelope(body: Body) -> Envelope {
         received: Stamp { wall_us: 1_795_325_931_000_000, synchronised: true, uptime_ms: 1 },
         tokens: Vec::new(),
     };
-    Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, sha256, body }
+    Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, digest, body }
 }
 
 /// A box of a hospital that does not exist.

@@ -102,6 +102,7 @@ impl Upstream for Https {
 
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
         let payload = Payload::new(envelope, self.config.seal_to.as_ref()).map_err(unreadable)?;
+        let payload = payload.summed_first(&envelope.body).await.map_err(unreadable)?;
         let mut pump = Pump::new(payload).await.map_err(unreadable)?;
         let request = self.request(envelope, &mut pump)?;
         let answer = self.link.lock().await.exchange(request, pump).await?;

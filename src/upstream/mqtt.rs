@@ -148,7 +148,7 @@ impl Upstream for Mqtt {
     }
 
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
-        let payload = Payload::new(envelope, self.sealer.as_ref()).map_err(unreadable)?;
+        let payload = Payload::new(envelope, self.sealer.as_ref()).map_err(unreadable)?.summed();
         let mut outgoing = Outgoing::new(self, envelope, payload.is_sealed());
         let part_bytes = outgoing.part_bytes(self.packet_bytes_max)?;
         let (reply, delivery) = oneshot::channel();

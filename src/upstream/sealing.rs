@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use age::stream::StreamWriter;
 use age::x25519;
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
+use crate::digest::{Algorithm, Hasher};
 use crate::envelope::{Body, BodyError, BodyReader, Envelope};
 
 /// Most recipients of one `seal-to`: each adds about 100 bytes to every message.
@@ -96,6 +96,8 @@ pub struct Payload {
     length: u64,
     reader: BodyReader,
     sha256: Option<[u8; 32]>,
+    /// Takes the SHA-256 of a body as it is, where it is wanted and not known.
+    summing: Option<Hasher>,
     sealing: Option<Box<Sealing>>,
 }
 
@@ -108,11 +110,37 @@ impl Payload {
         let body = &envelope.body;
         let reader = body.reader();
         let Some(sealer) = sealer else {
-            return Ok(Self { length: body.len(), reader, sha256: Some(envelope.sha256), sealing: None });
+            let sha256 = envelope.digest.sha256();
+            return Ok(Self { length: body.len(), reader, sha256, summing: None, sealing: None });
         };
         let sealing = Sealing::begin(sealer)?;
         let length = sealing.buffered() + sealed_payload_len(body);
-        Ok(Self { length, reader, sha256: None, sealing: Some(Box::new(sealing)) })
+        Ok(Self { length, reader, sha256: None, summing: None, sealing: Some(Box::new(sealing)) })
+    }
+
+    /// The same, whose [`Payload::sha256`] is known at its end at the latest.
+    #[must_use]
+    pub fn summed(mut self) -> Self {
+        if self.sha256.is_none() && self.sealing.is_none() {
+            self.summing = Some(Hasher::new(Algorithm::Sha256));
+        }
+        self
+    }
+
+    /// The same, whose [`Payload::sha256`] is known before the first byte goes, of a body as it is: one that is not known by it is read once
+    /// more for that.
+    ///
+    /// # Errors
+    /// [`BodyError`] when the stored body can't be read.
+    pub async fn summed_first(mut self, body: &Body) -> Result<Self, BodyError> {
+        if self.sha256.is_none() && self.sealing.is_none() {
+            let (mut reader, mut hasher) = (body.reader(), Hasher::new(Algorithm::Sha256));
+            while let Some(piece) = reader.next().await? {
+                hasher.update(&piece);
+            }
+            self.sha256 = hasher.finish().sha256();
+        }
+        Ok(self)
     }
 
     /// Length of all bytes that will come, known from the beginning.
@@ -130,7 +158,8 @@ impl Payload {
         self.sealing.is_some()
     }
 
-    /// SHA-256 of the bytes sent: for a body as it is from the beginning, for a sealed one once [`Payload::next`] has returned `None`.
+    /// SHA-256 of the bytes sent: from the beginning for a body as it is that is known by it, else once [`Payload::next`] has returned
+    /// `None`, of one as it is only when it was [`Payload::summed`].
     pub fn sha256(&self) -> Option<[u8; 32]> {
         self.sha256
     }
@@ -141,11 +170,17 @@ impl Payload {
     /// [`BodyError`] when the stored body can't be read; what was sent so far is worthless then.
     pub async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         let Some(sealing) = &mut self.sealing else {
-            return self.reader.next().await;
+            let piece = self.reader.next().await?;
+            match (&piece, &mut self.summing) {
+                (Some(bytes), Some(summing)) => summing.update(bytes),
+                (None, Some(summing)) => self.sha256 = summing.finish().sha256(),
+                (_, None) => {}
+            }
+            return Ok(piece);
         };
         loop {
             if sealing.is_ended() && sealing.buffered() == 0 {
-                self.sha256 = Some(sealing.digest());
+                self.sha256 = sealing.digest.finish().sha256();
                 return Ok(None);
             }
             if !sealing.is_ended() {
@@ -193,7 +228,7 @@ impl Payload {
 pub struct Sealing {
     writer: Option<StreamWriter<Outlet>>,
     outlet: Outlet,
-    digest: digest::Context,
+    digest: Hasher,
 }
 
 /// Where age writes to and the payload takes from; shared because age's writer owns its output.
@@ -227,7 +262,7 @@ impl Sealing {
         let encryptor = age::Encryptor::with_recipients(recipients).map_err(failed)?;
         let outlet = Outlet::default();
         let writer = encryptor.wrap_output(outlet.clone()).map_err(failed)?;
-        Ok(Self { writer: Some(writer), outlet, digest: digest::Context::new(&digest::SHA256) })
+        Ok(Self { writer: Some(writer), outlet, digest: Hasher::new(Algorithm::Sha256) })
     }
 
     /// Seals more bytes.
@@ -261,13 +296,6 @@ impl Sealing {
         self.digest.update(&bytes);
         bytes
     }
-
-    /// SHA-256 of all that was taken.
-    fn digest(&self) -> [u8; 32] {
-        let mut sum = [0; 32];
-        sum.copy_from_slice(self.digest.clone().finish().as_ref());
-        sum
-    }
 }
 
 /// Length of age's payload after header and nonce: each begun chunk has a tag; an empty body has one empty chunk.
@@ -286,6 +314,7 @@ fn failed(error: impl std::fmt::Display) -> BodyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
     use crate::envelope::Pieces;
     use crate::upstream::fixtures::envelope;
     use crate::upstream::opening::OpenError;
@@ -322,7 +351,7 @@ mod tests {
             let told = payload.len();
             let sealed = payload.collect().await.unwrap();
             assert_eq!(told, sealed.len() as u64, "{length}");
-            assert_eq!(digest::digest(&digest::SHA256, &sealed).as_ref(), payload.sha256().unwrap());
+            assert_eq!(Digest::of(Algorithm::Sha256, &sealed).sha256(), payload.sha256());
             assert_eq!(opener.open_whole(&sealed).unwrap(), plain);
         }
     }
@@ -347,7 +376,20 @@ mod tests {
         let mut payload = Payload::new(&envelope, None).unwrap();
         assert!(!payload.is_sealed());
         assert_eq!(payload.collect().await.unwrap(), Bytes::from_static(b"as they are"));
-        assert_eq!(payload.sha256(), Some(envelope.sha256));
+        assert_eq!(payload.sha256(), envelope.digest.sha256());
+    }
+
+    #[tokio::test]
+    async fn of_an_image_the_receiver_is_told_the_sha256_too() {
+        let mut envelope = envelope(Body::pieces(40 * (256 << 10), Arc::new(Zeros(40))));
+        envelope.digest = Digest { algorithm: Algorithm::Blake3, bytes: [9; 32] };
+        let mut payload = Payload::new(&envelope, None).unwrap().summed();
+        assert_eq!(payload.sha256(), None, "not before it was read");
+        let all = payload.collect().await.unwrap();
+        let sum = Digest::of(Algorithm::Sha256, &all).sha256();
+        assert_eq!(payload.sha256(), sum);
+        let payload = Payload::new(&envelope, None).unwrap().summed_first(&envelope.body).await.unwrap();
+        assert_eq!(payload.sha256(), sum, "in a header, which goes before the body");
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub fn assert_collected(into: &Path, sent: &[Envelope]) {
     assert_eq!(files.len(), sent.len());
     for sent in sent {
         let bytes = fs::read(&files[&sent.id.to_string()]).unwrap();
-        assert_eq!(sha256(&bytes), sent.sha256, "bytes out are not bytes in");
+        assert_eq!(sha256(&bytes), sent.digest.bytes, "bytes out are not bytes in");
     }
 }
 
@@ -123,7 +123,7 @@ async fn what_has_a_receipt_lies_in_a_file_with_its_line_in_the_journal() {
     let journal = fs::read_to_string(into.path().join("received.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(journal.lines().next().unwrap()).unwrap();
     assert_eq!(line["id"], sent[0].id.to_string());
-    assert_eq!(line["sha256"], hex(&sent[0].sha256));
+    assert_eq!(line["sha256"], hex(&sent[0].digest.bytes));
     assert_eq!(line["file"], format!("st-marys/icu-3/monitors/20260102T030405.000006Z-{}.hl7", sent[0].id));
     assert_eq!(journal.lines().count(), sent.len());
     assert_eq!(collector.stop().await.stored.value(), 301);
@@ -189,7 +189,7 @@ async fn sealed_messages_are_opened_and_those_sealed_to_others_are_kept_as_they_
     let kept = &files(into.path())[&theirs[0].id.to_string()];
     assert!(kept.to_str().unwrap().ends_with(".hl7.age"));
     let opened = Opener::from_file(&other_key).unwrap().open_whole(&fs::read(kept).unwrap()).unwrap();
-    assert_eq!(sha256(&opened), theirs[0].sha256);
+    assert_eq!(sha256(&opened), theirs[0].digest.bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use wardgate::digest::{Algorithm, Digest};
 use wardgate::envelope::{Body, BodyError, Class, Envelope, Flags, MessageId, Meta, Pieces, Stamp};
 use wardgate::upstream::mqtt::{Config, Mqtt};
 use wardgate::upstream::{Identity, SendError, Upstream};
@@ -50,7 +51,8 @@ pub fn envelope(number: u32, body: Body, sha256: [u8; 32]) -> Envelope {
         received: Stamp { wall_us: 1_767_323_045_000_006, synchronised: true, uptime_ms: 1 },
         tokens: Vec::new(),
     };
-    Envelope { id: MessageId::new([3; 12], number), class: Class::Clinical, meta, sha256, body }
+    let digest = Digest { algorithm: Algorithm::Sha256, bytes: sha256 };
+    Envelope { id: MessageId::new([3; 12], number), class: Class::Clinical, meta, digest, body }
 }
 
 pub fn message(number: u32) -> Envelope {
@@ -100,7 +102,7 @@ pub fn hex(bytes: &[u8]) -> String {
 fn assert_same(sent: &Envelope, came: &Whole) {
     assert_eq!(came.properties["id"], sent.id.to_string());
     assert_eq!(came.properties["sha256"], hex(&sha256(&came.bytes)));
-    assert_eq!(sha256(&came.bytes), sent.sha256, "bytes out are not bytes in");
+    assert_eq!(sha256(&came.bytes), sent.digest.bytes, "bytes out are not bytes in");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +216,7 @@ async fn what_is_sealed_is_opened_by_the_age_command() {
         let sealed = folder.path().join("sealed");
         fs::write(&sealed, &came.bytes).unwrap();
         let opened = system("age").arg("-d").arg("-i").arg(&key).arg(&sealed).output().unwrap();
-        assert_eq!(sha256(&opened.stdout), sent.sha256, "{}", String::from_utf8_lossy(&opened.stderr));
+        assert_eq!(sha256(&opened.stdout), sent.digest.bytes, "{}", String::from_utf8_lossy(&opened.stderr));
     }
 }
 
@@ -334,7 +336,7 @@ async fn a_broker_killed_in_the_middle_ends_every_delivery_and_a_new_connection_
     assert!(came.len() > 300, "{}", came.len());
     for number in 0..acknowledged {
         let sent = message(number);
-        assert!(came.get(&sent.id.to_string()).is_none_or(|sum| *sum == sent.sha256));
+        assert!(came.get(&sent.id.to_string()).is_none_or(|sum| *sum == sent.digest.bytes));
     }
 }
 
@@ -381,7 +383,7 @@ async fn with_a_collectors_receipt_the_brokers_word_is_not_enough() {
     let (mut first, mut second) = (mqtt.send(&one).await.unwrap(), mqtt.send(&two).await.unwrap());
     subscriber.wait_for(2).await;
     // A receipt for other bytes under the same id is none.
-    let lines = format!("{} {}\n{} {}\n", one.id, hex(&one.sha256), two.id, hex(&one.sha256));
+    let lines = format!("{} {}\n{} {}\n", one.id, hex(&one.digest.bytes), two.id, hex(&one.digest.bytes));
     subscriber.client.publish("wardgate/st-marys/icu-3/receipt", QoS::AtLeastOnce, false, lines).await.unwrap();
     assert_eq!(first.receipt().await.unwrap().code, "collector");
     let late = second.receipt().await;

@@ -13,9 +13,9 @@ mod whole_way;
 use std::fs;
 use std::path::Path;
 
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use wardgate::digest::{Algorithm, Digest};
 use wardgate::envelope::{Body, Class, Envelope, Flags, MessageId, Meta, Stamp};
 use wardgate::upstream::Identity;
 
@@ -41,7 +41,7 @@ fn message(id: &str, asks: &str) -> String {
 /// A stored message with these bytes.
 fn envelope(id: &str, body: impl Into<Bytes>) -> Envelope {
     let body = body.into();
-    let sha256 = *digest::digest(&digest::SHA256, &body).as_ref().first_chunk().unwrap();
+    let digest = Digest::of(Algorithm::Sha256, &body);
     let meta = Meta {
         source: "monitors".parse().unwrap(),
         protocol: "mllp".into(),
@@ -52,7 +52,7 @@ fn envelope(id: &str, body: impl Into<Bytes>) -> Envelope {
         received: Stamp { wall_us: 1_795_325_931_000_000, synchronised: true, uptime_ms: 1 },
         tokens: Vec::new(),
     };
-    Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, sha256, body: Body::whole(body) }
+    Envelope { id: MessageId([0xab; 16]), class: Class::Clinical, meta, digest, body: Body::whole(body) }
 }
 
 fn hex(sha256: &[u8]) -> String {

@@ -44,7 +44,7 @@ async fn a_post_carries_the_bytes_and_says_whose_they_are_but_nothing_of_what_is
     for _ in 0..3 {
         assert_eq!(upstream.send(&envelope).await.unwrap().receipt().await.unwrap().code, "201");
     }
-    assert!(kept(store.path(), &envelope.sha256));
+    assert!(kept(store.path(), &envelope.digest.bytes));
     let request = requests(store.path()).remove(0);
     let header = |name: &str| {
         let headers = request["headers"].as_object().unwrap();
@@ -55,7 +55,7 @@ async fn a_post_carries_the_bytes_and_says_whose_they_are_but_nothing_of_what_is
     assert_eq!((request["method"].as_str(), request["path"].as_str()), (Some("POST"), Some("/in?site=1")));
     assert_eq!((header("idempotency-key"), header("wardgate-id")), (id.clone(), id));
     assert_eq!(header("content-type"), "application/hl7-v2; charset=utf-8");
-    assert_eq!(header("wardgate-sha256"), hex(&envelope.sha256));
+    assert_eq!(header("wardgate-sha256"), hex(&envelope.digest.bytes));
     assert_eq!((header("wardgate-source"), header("wardgate-gateway")), ("monitors".into(), "icu-3".into()));
     assert_eq!(header("wardgate-received"), "2026-11-22T05:38:51Z");
     let text = request["headers"].to_string();
@@ -69,7 +69,7 @@ async fn a_long_body_is_streamed_and_arrives_unchanged() {
     let upstream = connect(&mut end, "http", "plain = true").await.unwrap();
     let envelope = envelope("1", message("1", "|") + &"OBX|2|TX|||text\r".repeat(1 << 20));
     upstream.send(&envelope).await.unwrap().receipt().await.unwrap();
-    assert!(kept(store.path(), &envelope.sha256));
+    assert!(kept(store.path(), &envelope.digest.bytes));
 }
 
 #[tokio::test]

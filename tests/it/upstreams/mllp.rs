@@ -32,7 +32,7 @@ async fn the_bytes_that_arrive_are_the_bytes_that_were_stored() {
         let envelope = envelope(id, message(id, "|"));
         let receipt = upstream.send(&envelope).await.unwrap().receipt().await.unwrap();
         assert_eq!(receipt.code, "AA");
-        assert!(kept(store.path(), &envelope.sha256), "{id}");
+        assert!(kept(store.path(), &envelope.digest.bytes), "{id}");
     }
 }
 
@@ -44,7 +44,7 @@ async fn a_message_of_forty_megabytes_arrives_unchanged() {
     let large = message("big", "|") + "OBX|2|ED|PDF^report||^application^pdf^Base64^" + &"QUJD".repeat(10 << 20) + "\r";
     let envelope = envelope("big", large);
     assert_eq!(upstream.send(&envelope).await.unwrap().receipt().await.unwrap().code, "AA");
-    assert!(kept(store.path(), &envelope.sha256));
+    assert!(kept(store.path(), &envelope.digest.bytes));
 }
 
 #[tokio::test]
@@ -71,7 +71,7 @@ async fn mutual_tls_lets_this_box_in_and_no_other_server_is_trusted() {
     let upstream = connect(address, &tls(&ours)).await.unwrap();
     let envelope = envelope("1", message("1", "|"));
     upstream.send(&envelope).await.unwrap().receipt().await.unwrap();
-    assert!(kept(store.path(), &envelope.sha256));
+    assert!(kept(store.path(), &envelope.digest.bytes));
     let Err(SendError::Disconnected { cause }) = connect(address, &tls(&strange)).await else {
         panic!("a server of a strange CA was trusted")
     };
@@ -133,7 +133,7 @@ async fn a_message_that_asks_for_no_answer_is_rejected_rewritten_or_taken_for_wr
     let upstream = connect(address, "plain = true\nrequest-ack = \"rewrite\"").await.unwrap();
     assert_eq!(send(&upstream, "1", body.clone()).await.unwrap(), "AA");
     let rewritten = envelope("1", body.replace(asks, "AL|NE"));
-    assert!(kept(store.path(), &rewritten.sha256), "the one declared change, and no other");
+    assert!(kept(store.path(), &rewritten.digest.bytes), "the one declared change, and no other");
 
     let upstream = connect(address, "plain = true\nreceipt = \"written\"").await.unwrap();
     assert_eq!(send(&upstream, "1", body).await.unwrap(), "written");

@@ -111,7 +111,7 @@ async fn an_instance_arrives_unchanged_as_the_only_part_of_a_request_over_a_conn
     for (number, length) in [(1, 512 << 10), (2, 0), (3, 5_000_000)] {
         let instance = instance(number, &vec![7; length]);
         assert_eq!(send(&upstream, &instance).await.unwrap(), "200");
-        assert!(kept(store.path(), &instance.sha256));
+        assert!(kept(store.path(), &instance.digest.bytes));
     }
     let requests = requests(store.path());
     assert!(requests.iter().all(|request| request["connection"] == requests[0]["connection"]));
@@ -190,7 +190,7 @@ async fn two_versions_of_one_instance_arrive_in_their_order() {
     }
     let arrived: Vec<_> =
         requests(store.path()).iter().map(|said| said["sha256"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(arrived, versions.map(|version| hex(&version.sha256)));
+    assert_eq!(arrived, versions.map(|version| hex(&version.digest.bytes)));
 }
 
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn the_server_picks_the_http_in_the_tls_handshake_and_knows_this_box() {
         let upstream = connect(&mut end, "https", &with_token).await.unwrap();
         let instance = instance(1, &vec![9; 1 << 20]);
         assert_eq!(send(&upstream, &instance).await.unwrap(), "200");
-        assert!(kept(store.path(), &instance.sha256));
+        assert!(kept(store.path(), &instance.digest.bytes));
         assert_eq!(requests(store.path())[0]["http"], spoken);
         let upstream = connect(&mut end, "https", &format!("{tls}\nhttp = '{asked}'")).await.unwrap();
         let told = in_short(send(&upstream, &instance).await);
@@ -313,7 +313,7 @@ async fn a_long_instance_is_read_only_as_fast_as_the_server_takes_it() {
         let mut sent = instance(1, b"");
         let lazy = Arc::new(Lazy { head: sent.body.as_whole().unwrap().to_vec(), read: AtomicUsize::new(0) });
         let whole = [lazy.head.clone(), vec![7; LAZY.0 * LAZY.1]].concat();
-        sent.sha256 = *digest(&SHA256, &whole).as_ref().first_chunk().unwrap();
+        sent.digest.bytes = *digest(&SHA256, &whole).as_ref().first_chunk().unwrap();
         sent.body = Body::pieces(whole.len() as u64, lazy.clone());
         end.signal("STOP");
         let mut delivery = upstream.send(&sent).await.unwrap();
@@ -325,6 +325,6 @@ async fn a_long_instance_is_read_only_as_fast_as_the_server_takes_it() {
         );
         end.signal("CONT");
         assert_eq!(delivery.receipt().await.unwrap().code, "200");
-        assert!(kept(store.path(), &sent.sha256));
+        assert!(kept(store.path(), &sent.digest.bytes));
     }
 }
