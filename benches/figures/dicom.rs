@@ -47,12 +47,12 @@ impl Rooms {
 
     fn wardgate(&self) -> (Subject, Peer) {
         let up = sink(&self.sink);
-        (Subject::wardgate_within(&self.subject, Upstream::Dicom(up.address), QUOTA), up)
+        (Subject::wardgate_within(&self.subject, Upstream::Dicom(up.address), QUOTA).rested(), up)
     }
 
     /// One whose archive is away.
     fn storing_only(&self) -> Subject {
-        Subject::wardgate_within(&self.subject, Upstream::Dicom(free_address()), QUOTA)
+        Subject::wardgate_within(&self.subject, Upstream::Dicom(free_address()), QUOTA).rested()
     }
 }
 

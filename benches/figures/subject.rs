@@ -12,6 +12,8 @@ use crate::serial::PORTS;
 
 /// A start that takes longer is a failure.
 const STARTS_WITHIN: Duration = Duration::from_secs(120);
+/// One that writes nothing for so long has its files ready.
+const RESTS_FOR: Duration = Duration::from_secs(2);
 /// A stop that takes longer is a failure.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -174,6 +176,23 @@ impl Subject {
     /// Syncs of all logs since its start, by its own account.
     pub fn syncs(&self) -> u64 {
         self.status()["logs"].as_array().unwrap().iter().map(|log| log["syncs"].as_u64().unwrap()).sum()
+    }
+
+    /// Waits until it has made its files ready, as it has on every day but the first.
+    pub fn rested(self) -> Self {
+        let written = || -> u64 {
+            self.status()["logs"].as_array().unwrap().iter().map(|log| log["written"].as_u64().unwrap()).sum()
+        };
+        let (began, mut before) = (Instant::now(), 0);
+        loop {
+            std::thread::sleep(RESTS_FOR);
+            let now = written();
+            if now > 0 && now == before {
+                return self;
+            }
+            assert!(began.elapsed() < STARTS_WITHIN, "it writes on and on, though nothing comes");
+            before = now;
+        }
     }
 
     /// Messages that all sources stored since its start, by its own account.
