@@ -317,7 +317,7 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
     let alarm = |code: &str, text: String| Alarm { code: code.to_owned(), about: status.log.clone(), text };
     let mut alarms = Vec::new();
     if let Some(why) = &status.refusing {
-        alarms.push(match log.has_failed() {
+        alarms.push(match log.has_failed() || log.state().disk_fails() {
             true => alarm("spool-failed", format!("new messages are refused: {why}")),
             false => alarm(
                 "spool-full",

@@ -236,6 +236,32 @@ fn a_folder_that_vanishes_is_waited_for_and_told() {
 }
 
 #[test]
+fn a_sub_folder_that_can_be_read_only_half_is_told_and_stops_no_other() {
+    // Names may be listed and nothing more; and a list breaks off, after its second call of two.
+    for fault in ["/fstatat:error=EACCES", "getdents64:error=EIO:when=2+2"] {
+        let desk = Desk::new();
+        desk.put("half/inside.txt", b"inside");
+        desk.put("outside.txt", b"outside");
+        // As the kernel names it. Calls fail as long as the folder has this name.
+        let half = desk.watched().canonicalize().unwrap().join("half");
+        let mut strace = system("strace");
+        // -D: the service is our child and the tracer is not, so that signals reach the service.
+        strace.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("inject={fault}")]).arg("-P").arg(&half);
+        let config = desk.config(&format!("{FAST}\nsub-folders = true"));
+        let gateway = Gateway::start_under(strace, desk.folder.path(), &config);
+        desk.awaits(&[b"outside"]);
+        let told = |code: &str, text: &str| code == "folder-closed" && text.contains("1 folder in ");
+        eventually("it is told", || gateway.alarms().iter().any(|(code, text)| told(code, text)));
+        fs::rename(&half, half.with_file_name("whole")).unwrap();
+        desk.awaits(&[b"inside"]);
+        eventually("nothing is told any more", || gateway.alarms().is_empty());
+        let said = gateway.stop();
+        assert_eq!(said.matches("can't be looked into").count(), 1, "{said}");
+        assert!(desk.delivered().values().all(|count| *count == 1));
+    }
+}
+
+#[test]
 fn a_file_over_the_limit_is_left_and_counted_and_stops_no_other() {
     let desk = Desk::new();
     desk.put("large.bin", &[7; 5000]);
