@@ -1,6 +1,6 @@
 //! A disk that fails while images arrive: no modality is told that its image is kept, a person sees why, and a sound disk mends it.
 //!
-//! strace makes calls fail on files that have a certain name. A file "breaks" when it gets that name, and a link to it the old one, be it
+//! Calls on files that have a certain name are made to fail. A file "breaks" when it gets that name, and a link to it the old one, be it
 //! open or not; a disk, when the spool's folder does, whose files have names in it then.
 
 use std::fs;
@@ -15,7 +15,7 @@ use crate::support::dicom::{answers, echoscu, storescu};
 use crate::support::dicom_files::{Object, ct_images, hashes, hashes_in};
 use crate::support::gateway::Gateway;
 use crate::support::process::{run, succeeds};
-use crate::support::tools::system;
+use crate::support::tools::with_faults;
 use crate::support::wait::eventually;
 
 /// What `storescu` says to the statuses 0000 and A700 (PS3.4 annex B.2.3).
@@ -38,15 +38,9 @@ impl Broken {
 
     /// The command that becomes the service; `call` fails on what is broken.
     fn tracer(&self, call: &str) -> Command {
-        let mut strace = system("strace");
-        // -D: the service is our child and the tracer is not, so that signals reach the service.
-        strace.args(["-D", "-f", "-qq", "-o", "/dev/null"]);
-        strace.args(["-e", &format!("trace={call}"), "-e", &format!("inject={call}:error=EIO")]);
-        strace.arg("-P").arg(&self.0);
-        for segment in 1..=SEGMENTS {
-            strace.arg("-P").arg(self.0.join("imaging").join(format!("{segment:06}.seg")));
-        }
-        strace
+        let of_all = (1..=SEGMENTS).map(|segment| self.0.join("imaging").join(format!("{segment:06}.seg")));
+        let names: Vec<PathBuf> = of_all.chain([self.0.clone()]).collect();
+        with_faults(&format!("{call}:error=EIO"), &names)
     }
 
     /// Breaks what is there, or mends it, from one moment to the next, whatever the service is about.

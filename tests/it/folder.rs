@@ -14,7 +14,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use crate::support::gateway::Gateway;
 use crate::support::process::{Process, run};
 use crate::support::rounds;
-use crate::support::tools::{python_peer, system};
+use crate::support::tools::{python_peer, system, with_faults};
 use crate::support::wait::{eventually, holds_within};
 
 /// A folder that is watched, and one for what the service delivers.
@@ -244,11 +244,9 @@ fn a_sub_folder_that_can_be_read_only_half_is_told_and_stops_no_other() {
         desk.put("outside.txt", b"outside");
         // As the kernel names it. Calls fail as long as the folder has this name.
         let half = desk.watched().canonicalize().unwrap().join("half");
-        let mut strace = system("strace");
-        // -D: the service is our child and the tracer is not, so that signals reach the service.
-        strace.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("inject={fault}")]).arg("-P").arg(&half);
+        let tracer = with_faults(fault, std::slice::from_ref(&half));
         let config = desk.config(&format!("{FAST}\nsub-folders = true"));
-        let gateway = Gateway::start_under(strace, desk.folder.path(), &config);
+        let gateway = Gateway::start_under(tracer, desk.folder.path(), &config);
         desk.awaits(&[b"outside"]);
         let told = |code: &str, text: &str| code == "folder-closed" && text.contains("1 folder in ");
         eventually("it is told", || gateway.alarms().iter().any(|(code, text)| told(code, text)));
