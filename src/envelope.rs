@@ -4,6 +4,7 @@
 //! is exactly what the device sent. Nothing here may print content: `Debug` of an envelope shows its id and sizes only.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -245,10 +246,26 @@ pub trait Pieces: Send + Sync {
 /// How the words of a [`BodyError`] begin; also those of a dead letter that came of one.
 pub const UNREADABLE: &str = "the stored body can't be read";
 
-/// A body could not be read back: damaged on disk, or the disk failed.
+/// A body could not be read back; why, in words.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the stored body can't be read: {0}")]
-pub struct BodyError(pub String);
+pub enum BodyError {
+    /// It is not kept any more: everybody has it who should, and its place was needed.
+    #[error("the stored body can't be read: {0}")]
+    Gone(String),
+    /// It is damaged on disk, or the disk failed.
+    #[error("the stored body can't be read: {0}")]
+    Unreadable(String),
+}
+
+/// [`ErrorKind::NotFound`] is a place that is not kept any more.
+impl From<io::Error> for BodyError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::NotFound => Self::Gone(error.to_string()),
+            _ => Self::Unreadable(error.to_string()),
+        }
+    }
+}
 
 impl Body {
     /// A body that lies in memory.
@@ -321,7 +338,7 @@ impl BodyReader {
             Form::Pieces(pieces) => {
                 let pieces = Arc::clone(pieces);
                 let read = tokio::task::spawn_blocking(move || pieces.read(index));
-                read.await.map_err(|error| BodyError(error.to_string()))?.map(Some)
+                read.await.map_err(|error| BodyError::Unreadable(error.to_string()))?.map(Some)
             }
         }
     }
@@ -337,7 +354,7 @@ mod tests {
         let id = MessageId::new([7; 12], 513);
         assert_eq!(id.to_string().parse::<MessageId>().unwrap(), id);
         assert!("7".parse::<MessageId>().is_err());
-        assert!(BodyError("x".into()).to_string().starts_with(UNREADABLE));
+        assert!(BodyError::Unreadable("x".into()).to_string().starts_with(UNREADABLE));
     }
 
     #[test]

@@ -39,14 +39,11 @@ impl Gateway {
                 Sight::Damage(_) => report.damaged += 1,
                 Sight::Message(seen) => {
                     report.headers_read += u64::from(seen.envelope.meta.tokens.is_empty());
-                    match wanted.is(&seen.envelope).await {
-                        Err(_) => report.damaged += 1,
-                        Ok(false) => {}
-                        Ok(true) => {
-                            report.total += 1;
-                            found.push_front(told(*seen));
-                            found.truncate(limit);
-                        }
+                    let outcome = wanted.is(&seen.envelope).await;
+                    if is_found(outcome, &mut report) {
+                        report.total += 1;
+                        found.push_front(told(*seen));
+                        found.truncate(limit);
                     }
                 }
             }
@@ -107,6 +104,19 @@ impl Wanted {
     }
 }
 
+/// Whether a message is among what is looked for. One that can't be read counts as damage; one that was delivered and is not kept any more
+/// is nothing that is held.
+fn is_found(outcome: Result<bool, BodyError>, report: &mut FindReport) -> bool {
+    match outcome {
+        Ok(found) => found,
+        Err(BodyError::Gone(_)) => false,
+        Err(BodyError::Unreadable(_)) => {
+            report.damaged += 1;
+            false
+        }
+    }
+}
+
 /// What the header of a stored file says; `None` when it is no file that can be read.
 async fn facts(body: &Body) -> Result<Option<Facts>, BodyError> {
     let (mut reader, mut head) = (body.reader(), Vec::new());
@@ -146,5 +156,40 @@ fn told(seen: Seen) -> FoundMessage {
         flags: meta.flags.names().into_iter().map(str::to_owned).collect(),
         waiting,
         dead,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::envelope::Pieces;
+
+    type Why = fn(String) -> BodyError;
+
+    /// What it says when it is read.
+    struct Lost(Why);
+
+    impl Pieces for Lost {
+        fn count(&self) -> usize {
+            1
+        }
+
+        fn read(&self, _: usize) -> Result<Bytes, BodyError> {
+            Err((self.0)("lost".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_not_kept_any_more_is_not_called_damage() {
+        for (why, damaged) in [(BodyError::Gone as Why, 0), (BodyError::Unreadable, 1)] {
+            let outcome = facts(&Body::pieces(9, Arc::new(Lost(why)))).await.map(|facts| facts.is_some());
+            let mut report = FindReport::default();
+            assert!(!is_found(outcome, &mut report));
+            assert_eq!(report.damaged, damaged);
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError};
 use super::Place;
 use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::live::{is_live, is_live_replay, live_bytes, waits, wanted_records};
-use super::log::{FreeFile, Held, Log};
+use super::log::{FreeFile, Held, Log, Short};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, LaneExtent, Replay};
 use super::segment::{FIRST_GROUP, Identity, Segment};
@@ -253,9 +253,15 @@ fn make_within_quota(log: &Log, fill: Fill) -> Option<FreeFile> {
         |made: &io::Result<FreeFile>| matches!(made, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
     let names = (1u32..).map(|number| file_name(log, number)).filter(|name| !names.contains(name));
     let made = names.map(|name| make_file(log, name, fill)).find(|made| !taken(made))?;
-    let short = made.as_ref().err().map(ToString::to_string);
-    if let Some(error) = short.as_ref().filter(|_| log.state().disk_short.is_none()) {
-        tracing::warn!(log = %log.class, error, "no room on the disk for another segment, though the quota allows it");
+    let short = made.as_ref().err().map(Short::from);
+    match short.as_ref().filter(|_| log.state().disk_short.is_none()) {
+        Some(Short { error, is_full: true }) => {
+            tracing::warn!(log = %log.class, error, "no room on the disk for another segment, though the quota allows it");
+        }
+        Some(Short { error, is_full: false }) => {
+            tracing::error!(log = %log.class, error, "no file for another segment could be written on the disk");
+        }
+        None => {}
     }
     log.state().disk_short = short;
     made.ok()

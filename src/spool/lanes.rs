@@ -428,7 +428,7 @@ impl Reader {
                 Step::Damaged { ordinal } => {
                     self.quarantine(order, 0);
                     self.seek = Place { segment: order, ordinal };
-                    let content = Err(BodyError("the record is damaged on disk".to_owned()));
+                    let content = Err(BodyError::Unreadable("the record is damaged on disk".to_owned()));
                     entries.push(Entry { place: self.seek, id: MessageId::new(identity.id, ordinal), content });
                 }
                 Step::Frame(found) => {
@@ -497,7 +497,7 @@ impl Reader {
             }
             Some(envelope) => Some(Entry { place, id: envelope.id, content: Ok(Arc::new(envelope)) }),
             None => {
-                let content = Err(BodyError("the record is of an unknown form".to_owned()));
+                let content = Err(BodyError::Unreadable("the record is of an unknown form".to_owned()));
                 Some(Entry { place, id: MessageId::new(identity.id, ordinal), content })
             }
         }
@@ -510,10 +510,10 @@ impl Reader {
 /// [`BodyError`] when it is gone or damaged.
 pub(super) fn load(log: &Arc<Log>, at: Place) -> Result<Arc<Envelope>, BodyError> {
     let identity = log.state().segments.get(&at.segment).map(|held| held.segment.identity);
-    let identity = identity.ok_or_else(|| BodyError("its segment is not held any more".to_owned()))?;
-    let found = log.record(at, None).map_err(|error| BodyError(error.to_string()))?;
+    let identity = identity.ok_or_else(|| BodyError::Gone("its segment is not held any more".to_owned()))?;
+    let found = log.record(at, None).map_err(BodyError::from)?;
     let envelope = envelope(log, &identity, at.ordinal, found.plaintext);
-    envelope.map(Arc::new).ok_or_else(|| BodyError("the record is of an unknown form".to_owned()))
+    envelope.map(Arc::new).ok_or_else(|| BodyError::Unreadable("the record is of an unknown form".to_owned()))
 }
 
 /// The envelope of a DATA record.
@@ -544,11 +544,11 @@ impl Pieces for Stored {
     fn read(&self, index: usize) -> Result<Bytes, BodyError> {
         let Some(piece) = self.pieces.get(index) else { return Ok(self.tail.clone()) };
         let at = Place { segment: piece.segment, ordinal: piece.ordinal };
-        let found = self.log.record(at, Some(piece.group_offset)).map_err(|error| BodyError(error.to_string()))?;
+        let found = self.log.record(at, Some(piece.group_offset)).map_err(BodyError::from)?;
         let kind = found.header.kind == Kind::Fragment as u8;
         let body =
             record::decode_fragment(&found.plaintext).filter(|(_, body)| kind && body.len() == piece.length as usize);
         body.map(|(_, body)| Bytes::copy_from_slice(body))
-            .ok_or_else(|| BodyError("a piece has the wrong length".to_owned()))
+            .ok_or_else(|| BodyError::Unreadable("a piece has the wrong length".to_owned()))
     }
 }

@@ -5,6 +5,7 @@
 //! log at every start and holds no content of messages.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -108,13 +109,28 @@ pub struct State {
     /// Bytes that had to stay when a message found no room; 0: none did since there was.
     pub full_at: u64,
     /// Why the disk gave no file for another segment though the quota allowed one, if that is so.
-    pub disk_short: Option<String>,
+    pub disk_short: Option<Short>,
     /// Files whose key can't be had: never touched.
     pub foreign: Vec<String>,
     /// Segments in which damage was found and that no person has taken note of yet; changed by [`State::quarantine`] only.
     pub quarantined: Vec<u64>,
     /// What is recorded about damage in segments that are held.
     pub gaps: Vec<Gap>,
+}
+
+/// Why the disk gave no file.
+pub struct Short {
+    /// In the system's words.
+    pub error: String,
+    /// Whether it has no room; else something is wrong with it: it fails, or can't be written to any more.
+    pub is_full: bool,
+}
+
+impl From<&io::Error> for Short {
+    fn from(error: &io::Error) -> Self {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+        Self { error: error.to_string(), is_full: full.contains(&error.kind()) }
+    }
 }
 
 /// A segment that is held.
@@ -258,13 +274,13 @@ impl Log {
     ///
     /// # Errors
     /// As the disk gives them; `NotFound` when the segment is gone, `InvalidData` when the record is damaged.
-    pub fn record(&self, at: Place, hint: Option<u32>) -> std::io::Result<Found> {
+    pub fn record(&self, at: Place, hint: Option<u32>) -> io::Result<Found> {
         let mut last = None;
         loop {
             let held = self.state().segments.get(&at.segment).map(|held| (Arc::clone(&held.segment), held.end));
             let Some((segment, end)) = held else {
                 let text = format!("segment {} is not held any more", at.segment);
-                return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
+                return Err(io::Error::new(io::ErrorKind::NotFound, text));
             };
             // A segment that was compacted while it was read is read again, from its new file.
             if let Some((before, error)) = last
@@ -464,6 +480,11 @@ impl State {
     /// Files that hold nothing.
     pub fn spare(&self) -> usize {
         self.free.len() + usize::from(self.reserve.is_some()) + usize::from(self.unfinished.is_some())
+    }
+
+    /// Whether the disk gave no file, and not for want of room.
+    pub fn disk_fails(&self) -> bool {
+        self.disk_short.as_ref().is_some_and(|short| !short.is_full)
     }
 
     /// Names of all files that are known.

@@ -297,7 +297,7 @@ pub enum CommitError {
     /// The log has no room; it comes back by itself when messages are delivered.
     #[error("the log is full")]
     Full,
-    /// The disk failed; intake is off until a person has looked.
+    /// The disk failed; a person must look after it.
     #[error("the spool has failed")]
     Failed,
 }

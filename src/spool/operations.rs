@@ -136,11 +136,11 @@ impl Spool {
             .logs
             .iter()
             .find(|opened| opened.log.state().dead.contains_key(&(dead.id, dead.upstream.clone())));
-        let opened = held.ok_or_else(|| BodyError("it is no dead letter any more".to_owned()))?;
-        let found = opened.log.record(dead.at, None).map_err(|error| BodyError(error.to_string()))?;
+        let opened = held.ok_or_else(|| BodyError::Unreadable("it is no dead letter any more".to_owned()))?;
+        let found = opened.log.record(dead.at, None).map_err(BodyError::from)?;
         if found.header.kind == Kind::Replay as u8 {
             let replay: Option<Replay> = record::decode(&found.plaintext);
-            let replay = replay.ok_or_else(|| BodyError("the record is of an unknown form".to_owned()))?;
+            let replay = replay.ok_or_else(|| BodyError::Unreadable("the record is of an unknown form".to_owned()))?;
             return lanes::load(&opened.log, replay.at);
         }
         lanes::load(&opened.log, dead.at)
@@ -317,7 +317,7 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
     let alarm = |code: &str, text: String| Alarm { code: code.to_owned(), about: status.log.clone(), text };
     let mut alarms = Vec::new();
     if let Some(why) = &status.refusing {
-        alarms.push(match log.has_failed() {
+        alarms.push(match log.has_failed() || log.state().disk_fails() {
             true => alarm("spool-failed", format!("new messages are refused: {why}")),
             false => alarm(
                 "spool-full",

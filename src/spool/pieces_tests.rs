@@ -3,14 +3,15 @@
 //! there together.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::draft::FRAGMENT_BYTES;
 use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{body, commit, meta, name, open, waiting};
-use super::{Class, CommitError, Committed, Draft, Spool};
+use super::{Class, CommitError, Committed, Draft, Sight, Spool, compact};
 use crate::digest::Digest;
-use crate::envelope::Meta;
+use crate::envelope::{BodyError, Meta};
 
 const LONG: usize = 2 * FRAGMENT_BYTES + 1000;
 
@@ -186,4 +187,35 @@ async fn a_body_has_the_digest_of_its_bytes_however_long_it_is_and_however_it_ca
         assert_eq!(envelope.digest, Digest::of(envelope.digest.algorithm, &bytes));
         assert!(envelope.body.collect().await.unwrap() == bytes);
     }
+}
+
+/// What was delivered long ago was called damaged, since its record is kept longer than its first pieces.
+#[tokio::test]
+async fn a_body_whose_pieces_are_not_kept_any_more_is_gone_and_not_damaged() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    let draft = piece(&spool, 1).await;
+    spool.rotate().unwrap();
+    end(&spool, draft).await.unwrap();
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    let entry = lane.next().await;
+    lane.advance(entry.place);
+    // Room is wanted that there is not, until originals are given up for it.
+    disk.leave_room(0);
+    let log = &spool.opened(Class::Clinical).log;
+    for _ in 0..3 {
+        compact::next_file(log);
+    }
+    assert!(!log.state().segments.contains_key(&1), "it is not kept any more");
+    let mut bodies = Vec::new();
+    let mut see = |sight| {
+        if let Sight::Message(seen) = sight {
+            bodies.push(seen.envelope.body);
+        }
+        ControlFlow::Continue(())
+    };
+    spool.survey(&mut see).unwrap();
+    assert_eq!(bodies.len(), 1, "its record is held");
+    let error = bodies[0].collect().await.unwrap_err();
+    assert!(matches!(error, BodyError::Gone(_)), "{error:?}");
 }

@@ -111,3 +111,25 @@ async fn a_log_that_is_full_of_undelivered_messages_is_not_rewritten_for_nothing
     // Each file is written through once and then filled.
     assert!(written < 14 * SEGMENT, "{written} bytes for a quota of {}", 6 * SEGMENT);
 }
+
+/// A disk that failed, or that could not be written to any more, when the next file was to be made was called a full one.
+#[tokio::test]
+async fn a_disk_that_gives_no_file_is_not_called_full_and_is_tried_again() {
+    for kind in [io::ErrorKind::Other, io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::StorageFull] {
+        let disk = SimDisk::new();
+        let spool = open(&disk, 8);
+        disk.fail(Some(Fault { at: 1, lasting: true, kind }));
+        let (refused, code) = match kind {
+            io::ErrorKind::StorageFull => (CommitError::Full, "spool-full"),
+            _ => (CommitError::Failed, "spool-failed"),
+        };
+        assert_eq!(commit(&spool, Class::Clinical, &["engine"], b"refused").await, Err(refused), "{kind}");
+        let alarms = spool.alarms();
+        assert_eq!(alarms.len(), 1, "{alarms:?}");
+        assert!(alarms[0].code == code && alarms[0].text.contains("the disk"), "{alarms:?}");
+        assert!(spool.logs()[0].refusing.is_some());
+        disk.fail(None);
+        commit(&spool, Class::Clinical, &["engine"], b"stored").await.expect("it is tried again");
+        assert!(spool.alarms().is_empty() && spool.logs()[0].refusing.is_none());
+    }
+}

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::batch::Batch;
 use super::draft::WHOLE_BYTES;
 use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
-use super::log::{Effect, FreeFile, Held, LaneKey, Log, State};
+use super::log::{Effect, FreeFile, Held, LaneKey, Log, Short, State};
 use super::record::{self, Cursor, Kind, Opening};
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use super::{CommitError, Place, compact, seal};
@@ -213,7 +213,8 @@ impl Writer {
     }
 
     fn refusal(&self) -> CommitError {
-        if self.log.has_failed() { CommitError::Failed } else { CommitError::Full }
+        let fails = self.log.has_failed() || self.log.state().disk_fails();
+        if fails { CommitError::Failed } else { CommitError::Full }
     }
 
     /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
@@ -245,11 +246,16 @@ impl Writer {
             }
             None => {
                 let mut state = self.log.state();
-                state.full_at = state.must_stay();
+                // What is delivered makes room, and mends no disk.
+                state.full_at = if state.disk_fails() { 0 } else { state.must_stay() };
                 state.refusing = Some(match &state.disk_short {
-                    Some(error) => format!(
+                    Some(Short { error, is_full: true }) => format!(
                         "the disk is full before the quota is ({error}), and what is on it is not delivered yet: free space \
                          on it, or lower the quota"
+                    ),
+                    Some(Short { error, is_full: false }) => format!(
+                        "no new file can be written on the disk ({error}): look after the disk; it is tried again with \
+                         each message"
                     ),
                     None => "all of the quota holds messages that are not delivered yet".to_owned(),
                 });

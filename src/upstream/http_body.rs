@@ -152,7 +152,7 @@ impl HttpBody for Outgoing {
         self.pieces.poll_recv(context).map(|piece| {
             let Some(piece) = piece else {
                 // HTTP/2 would end the stream in order, and the server would take half a message for a whole one.
-                let ended_early = || Err(BodyError("it ended early".into()));
+                let ended_early = || Err(BodyError::Unreadable("it ended early".into()));
                 return (self.left > 0).then(ended_early);
             };
             if let Ok(piece) = &piece {

@@ -288,7 +288,7 @@ impl Outgoing {
     ) -> Result<(), SendError> {
         match self.label.part.as_ref().is_some_and(|part| part.part == part.parts) {
             true => self.publish(publication, bytes, sha256).await.map(drop),
-            false => Err(unreadable(BodyError("its length is not what was stored".into()))),
+            false => Err(unreadable(BodyError::Unreadable("its length is not what was stored".into()))),
         }
     }
 

@@ -219,7 +219,7 @@ impl Payload {
     /// As [`Payload::next`].
     pub async fn whole(mut self) -> Result<(Bytes, [u8; 32]), BodyError> {
         let all = self.collect().await?;
-        let sha256 = self.sha256.ok_or_else(|| BodyError("it ended early".into()))?;
+        let sha256 = self.sha256.ok_or_else(|| BodyError::Unreadable("it ended early".into()))?;
         Ok((all, sha256))
     }
 }
@@ -308,7 +308,7 @@ fn recipient(text: &str) -> Result<x25519::Recipient, SealError> {
 }
 
 fn failed(error: impl std::fmt::Display) -> BodyError {
-    BodyError(format!("sealing failed: {error}"))
+    BodyError::Unreadable(format!("sealing failed: {error}"))
 }
 
 #[cfg(test)]

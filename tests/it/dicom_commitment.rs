@@ -10,11 +10,16 @@ use wardgate::wire::dicom::dimse::Status;
 use wardgate::wire::dicom::pdu::Kind;
 
 use crate::dicom_source::device::{Device, is_sent_away};
-use crate::support::dicom::{Archive, ListeningModality};
+use crate::support::ctn::Ctn;
+use crate::support::dicom::{Archive, ListeningModality, send_image};
 use crate::support::dicom_files::ct_images;
 use crate::support::gateway::Gateway;
 use crate::support::ports::{free_address, free_port};
+use crate::support::process::succeeds;
 use crate::support::wait::eventually_some;
+
+/// Whose images all synthetic ones are.
+const PATIENT: &str = "TEST-1";
 
 fn config(archive: SocketAddr, modality: SocketAddr, more: &str) -> String {
     format!(
@@ -113,6 +118,31 @@ fn who_is_not_in_report_to_is_refused_when_it_asks() {
     modality.send_to(gateway.endpoint("ct"));
     let asked = eventually_some("the answer to the request", || modality.events("action").pop());
     assert_eq!(asked["status"], "0124", "{asked}");
+}
+
+#[test]
+fn a_modality_of_another_maker_is_told_which_images_the_archive_has_and_which_never_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = Archive::start::<&str>(&store(&folder), &[]);
+    let images = ct_images(&folder.path().join("images"), 3);
+    let made: Vec<&Path> = images.iter().map(|image| image.path.as_path()).collect();
+    let (sent, never_sent) = made.split_at(2);
+    let own = free_address();
+    let gateway = Gateway::start(folder.path(), &config(archive.address, own, ""));
+    let at = gateway.endpoint("ct");
+    let modality = Ctn::start(folder.path(), own.port(), ("WARDGATE", at));
+    modality.made(sent);
+    succeeds(&mut send_image(at, "WARDGATE", &["-X", "1.2.840.10008.1.2.1"], sent));
+    let said = modality.ask("WARDGATE", PATIENT);
+    eventually_some("the report", || (modality.reported() == (2, 0)).then_some(()));
+    modality.made(never_sent);
+    let said = said + &modality.ask("WARDGATE", PATIENT);
+    eventually_some("the second report", || (modality.reported() == (4, 1)).then_some(()));
+    eventually_some("the requests are done", || (gateway.backlog_of("storage-commitment") == 0).then_some(()));
+    let told = gateway.stop();
+    let safe = |counts: &str| told.matches(&format!("device=MODALITY {counts}")).count();
+    assert_eq!((safe("safe=2 failed=0"), safe("safe=2 failed=1")), (1, 1), "{told}\n{said}");
+    assert_eq!(archive.files().len(), 2);
 }
 
 const ON_THE_SAME: &str = "report-on = \"same-association\"";

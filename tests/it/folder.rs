@@ -14,7 +14,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use crate::support::gateway::Gateway;
 use crate::support::process::{Process, run};
 use crate::support::rounds;
-use crate::support::tools::{python_peer, system};
+use crate::support::tools::{python_peer, system, with_faults};
 use crate::support::wait::{eventually, holds_within};
 
 /// A folder that is watched, and one for what the service delivers.
@@ -233,6 +233,29 @@ fn a_folder_that_vanishes_is_waited_for_and_told() {
     eventually("both are told upstream", || kinds() == BTreeSet::from(["plugged".to_owned(), "unplugged".to_owned()]));
     assert!(desk.watched().join("mounted").exists(), "an empty file is left where it is");
     gateway.stop();
+}
+
+#[test]
+fn a_sub_folder_that_can_be_read_only_half_is_told_and_stops_no_other() {
+    // A name is listed and nothing more is told of it; and a list breaks off behind it. Each is the second of two calls in every look.
+    for fault in ["/fstatat:error=EACCES:when=2+2", "getdents64:error=EIO:when=2+2"] {
+        let desk = Desk::new();
+        desk.put("half/inside.txt", b"inside");
+        desk.put("outside.txt", b"outside");
+        // As the kernel names it. Calls fail as long as the folder has this name.
+        let half = desk.watched().canonicalize().unwrap().join("half");
+        let tracer = with_faults(fault, std::slice::from_ref(&half));
+        let config = desk.config(&format!("{FAST}\nsub-folders = true"));
+        let gateway = Gateway::start_under(tracer, desk.folder.path(), &config);
+        desk.awaits(&[b"outside"]);
+        let told = |code: &str, text: &str| code == "folder-closed" && text.contains("1 folder in ");
+        eventually("it is told", || gateway.alarms().iter().any(|(code, text)| told(code, text)));
+        fs::rename(&half, half.with_file_name("whole")).unwrap();
+        desk.awaits(&[b"inside"]);
+        eventually("nothing is told any more", || gateway.alarms().is_empty());
+        gateway.stop();
+        assert!(desk.delivered().values().all(|count| *count == 1));
+    }
 }
 
 #[test]

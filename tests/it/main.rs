@@ -16,6 +16,7 @@ mod dicom_chain;
 mod dicom_commitment;
 mod dicom_peers;
 mod dicom_source;
+mod failing_disk;
 mod folder;
 mod forms;
 mod full_disk;

@@ -3,6 +3,7 @@
 //! Commands and data may be mixed in one PDU and cut anywhere (PS3.8 annex E.2). Nothing of a body is ever logged, nor an
 //! instance's or a study's identifier: AE titles, addresses, codes and counts only.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::source::Stop;
 use crate::source::intake::Intake;
 use crate::status::SourceCounters;
 use crate::status::imaging::PeerStatus;
-use crate::system::seldom::Seldom;
+use crate::system::seldom::{Seldom, SeldomEach};
 use crate::system::stream::Stream;
 use crate::wire::dicom::dimse::{Command, CommandAssembler, CommandField, Status};
 use crate::wire::dicom::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
@@ -47,7 +48,8 @@ pub(super) struct Settings {
     reporting: Option<Reporting>,
     /// Requests for it that arrive at once: each is held whole.
     requests: Arc<Semaphore>,
-    rejections: Seldom,
+    /// By who it is and why: a second modality that is set up wrong is seen, too.
+    rejections: SeldomEach<(IpAddr, Reject)>,
     faults: Seldom,
     endings: Seldom,
 }
@@ -64,7 +66,7 @@ impl Settings {
             write: config.write_timeout.0,
             reporting: config.reporting(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-            rejections: Seldom::default(),
+            rejections: SeldomEach::default(),
             faults: Seldom::default(),
             endings: Seldom::default(),
         }
@@ -115,7 +117,7 @@ async fn associate(
         Ok(seat) => Admitted::take(seat, intake.counters()),
         Err(reject) => {
             intake.counters().turned_away.one();
-            if let Some(unsaid) = settings.rejections.speak() {
+            if let Some(unsaid) = settings.rejections.speak((link.peer().ip().to_canonical(), reject)) {
                 let (source, peer, calling, called) = (intake.source(), link.peer(), &request.calling, &request.called);
                 tracing::warn!(%source, %peer, %calling, %called, unsaid, "association {reject}");
             }

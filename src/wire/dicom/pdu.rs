@@ -292,7 +292,7 @@ pub const RELEASE_REQUEST: [u8; 10] = [5, 0, 0, 0, 0, 4, 0, 0, 0, 0];
 pub const RELEASE_RESPONSE: [u8; 10] = [6, 0, 0, 0, 0, 4, 0, 0, 0, 0];
 
 /// A-ASSOCIATE-RJ (PS3.8 section 9.3.4): the three numbers as they are on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reject {
     /// 1 permanent, 2 transient.
     pub result: u8,

@@ -23,11 +23,14 @@ fn titles_are_compared_without_case_and_strangers_are_told_which_title_is_wrong(
     assert_eq!(outcome("CT1", "ARCHIVE"), Some(Reject::CALLED_AE_TITLE));
     let status = ct(&gateway);
     assert_eq!((&status["turned-away"], &status["imaging"]["peers"].as_array().unwrap().len()), (&2.into(), &2));
+    assert_eq!(outcome("CT4", "WARDGATE"), Some(Reject::CALLING_AE_TITLE));
+    let other = Device::over(socket_from([127, 0, 0, 2]).to(at), &request("CT5", "WARDGATE")).unwrap().err();
+    assert_eq!(other, Some(Reject::CALLING_AE_TITLE));
     let said = gateway.stop();
-    assert!(
-        said.contains("called AE title not recognised") || said.contains("calling AE title not recognised"),
-        "{said}"
-    );
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("AE title not recognised")).collect();
+    let told = ["calling=CT3", "called=ARCHIVE", "calling=CT5"];
+    // The third from the same address with the same fault is no news.
+    assert!(lines.len() == 3 && lines.iter().zip(told).all(|(line, who)| line.contains(who)), "{said}");
 }
 
 #[test]

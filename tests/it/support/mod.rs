@@ -8,6 +8,7 @@
 
 pub mod broker;
 pub mod certs;
+pub mod ctn;
 pub mod dicom;
 pub mod dicom_files;
 pub mod gateway;

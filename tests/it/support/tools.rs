@@ -40,6 +40,28 @@ pub fn system(program: &str) -> Command {
     command
 }
 
+/// A command that becomes the program that follows, to which `fault` happens in calls on files that have one of these names, as the kernel
+/// writes them: `fdatasync:error=EIO` (strace, `--inject`).
+pub fn with_faults(fault: &str, names: &[PathBuf]) -> Command {
+    // Our service lets nobody see its open files but root, be it the one of a user namespace.
+    let mut strace = match nix::unistd::geteuid().is_root() {
+        true => system("strace"),
+        false => {
+            let mut unshare = system("unshare");
+            unshare.args(["--map-root-user", "strace"]);
+            unshare
+        }
+    };
+    // -D: the program is our child and the tracer is not, so that signals reach the program.
+    let calls = fault.split(':').next().unwrap_or_default();
+    strace.args(["-D", "-f", "-qq", "-o", "/dev/null"]);
+    strace.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={fault}")]);
+    for name in names {
+        strace.arg("-P").arg(name);
+    }
+    strace
+}
+
 fn peer(script: &str) -> PathBuf {
     repository().join("tests/it/peers").join(script)
 }
