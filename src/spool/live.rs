@@ -1,14 +1,14 @@
 //! What of a segment is live: needed by a lane, a dead letter, or a record elsewhere that is.
 //!
-//! Compaction keeps what these functions name and nothing else, so they must never say no to something that is owed. They
-//! only read.
+//! Compaction keeps what these functions name and nothing else, so they must never say no to something that is owed, or would be
+//! after a crash: see [`By::Log`]. They only read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use super::frame::BLOCK;
-use super::log::{Held, LaneKey, Log, State};
+use super::log::{By, Held, LaneKey, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Cursor, Data, Dead, Kind, Replay};
 use super::segment::{Identity, Segment};
@@ -19,17 +19,17 @@ use crate::values::Name;
 const RECORD_OVERHEAD: u64 = 256;
 
 /// How much of a segment must stay, estimated from what it and those that point to it hold for each lane.
-pub fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
+pub fn live_bytes(state: &State, by: By, order: u64, held: &Held) -> u64 {
     let pointing = state.segments.iter().filter(|(at, other)| **at != order && other.extent.refers.contains(&order));
-    let elsewhere: u64 = pointing.map(|(at, other)| live_messages(state, *at, other)).sum();
-    live_messages(state, order, held) + elsewhere.min(held.extent.fragment_bytes) + 4 * BLOCK as u64
+    let elsewhere: u64 = pointing.map(|(at, other)| live_messages(state, by, *at, other)).sum();
+    live_messages(state, by, order, held) + elsewhere.min(held.extent.fragment_bytes) + 4 * BLOCK as u64
 }
 
 /// Bytes of the live messages whose records are in a segment, wherever their pieces are.
-fn live_messages(state: &State, order: u64, held: &Held) -> u64 {
+fn live_messages(state: &State, by: By, order: u64, held: &Held) -> u64 {
     let waiting = held.extent.lanes.iter().filter(|extent| {
         let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-        lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
+        lane.is_none_or(|lane| !lane.has_done(by, Place { segment: order, ordinal: extent.last }))
     });
     // Upstreams of one source mostly wait for the same messages; those of two sources are never the same.
     let mut sources: BTreeMap<&Name, u64> = BTreeMap::new();
@@ -100,7 +100,7 @@ fn wanted_controls(log: &Log, held: (Arc<Segment>, u64)) -> io::Result<BTreeSet<
 /// These segments and those that point to one of them, with where each ends; without those that nothing needs.
 fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>, u64)> {
     let state = log.state();
-    let done = state.done();
+    let done = state.done(By::Log);
     let points = |(at, held): &(&u64, &Held)| {
         !done.contains(at) && (orders.contains(at) || held.extent.refers.iter().any(|to| orders.contains(to)))
     };
@@ -148,6 +148,7 @@ pub fn is_live_replay(state: &State, at: Place, replay: &Replay) -> bool {
     waits(state, &replay.source, &replay.upstream, at) || dead()
 }
 
+/// Whether a lane needs what is at a place, or would after a crash.
 pub fn waits(state: &State, source: &Name, upstream: &Name, at: Place) -> bool {
-    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| lane.cursor < at)
+    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| !lane.has_done(By::Log, at))
 }

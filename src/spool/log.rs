@@ -151,6 +151,27 @@ pub struct LaneState {
     pub held: Option<String>,
 }
 
+/// By which cursor of a lane it is asked what the lane still needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    /// The one in the log. Space is made by this one only: a start goes back to it and gives the lane all that is held behind it. Were a
+    /// later segment gone then and an earlier one not, it would say old messages again without the newer ones behind them, and an
+    /// assembly would take the rest of a message for the whole.
+    Log,
+    /// The one in memory: what really was not delivered, for people and for what could come free.
+    Memory,
+}
+
+impl LaneState {
+    /// Whether all up to a place is done.
+    pub fn has_done(&self, by: By, at: Place) -> bool {
+        at <= match by {
+            By::Log => self.logged,
+            By::Memory => self.cursor,
+        }
+    }
+}
+
 /// What a record does to the state once it is synced.
 #[derive(Clone)]
 pub enum Effect {
@@ -386,16 +407,16 @@ impl State {
     }
 
     /// Whether a lane still needs something of a segment.
-    pub fn wanted_by_lanes(&self, order: u64, held: &Held) -> bool {
+    pub fn wanted_by_lanes(&self, by: By, order: u64, held: &Held) -> bool {
         held.extent.lanes.iter().any(|extent| {
             let lane = self.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-            lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
+            lane.is_none_or(|lane| !lane.has_done(by, Place { segment: order, ordinal: extent.last }))
         })
     }
 
     /// Orders of the segments that nothing needs any more, oldest first. Delivered originals that are only kept for replay
     /// are among them.
-    pub fn done(&self) -> Vec<u64> {
+    pub fn done(&self, by: By) -> Vec<u64> {
         let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
         pinned.extend(&self.quarantined);
         let kept_for_now = |order: u64| self.active == Some(order) || self.is_in_use(order);
@@ -403,7 +424,7 @@ impl State {
         // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
         // because it is written to, or because a body is arriving or a replay is made, needs no others.
         for (order, held) in self.segments.iter().rev() {
-            if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
+            if pinned.contains(order) || self.wanted_by_lanes(by, *order, held) {
                 pinned.extend(&held.extent.refers);
             } else if !kept_for_now(*order) {
                 done.push(*order);
@@ -443,7 +464,7 @@ impl State {
 
     /// Bytes of segments that hold something undelivered, a dead letter or an arriving body.
     pub fn must_stay(&self) -> u64 {
-        let done = self.done();
+        let done = self.done(By::Memory);
         let held = self.segments.iter().filter(|(order, _)| !done.contains(order));
         held.map(|(_, held)| held.segment.bytes).sum()
     }

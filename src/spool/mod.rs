@@ -13,6 +13,9 @@
 //!   segment gets no more groups and no sync is repeated: the group goes to a fresh segment, under the same ids.
 //! * After every start a new segment with a new random key is begun: no nonce is used twice, no old tail is adopted.
 //! * Cursors, dead letters, sizes and ages are in the log; all that memory holds is rebuilt from it at every start.
+//! * A file is wiped, and what is not live of it left out by compaction, by the cursors that are in the log and not by those in memory: what a
+//!   start finds behind a cursor is all that was ever there, so that a lane never says old messages again without those behind them.
+//!   (`compact` tells how cursors come there when space is short, and the one exception.)
 //! * Order within a lane is the order of places; compaction keeps places and ids.
 //! * Content leaves this room only through [`Lane`], [`Spool::message`] and what people ask for by name.
 //!
@@ -59,8 +62,8 @@
 //!
 //! # Space
 //!
-//! Files are prepared once and recycled; one is kept for compaction, a part of the active segment for control records, so that
-//! draining is always possible (`compact`). There is no silent expiry: delivered originals stay for `keep-delivered`, space permitting.
+//! Files are prepared once and recycled; one is kept for compaction, a part of the active segment for control records, and of that a part for
+//! cursors, so that draining is always possible (`compact`). For a moment a full log may have a small file more than its quota. There is no silent expiry: delivered originals stay for `keep-delivered`, space permitting.
 //!
 //! # The rooms within
 //!
@@ -92,6 +95,8 @@ mod lanes;
 mod live;
 mod log;
 mod operations;
+#[cfg(test)]
+mod order_tests;
 mod outside;
 #[cfg(test)]
 mod pieces_tests;

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::log::Log;
+use super::log::{By, Log};
 use super::reader::{Step, Walker};
 use super::record::{self, Kind, Replay};
 use super::segment::{Identity, Segment};
@@ -277,7 +277,7 @@ impl Special {
             for (id, upstream) in state.dead.keys() {
                 special.dead.entry(*id).or_default().push(upstream.clone());
             }
-            let wanted = state.segments.iter().filter(|(order, held)| state.wanted_by_lanes(**order, held));
+            let wanted = state.segments.iter().filter(|(order, held)| state.wanted_by_lanes(By::Memory, **order, held));
             wanted.map(|(order, _)| *order).collect()
         };
         for order in orders {
