@@ -23,6 +23,7 @@ use super::live::{is_live, is_live_replay, live_bytes, waits, wanted_records};
 use super::log::{By, FreeFile, Held, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, LaneExtent, Replay};
+use super::recovery::is_unread;
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use crate::envelope::Class;
 
@@ -343,7 +344,7 @@ fn most_worth(state: &State, by: By, size: u64) -> Option<(u64, u64)> {
     let last = state.segments.last_key_value().map(|(order, _)| *order);
     let worth = state.segments.iter().filter_map(|(order, held)| {
         // The last segment has the checkpoint: without it cursors and dead letters would be lost.
-        let usable = Some(*order) != last && !state.is_in_use(*order) && !state.is_damaged(*order);
+        let usable = Some(*order) != last && !state.is_in_use(*order) && !state.is_left_alone(*order);
         let live = live_bytes(state, by, *order, held);
         // What was compacted already is worth it again only when less is live than then: an estimate that is too
         // low would find the same gain for ever.
@@ -397,6 +398,10 @@ fn copy_live(log: &Log, source: &Arc<Segment>, end: u64, target: FreeFile, wante
             Step::Damaged { .. } | Step::Skipped { .. } => {
                 log.state().quarantine(identity.order);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
+            }
+            Step::Frame(found) if is_unread(&found) => {
+                log.state().leave_alone(identity.order);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "records of a newer version"));
             }
             Step::Frame(found) => copy.take(log, identity.order, found, wanted)?,
         }

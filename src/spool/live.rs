@@ -49,18 +49,28 @@ pub fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
     // Originals first: one that is only there to be sent again needs its pieces too.
     let mut originals = BTreeSet::new();
     for held in far.into_values() {
-        each_record(held, &[Kind::Replay], &mut |identity, found| originals.extend(original(log, identity, &found)))?;
+        each_record(held, &|kind| kind == Kind::Replay as u8, &mut |identity, found| {
+            originals.extend(original(log, identity, &found))
+        })?;
     }
     let mut wanted: BTreeSet<u32> =
         originals.iter().filter(|at| at.segment == order).map(|original| original.ordinal).collect();
     for held in near.into_values() {
-        each_record(held, &[Kind::Data], &mut |identity, found| {
-            let Some((data, _)) = record::decode_data(&found.plaintext) else { return };
+        each_record(held, &Kind::may_be_for_lanes, &mut |identity, found| {
+            if recovery::is_unread(&found) {
+                log.state().leave_alone(identity.order);
+            }
+            let data = record::decode_data(&found.plaintext).filter(|_| found.header.kind == Kind::Data as u8);
+            let Some((data, _)) = data else { return };
             let at = Place { segment: identity.order, ordinal: found.header.ordinal };
             if originals.contains(&at) || is_live(&log.state(), identity, at, &data) {
                 wanted.extend(data.pieces.iter().filter(|piece| piece.segment == order).map(|piece| piece.ordinal));
             }
         })?;
+    }
+    if log.state().is_left_alone(order) {
+        let text = "a record of a newer version may point to it";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     let own = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     if let Some(held) = own {
@@ -74,7 +84,7 @@ pub fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
 fn wanted_controls(log: &Log, held: (Arc<Segment>, u64)) -> io::Result<BTreeSet<u32>> {
     let mut wanted = BTreeSet::new();
     let mut cursors: BTreeMap<LaneKey, (Place, u32)> = BTreeMap::new();
-    each_record(held, &Kind::CONTROL, &mut |_, found| {
+    each_record(held, &|kind| Kind::CONTROL.iter().any(|control| *control as u8 == kind), &mut |_, found| {
         let ordinal = found.header.ordinal;
         match Kind::from_code(found.header.kind) {
             Some(Kind::Cursor) => {
@@ -111,13 +121,13 @@ fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>
 /// Shows every record of these kinds in a segment that ends at the given offset.
 fn each_record(
     (segment, end): (Arc<Segment>, u64),
-    kinds: &[Kind],
+    kinds: &dyn Fn(u8) -> bool,
     see: &mut dyn FnMut(&Identity, Found),
 ) -> io::Result<()> {
     let identity = segment.identity;
     let mut walker = Walker::new(segment);
     loop {
-        match walker.next(end, &|header| kinds.iter().any(|kind| *kind as u8 == header.kind))? {
+        match walker.next(end, &|header| kinds(header.kind))? {
             Step::End => return Ok(()),
             Step::Damaged { .. } | Step::Skipped { .. } => {}
             Step::Frame(found) => see(&identity, found),

@@ -106,6 +106,9 @@ pub struct State {
     pub foreign: Vec<String>,
     /// Segments in which damage was found and that no person has taken note of yet; changed by [`State::quarantine`] only.
     pub quarantined: Vec<u64>,
+    /// Segments with records in a form of a newer version, which this one can't read: they and what they may point to are left as they are,
+    /// until that version is back or a person took note of it.
+    pub unread: Vec<u64>,
     /// What is recorded about damage in segments that are held.
     pub gaps: Vec<Gap>,
 }
@@ -359,6 +362,7 @@ impl State {
     fn note(&mut self, gap: Gap) {
         if gap.cause == Gap::ACCEPTED {
             self.quarantined.retain(|order| *order != gap.segment);
+            self.unread.retain(|order| *order != gap.segment);
         }
         if gap.cause == Gap::DAMAGED && self.segments.contains_key(&gap.segment) {
             self.quarantine(gap.segment);
@@ -418,7 +422,7 @@ impl State {
     /// are among them.
     pub fn done(&self, by: By) -> Vec<u64> {
         let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
-        pinned.extend(&self.quarantined);
+        pinned.extend(self.quarantined.iter().chain(&self.unread));
         let kept_for_now = |order: u64| self.active == Some(order) || self.is_in_use(order);
         let mut done = Vec::new();
         // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
@@ -432,6 +436,23 @@ impl State {
         }
         done.reverse();
         done
+    }
+
+    /// A record that this version can't read was found in a segment.
+    pub fn leave_alone(&mut self, order: u64) {
+        if !self.unread.contains(&order) {
+            tracing::error!(
+                segment = order,
+                "records of a newer version, which this one can't read: the segment is kept"
+            );
+            self.unread.push(order);
+        }
+    }
+
+    /// Whether a segment is never compacted: it is damaged, or holds what this version can't read or what such a record may point to.
+    pub fn is_left_alone(&self, order: u64) -> bool {
+        let points = |unread: &u64| self.segments.get(unread).is_some_and(|held| held.extent.refers.contains(&order));
+        self.is_damaged(order) || self.unread.iter().any(|unread| *unread == order || points(unread))
     }
 
     /// Whether a segment holds pieces of a body that is arriving, or what a replay that is being made needs.
@@ -512,7 +533,7 @@ impl Footer {
             Some(extent) => {
                 extent.count += 1;
                 extent.bytes += length;
-                extent.last = ordinal;
+                (extent.first, extent.last) = (extent.first.min(ordinal), extent.last.max(ordinal));
             }
             None => self.lanes.push(LaneExtent {
                 source: source.clone(),

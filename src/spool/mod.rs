@@ -57,7 +57,8 @@
 //!    groups than the next OPENING names: quarantine. (Pieces of arriving bodies are synced by the commit that takes them over.)
 //! 4. The newest checkpoint that is whole and all control records after it give cursors and dead letters; footers the backlogs.
 //!    A compacted segment keeps its checkpoint, as it stood when the segment ended.
-//! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
+//! 5. What only a newer version can read is told and kept; lanes of its source make it a dead letter.
+//! 6. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
 //!    closed is synced first, so that no second copy is answered for on the word of memory.
 //!
 //! # Space
@@ -94,6 +95,8 @@ mod keys;
 mod lanes;
 mod live;
 mod log;
+#[cfg(test)]
+mod newer_tests;
 mod operations;
 #[cfg(test)]
 mod order_tests;

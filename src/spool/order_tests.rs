@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use super::sim::{Dice, SimDisk};
-use super::space_tests::{roll, write_cursors};
+use super::space_tests::{KEPT_MS, roll, write_cursors};
 use super::tests::{body, commit, commit_of, name, open, waiting};
 use super::{Class, Lane, Spool, compact};
 
-const KEPT_MS: u64 = 2 * 3_600_000;
 const LENGTH: usize = 90_000;
 
 fn lane(spool: &Spool, upstream: &str) -> Lane {

@@ -10,7 +10,7 @@ use super::sim::{Dice, Fault, SimDisk};
 use super::tests::{SEGMENT, body, commit, meta, name, open, waiting};
 use super::{Class, CommitError, Lane, ReplayOrder, Replayed, Spool, compact, segment};
 
-const KEPT_MS: u64 = 2 * 3_600_000;
+pub(super) const KEPT_MS: u64 = 2 * 3_600_000;
 
 /// Makes the next record begin a new segment.
 pub(super) fn roll(spool: &Spool) {

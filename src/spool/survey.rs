@@ -234,6 +234,11 @@ fn verify_segment(log: &Arc<Log>, order: u64, verified: &mut Verified) -> io::Re
     }
     verified.segments += 1;
     verified.bytes += end;
+    if log.state().unread.contains(&order) {
+        verified.damage.push(damaged(
+            "records in it are of a newer version and can't be read by this one: they are kept".to_owned(),
+        ));
+    }
     if verified.damage.len() == before && log.state().quarantined.contains(&order) {
         let text = "records that were synced are missing at its end, as the segment after it tells; the rest is sound";
         verified.damage.push(damaged(text.to_owned()));
