@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use super::CommitError;
 use super::frame::framed_bytes;
 use super::log::{Effect, State};
-use super::record::{Cursor, Kind};
+use super::record::{self, Cursor, Kind};
 use super::writer::{Prepared, Written};
 
 /// Told after the sync.
@@ -31,6 +31,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Cursors and nothing else.
+    pub fn of_cursors(cursors: Vec<Cursor>) -> Self {
+        let encoded = cursors.iter().map(record::encode).collect();
+        let mut batch = Self::default();
+        batch.add_cursors(cursors, encoded);
+        batch
+    }
+
     /// Adds the records of one request.
     pub fn add(&mut self, records: Vec<Prepared>, reply: Reply) {
         self.bytes += records.iter().map(|record| framed_bytes(record.plaintext.len())).sum::<usize>();

@@ -5,6 +5,13 @@
 //! live records and what was true when it ended: a start goes back to it when the newest checkpoint is damaged. Nothing that
 //! a lane or a dead letter needs is ever dropped here. Compaction writes into a file that was
 //! kept for it, so it needs no space on a full disk.
+//!
+//! What a lane needs is told by its cursor in the log ([`By::Log`]). So before space is made the writer brings the cursors there:
+//! into what is left of the active segment, where other records leave some room for them, else with the checkpoint of a new segment. That
+//! one is begun in the reserve when a whole segment comes free then, which is the next reserve; else in a small file
+//! ([`make_small`]), for which the quota may be passed over. Nothing is wiped before the cursors that have passed it are synced, but in one
+//! case: a log that was started again and again while it was full, on a disk that is full as well, has no file at all; see
+//! [`take_delivered`].
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,9 +20,10 @@ use std::sync::{Arc, PoisonError};
 use super::Place;
 use super::frame::{BLOCK, Outgoing, build_group, framed_bytes};
 use super::live::{is_live, is_live_replay, live_bytes, waits, wanted_records};
-use super::log::{FreeFile, Held, Log, Short};
+use super::log::{By, FreeFile, Held, Log, Short, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Data, Footer, Gap, Kind, LaneExtent, Replay};
+use super::recovery::is_unread;
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use super::storage::File;
 use crate::envelope::Class;
@@ -24,6 +32,8 @@ use crate::envelope::Class;
 const LIVE_PERCENT_MAX: u64 = 60;
 /// ... and when at least this share of a full segment comes free.
 const GAIN_SHARE: u64 = 16;
+/// A small file has room for a checkpoint and this share of a full segment.
+const SMALL_SHARE: u64 = 16;
 /// Bytes of frames in a group of a compacted segment.
 const GROUP_BYTES: usize = 64 << 10;
 /// Zeros that are written at once into a new file.
@@ -51,6 +61,9 @@ impl Fill {
 /// A file for the next segment, if room can be found or made.
 pub fn next_file(log: &Log) -> Option<FreeFile> {
     let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
+    let size = log.limits().segment_bytes;
+    // What was passed over the quota for: see `make_small`.
+    reclaim(log, By::Log, |held| held.segment.bytes < size && held.segment.identity.generation == 0, usize::MAX);
     let first = log.state().segments.is_empty();
     if !first {
         ensure_reserve(log);
@@ -66,17 +79,86 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
 
 /// A file by giving up originals that are only kept for replay, else by compaction.
 fn make_room(log: &Log) -> Option<FreeFile> {
-    reclaim(log, |_| true, 1);
-    take_free(log).or_else(|| {
-        while compact_one(log) {
-            // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
-            ensure_reserve(log);
-            if let Some(file) = make_within_quota(log, Fill::at_need(log.class)) {
-                return Some(file);
-            }
+    while reclaim(log, By::Log, |_| true, 1) > 0 {
+        // One that was compacted gives back no file, but room.
+        if let Some(file) = take_free(log).or_else(|| make_within_quota(log, Fill::at_need(log.class))) {
+            return Some(file);
         }
-        None
-    })
+    }
+    while compact_one(log) {
+        // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
+        ensure_reserve(log);
+        if let Some(file) = make_within_quota(log, Fill::at_need(log.class)) {
+            return Some(file);
+        }
+    }
+    None
+}
+
+/// What comes free once the cursors that are only in memory are in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gain {
+    /// Nothing that is worth it.
+    Nothing,
+    /// Parts of segments, or files that are not of full size.
+    Some,
+    /// A whole segment, of full size.
+    Segment,
+}
+
+/// What comes free once the cursors that are only in memory are in the log.
+pub fn gain_of_cursors(log: &Log) -> Gain {
+    let size = log.limits().segment_bytes;
+    let state = log.state();
+    if state.lanes.values().all(|lane| lane.has_done(By::Log, lane.cursor)) {
+        return Gain::Nothing;
+    }
+    let (free, last) = (state.done(By::Log), state.segments.last_key_value().map(|(order, _)| *order));
+    let freed = state.done(By::Memory).into_iter().filter(|order| !free.contains(order) && Some(*order) != last);
+    let mut gain = Gain::Nothing;
+    for order in freed {
+        let whole = state.segments.get(&order).is_some_and(|held| held.segment.bytes == size);
+        if whole && !state.is_damaged(order) {
+            return Gain::Segment;
+        }
+        gain = Gain::Some;
+    }
+    let compacted = |by| most_worth(&state, by, size).map_or(0, |(gain, _)| gain);
+    if state.reserve.is_some() && compacted(By::Memory) >= compacted(By::Log) + size / GAIN_SHARE {
+        gain = Gain::Some;
+    }
+    gain
+}
+
+/// A file of its own for a checkpoint of `bytes` and some control records, whatever the quota is: it is given back when another segment is
+/// begun after the next one.
+pub fn make_small(log: &Log, bytes: u64) -> Option<FreeFile> {
+    let size = log.limits().segment_bytes / SMALL_SHARE + FIRST_GROUP + bytes;
+    make_file(log, size.next_multiple_of(BLOCK as u64), Fill::at_need(log.class)).ok()
+}
+
+/// The last resort of a log that has no file to write a cursor into and can have none: the oldest segment that is delivered, though
+/// the log does not know it before the next checkpoint, which is to be written at once, is synced. Were the power to go
+/// before that, lanes could say again what is older than what was in it. Without it the log would refuse messages until a person
+/// freed space on the disk.
+pub fn take_delivered(log: &Log) -> Option<FreeFile> {
+    let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
+    let size = log.limits().segment_bytes;
+    reclaim(log, By::Memory, |held| held.segment.bytes == size, 1);
+    take_free(log)
+}
+
+/// Makes a segment that nothing needs the reserve, when there is none.
+pub fn refill_reserve(log: &Log) {
+    let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
+    let size = log.limits().segment_bytes;
+    loop {
+        ensure_reserve(log);
+        let there = log.state().reserve.is_some();
+        if there || reclaim(log, By::Log, |held| held.segment.bytes == size, 1) == 0 {
+            return;
+        }
+    }
 }
 
 /// Takes from replays what they hold until their records are written; false when there was nothing.
@@ -147,7 +229,7 @@ fn take_free(log: &Log) -> Option<FreeFile> {
 fn reclaim_expired(log: &Log, count: usize) {
     let now = log.uptime.ms();
     let keep = u64::try_from(log.limits().keep_delivered.as_millis()).unwrap_or(u64::MAX);
-    reclaim(log, |held| held.extent.closed_uptime_ms.saturating_add(keep) <= now, count);
+    reclaim(log, By::Log, |held| held.extent.closed_uptime_ms.saturating_add(keep) <= now, count);
 }
 
 /// Takes back what [`reclaim_expired`] would, from a thread that holds nothing.
@@ -196,12 +278,12 @@ pub fn drop_segment(log: &Log, gap: &Gap) {
     log.synced.send_modify(|version| *version += 1);
 }
 
-/// Takes back done segments that satisfy `which`, oldest first, at most `count`.
-fn reclaim(log: &Log, which: impl Fn(&Held) -> bool, count: usize) {
+/// Takes back done segments that satisfy `which`, oldest first, at most `count`; tells how many.
+fn reclaim(log: &Log, by: By, which: impl Fn(&Held) -> bool, count: usize) -> usize {
     let mut taken = Vec::new();
     {
         let mut state = log.state();
-        let done = state.done();
+        let done = state.done(by);
         // Until a newer segment holds a checkpoint, the last one is the only place of the cursors and dead letters.
         let last = state.segments.last_key_value().map(|(order, _)| *order);
         let chosen = done.into_iter().filter(|order| Some(*order) != last);
@@ -211,9 +293,11 @@ fn reclaim(log: &Log, which: impl Fn(&Held) -> bool, count: usize) {
             taken.extend(state.segments.remove(&order));
         }
     }
+    let count = taken.len();
     for held in taken {
         give_back(log, held);
     }
+    count
 }
 
 /// The file of a segment that is held no more: wiped, then free when it has full size and was never damaged, else removed.
@@ -239,20 +323,15 @@ fn give_back(log: &Log, held: Held) {
 /// A new file, when the quota and the disk have room for it.
 fn make_within_quota(log: &Log, fill: Fill) -> Option<FreeFile> {
     let size = log.limits().segment_bytes;
-    let (used, names) = {
+    let used = {
         let state = log.state();
-        let used = state.used_bytes() + size * u64::try_from(state.spare()).unwrap_or(u64::MAX);
-        (used, state.names())
+        state.used_bytes() + size * u64::try_from(state.spare()).unwrap_or(u64::MAX)
     };
     if used + size > log.limits().quota {
         log.state().disk_short = None;
         return None;
     }
-    // A file that was just taken for a segment is in no list for a moment, but on the disk.
-    let taken =
-        |made: &io::Result<FreeFile>| matches!(made, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
-    let names = (1u32..).map(|number| file_name(log, number)).filter(|name| !names.contains(name));
-    let made = names.map(|name| make_file(log, name, fill)).find(|made| !taken(made))?;
+    let made = make_file(log, size, fill);
     let short = made.as_ref().err().map(Short::from);
     match short.as_ref().filter(|_| log.state().disk_short.is_none()) {
         Some(Short { error, is_full: true }) => {
@@ -271,9 +350,19 @@ fn file_name(log: &Log, number: u32) -> String {
     format!("{}/{number:06}.seg", log.class)
 }
 
-/// Makes a file of full size whose blocks are all there, so that writing to it later needs no allocation.
-fn make_file(log: &Log, name: String, fill: Fill) -> io::Result<FreeFile> {
-    let size = log.limits().segment_bytes;
+/// Makes a file of this size, under a name that none has.
+fn make_file(log: &Log, size: u64, fill: Fill) -> io::Result<FreeFile> {
+    let held = log.state().names();
+    // A file that was just taken for a segment is in no list for a moment, but on the disk.
+    let taken =
+        |made: &io::Result<FreeFile>| matches!(made, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+    let names = (1u32..).map(|number| file_name(log, number)).filter(|name| !held.contains(name));
+    let mut made = names.map(|name| make_named(log, name, size, fill));
+    made.find(|made| !taken(made)).unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))
+}
+
+/// Makes a file whose blocks are all there, so that writing to it later needs no allocation.
+fn make_named(log: &Log, name: String, size: u64, fill: Fill) -> io::Result<FreeFile> {
     let file = log.storage.create(&name)?;
     let fill = || {
         file.allocate(size)?;
@@ -304,22 +393,7 @@ fn write_zeros(log: &Log, file: &dyn File, from: u64, to: u64) -> io::Result<()>
 
 /// Compacts the segment that gains most; false when none is worth it or it could not be done.
 fn compact_one(log: &Log) -> bool {
-    let candidate = {
-        let state = log.state();
-        let last = state.segments.last_key_value().map(|(order, _)| *order);
-        let worth = state.segments.iter().filter_map(|(order, held)| {
-            // The last segment has the checkpoint: without it cursors and dead letters would be lost.
-            let usable = Some(*order) != last && !state.is_in_use(*order) && !state.is_damaged(*order);
-            let live = live_bytes(&state, *order, held);
-            // What was compacted already is worth it again only when less is live than then: an estimate that is too
-            // low would find the same gain for ever.
-            let bytes = held.estimate.unwrap_or(u64::MAX).min(held.segment.bytes);
-            let gain = bytes.saturating_sub(live);
-            let small = live * 100 <= bytes * LIVE_PERCENT_MAX && gain >= log.limits().segment_bytes / GAIN_SHARE;
-            (usable && small).then_some((gain, *order))
-        });
-        worth.max()
-    };
+    let candidate = most_worth(&log.state(), By::Log, log.limits().segment_bytes);
     let Some((_, order)) = candidate else { return false };
     match compact(log, order) {
         Ok(done) => done,
@@ -328,6 +402,23 @@ fn compact_one(log: &Log) -> bool {
             false
         }
     }
+}
+
+/// The segment by whose compaction most comes free, and how much, where a full one has `size` bytes.
+fn most_worth(state: &State, by: By, size: u64) -> Option<(u64, u64)> {
+    let last = state.segments.last_key_value().map(|(order, _)| *order);
+    let worth = state.segments.iter().filter_map(|(order, held)| {
+        // The last segment has the checkpoint: without it cursors and dead letters would be lost.
+        let usable = Some(*order) != last && !state.is_in_use(*order) && !state.is_left_alone(*order);
+        let live = live_bytes(state, by, *order, held);
+        // What was compacted already is worth it again only when less is live than then: an estimate that is too
+        // low would find the same gain for ever.
+        let bytes = held.estimate.unwrap_or(u64::MAX).min(held.segment.bytes);
+        let gain = bytes.saturating_sub(live);
+        let small = live * 100 <= bytes * LIVE_PERCENT_MAX && gain >= size / GAIN_SHARE;
+        (usable && small).then_some((gain, *order))
+    });
+    worth.max()
 }
 
 /// Writes what is live of a segment to the reserve and puts that in its place; the old file becomes the reserve.
@@ -346,7 +437,7 @@ pub(super) fn compact(log: &Log, order: u64) -> io::Result<bool> {
     })?;
     let gained = source.bytes.saturating_sub(held.segment.bytes);
     let mut state = log.state();
-    held.estimate = Some(live_bytes(&state, order, &held));
+    held.estimate = Some(live_bytes(&state, By::Log, order, &held));
     state.segments.insert(order, held);
     drop(state);
     // Its key must be gone before the file can be taken for anything again: a start would else find an old generation.
@@ -372,6 +463,10 @@ fn copy_live(log: &Log, source: &Arc<Segment>, end: u64, target: FreeFile, wante
             Step::Damaged { .. } | Step::Skipped { .. } => {
                 log.state().quarantine(identity.order);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"));
+            }
+            Step::Frame(found) if is_unread(&found) => {
+                log.state().leave_alone(identity.order);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "records of a newer version"));
             }
             Step::Frame(found) => copy.take(log, identity.order, found, wanted)?,
         }

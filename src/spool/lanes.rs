@@ -408,8 +408,9 @@ impl Reader {
             let Some(walker) = &mut self.walker else { break };
             let (seek, tag, order) = (self.seek, self.tag, walker.segment().identity.order);
             let wanted = move |header: &super::frame::FrameHeader| {
-                let kind = header.kind == Kind::Data as u8 || header.kind == Kind::Replay as u8;
-                kind && header.tag == tag && Place { segment: order, ordinal: header.ordinal } > seek
+                Kind::may_be_for_lanes(header.kind)
+                    && header.tag == tag
+                    && Place { segment: order, ordinal: header.ordinal } > seek
             };
             let identity = walker.segment().identity;
             let step = match walker.next(limit, &wanted) {
@@ -484,6 +485,10 @@ impl Reader {
     /// The entry of a record, if it is this lane's.
     fn entry(&self, identity: &Identity, found: Found) -> Option<Entry> {
         let place = Place { segment: identity.order, ordinal: found.header.ordinal };
+        if recovery::is_unread(&found) {
+            let content = Err(BodyError::Unreadable("the record is of an unknown form, perhaps of a newer version".to_owned()));
+            return Some(Entry { place, id: MessageId::new(identity.id, found.header.ordinal), content });
+        }
         if found.header.kind == Kind::Replay as u8 {
             let replay: Replay = record::decode(&found.plaintext)?;
             let mine = replay.source == self.key.0 && replay.upstream == self.key.1;
@@ -491,16 +496,9 @@ impl Reader {
             return Some(Entry { place, id: replay.id, content });
         }
         let ordinal = found.header.ordinal;
-        match envelope(&self.log, identity, ordinal, found.plaintext) {
-            Some(envelope) if envelope.meta.source != self.key.0 || !envelope.meta.targets.contains(&self.key.1) => {
-                None
-            }
-            Some(envelope) => Some(Entry { place, id: envelope.id, content: Ok(Arc::new(envelope)) }),
-            None => {
-                let content = Err(BodyError::Unreadable("the record is of an unknown form".to_owned()));
-                Some(Entry { place, id: MessageId::new(identity.id, ordinal), content })
-            }
-        }
+        let envelope = envelope(&self.log, identity, ordinal, found.plaintext)?;
+        let mine = envelope.meta.source == self.key.0 && envelope.meta.targets.contains(&self.key.1);
+        mine.then(|| Entry { place, id: envelope.id, content: Ok(Arc::new(envelope)) })
     }
 }
 

@@ -1,14 +1,14 @@
 //! What of a segment is live: needed by a lane, a dead letter, or a record elsewhere that is.
 //!
-//! Compaction keeps what these functions name and nothing else, so they must never say no to something that is owed. They
-//! only read.
+//! Compaction keeps what these functions name and nothing else, so they must never say no to something that is owed, or would be
+//! after a crash: see [`By::Log`]. They only read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use super::frame::BLOCK;
-use super::log::{Held, LaneKey, Log, State};
+use super::log::{By, Held, LaneKey, Log, State};
 use super::reader::{Found, Step, Walker};
 use super::record::{self, Cursor, Data, Dead, Kind, Replay};
 use super::segment::{Identity, Segment};
@@ -19,17 +19,17 @@ use crate::values::Name;
 const RECORD_OVERHEAD: u64 = 256;
 
 /// How much of a segment must stay, estimated from what it and those that point to it hold for each lane.
-pub fn live_bytes(state: &State, order: u64, held: &Held) -> u64 {
+pub fn live_bytes(state: &State, by: By, order: u64, held: &Held) -> u64 {
     let pointing = state.segments.iter().filter(|(at, other)| **at != order && other.extent.refers.contains(&order));
-    let elsewhere: u64 = pointing.map(|(at, other)| live_messages(state, *at, other)).sum();
-    live_messages(state, order, held) + elsewhere.min(held.extent.fragment_bytes) + 4 * BLOCK as u64
+    let elsewhere: u64 = pointing.map(|(at, other)| live_messages(state, by, *at, other)).sum();
+    live_messages(state, by, order, held) + elsewhere.min(held.extent.fragment_bytes) + 4 * BLOCK as u64
 }
 
 /// Bytes of the live messages whose records are in a segment, wherever their pieces are.
-fn live_messages(state: &State, order: u64, held: &Held) -> u64 {
+fn live_messages(state: &State, by: By, order: u64, held: &Held) -> u64 {
     let waiting = held.extent.lanes.iter().filter(|extent| {
         let lane = state.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-        lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
+        lane.is_none_or(|lane| !lane.has_done(by, Place { segment: order, ordinal: extent.last }))
     });
     // Upstreams of one source mostly wait for the same messages; those of two sources are never the same.
     let mut sources: BTreeMap<&Name, u64> = BTreeMap::new();
@@ -49,18 +49,28 @@ pub fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
     // Originals first: one that is only there to be sent again needs its pieces too.
     let mut originals = BTreeSet::new();
     for held in far.into_values() {
-        each_record(held, &[Kind::Replay], &mut |identity, found| originals.extend(original(log, identity, &found)))?;
+        each_record(held, &|kind| kind == Kind::Replay as u8, &mut |identity, found| {
+            originals.extend(original(log, identity, &found))
+        })?;
     }
     let mut wanted: BTreeSet<u32> =
         originals.iter().filter(|at| at.segment == order).map(|original| original.ordinal).collect();
     for held in near.into_values() {
-        each_record(held, &[Kind::Data], &mut |identity, found| {
-            let Some((data, _)) = record::decode_data(&found.plaintext) else { return };
+        each_record(held, &Kind::may_be_for_lanes, &mut |identity, found| {
+            if recovery::is_unread(&found) {
+                log.state().leave_alone(identity.order);
+            }
+            let data = record::decode_data(&found.plaintext).filter(|_| found.header.kind == Kind::Data as u8);
+            let Some((data, _)) = data else { return };
             let at = Place { segment: identity.order, ordinal: found.header.ordinal };
             if originals.contains(&at) || is_live(&log.state(), identity, at, &data) {
                 wanted.extend(data.pieces.iter().filter(|piece| piece.segment == order).map(|piece| piece.ordinal));
             }
         })?;
+    }
+    if log.state().is_left_alone(order) {
+        let text = "a record of a newer version may point to it";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     let own = log.state().segments.get(&order).map(|held| (Arc::clone(&held.segment), held.end));
     if let Some(held) = own {
@@ -74,7 +84,7 @@ pub fn wanted_records(log: &Log, order: u64) -> io::Result<BTreeSet<u32>> {
 fn wanted_controls(log: &Log, held: (Arc<Segment>, u64)) -> io::Result<BTreeSet<u32>> {
     let mut wanted = BTreeSet::new();
     let mut cursors: BTreeMap<LaneKey, (Place, u32)> = BTreeMap::new();
-    each_record(held, &Kind::CONTROL, &mut |_, found| {
+    each_record(held, &|kind| Kind::CONTROL.iter().any(|control| *control as u8 == kind), &mut |_, found| {
         let ordinal = found.header.ordinal;
         match Kind::from_code(found.header.kind) {
             Some(Kind::Cursor) => {
@@ -100,7 +110,7 @@ fn wanted_controls(log: &Log, held: (Arc<Segment>, u64)) -> io::Result<BTreeSet<
 /// These segments and those that point to one of them, with where each ends; without those that nothing needs.
 fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>, u64)> {
     let state = log.state();
-    let done = state.done();
+    let done = state.done(By::Log);
     let points = |(at, held): &(&u64, &Held)| {
         !done.contains(at) && (orders.contains(at) || held.extent.refers.iter().any(|to| orders.contains(to)))
     };
@@ -111,13 +121,13 @@ fn pointing_to(log: &Log, orders: &BTreeSet<u64>) -> BTreeMap<u64, (Arc<Segment>
 /// Shows every record of these kinds in a segment that ends at the given offset.
 fn each_record(
     (segment, end): (Arc<Segment>, u64),
-    kinds: &[Kind],
+    kinds: &dyn Fn(u8) -> bool,
     see: &mut dyn FnMut(&Identity, Found),
 ) -> io::Result<()> {
     let identity = segment.identity;
     let mut walker = Walker::new(segment);
     loop {
-        match walker.next(end, &|header| kinds.iter().any(|kind| *kind as u8 == header.kind))? {
+        match walker.next(end, &|header| kinds(header.kind))? {
             Step::End => return Ok(()),
             Step::Damaged { .. } | Step::Skipped { .. } => {}
             Step::Frame(found) => see(&identity, found),
@@ -148,6 +158,7 @@ pub fn is_live_replay(state: &State, at: Place, replay: &Replay) -> bool {
     waits(state, &replay.source, &replay.upstream, at) || dead()
 }
 
+/// Whether a lane needs what is at a place, or would after a crash.
 pub fn waits(state: &State, source: &Name, upstream: &Name, at: Place) -> bool {
-    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| lane.cursor < at)
+    state.lanes.get(&(source.clone(), upstream.clone())).is_none_or(|lane| !lane.has_done(By::Log, at))
 }

@@ -114,6 +114,9 @@ pub struct State {
     pub foreign: Vec<String>,
     /// Segments in which damage was found and that no person has taken note of yet; changed by [`State::quarantine`] only.
     pub quarantined: Vec<u64>,
+    /// Segments with records in a form of a newer version, which this one can't read: they and what they may point to are left as they are,
+    /// until that version is back or a person took note of it.
+    pub unread: Vec<u64>,
     /// What is recorded about damage in segments that are held.
     pub gaps: Vec<Gap>,
 }
@@ -172,6 +175,27 @@ pub struct LaneState {
     pub since_uptime_ms: Option<u64>,
     /// Why it is held, for people.
     pub held: Option<String>,
+}
+
+/// By which cursor of a lane it is asked what the lane still needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    /// The one in the log. Space is made by this one only: a start goes back to it and gives the lane all that is held behind it. Were a
+    /// later segment gone then and an earlier one not, it would say old messages again without the newer ones behind them, and an
+    /// assembly would take the rest of a message for the whole.
+    Log,
+    /// The one in memory: what really was not delivered, for people and for what could come free.
+    Memory,
+}
+
+impl LaneState {
+    /// Whether all up to a place is done.
+    pub fn has_done(&self, by: By, at: Place) -> bool {
+        at <= match by {
+            By::Log => self.logged,
+            By::Memory => self.cursor,
+        }
+    }
 }
 
 /// What a record does to the state once it is synced.
@@ -362,6 +386,7 @@ impl State {
     fn note(&mut self, gap: Gap) {
         if gap.cause == Gap::ACCEPTED {
             self.quarantined.retain(|order| *order != gap.segment);
+            self.unread.retain(|order| *order != gap.segment);
         }
         if gap.cause == Gap::DAMAGED && self.segments.contains_key(&gap.segment) {
             self.quarantine(gap.segment);
@@ -410,24 +435,24 @@ impl State {
     }
 
     /// Whether a lane still needs something of a segment.
-    pub fn wanted_by_lanes(&self, order: u64, held: &Held) -> bool {
+    pub fn wanted_by_lanes(&self, by: By, order: u64, held: &Held) -> bool {
         held.extent.lanes.iter().any(|extent| {
             let lane = self.lanes.get(&(extent.source.clone(), extent.upstream.clone()));
-            lane.is_none_or(|lane| lane.cursor < Place { segment: order, ordinal: extent.last })
+            lane.is_none_or(|lane| !lane.has_done(by, Place { segment: order, ordinal: extent.last }))
         })
     }
 
     /// Orders of the segments that nothing needs any more, oldest first. Delivered originals that are only kept for replay
     /// are among them.
-    pub fn done(&self) -> Vec<u64> {
+    pub fn done(&self, by: By) -> Vec<u64> {
         let mut pinned: Vec<u64> = self.dead.values().map(|dead| dead.at.segment).collect();
-        pinned.extend(&self.quarantined);
+        pinned.extend(self.quarantined.iter().chain(&self.unread));
         let kept_for_now = |order: u64| self.active == Some(order) || self.is_in_use(order);
         let mut done = Vec::new();
         // From the newest back: a segment that must stay keeps those that its pieces and replays point to. One that stays only
         // because it is written to, or because a body is arriving or a replay is made, needs no others.
         for (order, held) in self.segments.iter().rev() {
-            if pinned.contains(order) || self.wanted_by_lanes(*order, held) {
+            if pinned.contains(order) || self.wanted_by_lanes(by, *order, held) {
                 pinned.extend(&held.extent.refers);
             } else if !kept_for_now(*order) {
                 done.push(*order);
@@ -435,6 +460,23 @@ impl State {
         }
         done.reverse();
         done
+    }
+
+    /// A record that this version can't read was found in a segment.
+    pub fn leave_alone(&mut self, order: u64) {
+        if !self.unread.contains(&order) {
+            tracing::error!(
+                segment = order,
+                "records of a newer version, which this one can't read: the segment is kept"
+            );
+            self.unread.push(order);
+        }
+    }
+
+    /// Whether a segment is never compacted: it is damaged, or holds what this version can't read or what such a record may point to.
+    pub fn is_left_alone(&self, order: u64) -> bool {
+        let points = |unread: &u64| self.segments.get(unread).is_some_and(|held| held.extent.refers.contains(&order));
+        self.is_damaged(order) || self.unread.iter().any(|unread| *unread == order || points(unread))
     }
 
     /// Whether a segment holds pieces of a body that is arriving, or what a replay that is being made needs.
@@ -467,7 +509,7 @@ impl State {
 
     /// Bytes of segments that hold something undelivered, a dead letter or an arriving body.
     pub fn must_stay(&self) -> u64 {
-        let done = self.done();
+        let done = self.done(By::Memory);
         let held = self.segments.iter().filter(|(order, _)| !done.contains(order));
         held.map(|(_, held)| held.segment.bytes).sum()
     }
@@ -475,6 +517,11 @@ impl State {
     /// Whether less must stay than when a message found no room. Until then a short one may fit all the same, which is no room.
     pub fn has_room_again(&self) -> bool {
         self.full_at > 0 && self.must_stay() < self.full_at
+    }
+
+    /// Whether there is a file for the next segment.
+    pub fn has_spare(&self) -> bool {
+        !self.free.is_empty() || self.unfinished.is_some()
     }
 
     /// Files that hold nothing.
@@ -526,7 +573,7 @@ impl Footer {
             Some(extent) => {
                 extent.count += 1;
                 extent.bytes += length;
-                extent.last = ordinal;
+                (extent.first, extent.last) = (extent.first.min(ordinal), extent.last.max(ordinal));
             }
             None => self.lanes.push(LaneExtent {
                 source: source.clone(),

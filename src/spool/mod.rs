@@ -13,6 +13,9 @@
 //!   segment gets no more groups and no sync is repeated: the group goes to a fresh segment, under the same ids.
 //! * After every start a new segment with a new random key is begun: no nonce is used twice, no old tail is adopted.
 //! * Cursors, dead letters, sizes and ages are in the log; all that memory holds is rebuilt from it at every start.
+//! * A file is wiped, and what is not live of it left out by compaction, by the cursors that are in the log and not by those in memory: what a
+//!   start finds behind a cursor is all that was ever there, so that a lane never says old messages again without those behind them.
+//!   (`compact` tells how cursors come there when space is short, and the one exception.)
 //! * Order within a lane is the order of places; compaction keeps places and ids.
 //! * Content leaves this room only through [`Lane`], [`Spool::message`] and what people ask for by name.
 //!
@@ -54,13 +57,14 @@
 //!    groups than the next OPENING names: quarantine. (Pieces of arriving bodies are synced by the commit that takes them over.)
 //! 4. The newest checkpoint that is whole and all control records after it give cursors and dead letters; footers the backlogs.
 //!    A compacted segment keeps its checkpoint, as it stood when the segment ended.
-//! 5. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
+//! 5. What only a newer version can read is told and kept; lanes of its source make it a dead letter.
+//! 6. The duplicate window: what the index holds, and the messages behind it that the logs hold. What was written and not
 //!    closed is synced first, so that no second copy is answered for on the word of memory.
 //!
 //! # Space
 //!
-//! Files are prepared once and recycled; one is kept for compaction, a part of the active segment for control records, so that
-//! draining is always possible (`compact`). There is no silent expiry: delivered originals stay for `keep-delivered`, space permitting.
+//! Files are prepared once and recycled; one is kept for compaction, a part of the active segment for control records, and of that a part for
+//! cursors, so that draining is always possible (`compact`). For a moment a full log may have a small file more than its quota. There is no silent expiry: delivered originals stay for `keep-delivered`, space permitting.
 //!
 //! # The rooms within
 //!
@@ -92,7 +96,11 @@ mod keys;
 mod lanes;
 mod live;
 mod log;
+#[cfg(test)]
+mod newer_tests;
 mod operations;
+#[cfg(test)]
+mod order_tests;
 mod outside;
 #[cfg(test)]
 mod pieces_tests;

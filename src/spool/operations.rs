@@ -162,7 +162,8 @@ impl Spool {
         self.settle_dead(chosen, by, false).await
     }
 
-    /// Takes note of all damage that was found: it is shown no more, and the segments go when nothing readable of them is needed.
+    /// Takes note of all damage that was found, and of records that only a newer version can read: it is shown no more, and the segments
+    /// go when nothing readable of them is needed.
     /// Durable when it returns; tells how many segments there were.
     ///
     /// # Errors
@@ -170,7 +171,11 @@ impl Spool {
     pub async fn accept_damage(&self) -> Result<u64, CommitError> {
         let mut count = 0;
         for opened in &self.inner.logs {
-            let damaged = opened.log.state().quarantined.clone();
+            let damaged = {
+                let state = opened.log.state();
+                let unread = state.unread.iter().filter(|order| !state.quarantined.contains(order));
+                state.quarantined.iter().chain(unread).copied().collect::<Vec<u64>>()
+            };
             let accepted = |segment: &u64| {
                 let stamp = opened.log.uptime.stamp();
                 let gap = Gap { cause: Gap::ACCEPTED.to_owned(), segment: *segment, lanes: Vec::new(), stamp };
@@ -253,7 +258,7 @@ impl Spool {
                 let mut records = Vec::new();
                 for dead in batch {
                     if retry {
-                        records.push(prepared_replay(opened, replay_of(&opened.log, dead)));
+                        records.extend(replay_of(&opened.log, dead).map(|replay| prepared_replay(opened, replay)));
                     }
                     let discard = Discard { id: dead.id, upstream: dead.upstream.clone(), by };
                     let (plaintext, effect) = (record::encode(&discard), Effect::Discard(discard));
@@ -283,18 +288,24 @@ pub(super) fn prepared_replay(opened: &Opened, replay: Replay) -> Prepared {
     Prepared { kind: Kind::Replay, tag, plaintext: record::encode(&replay), effect: Effect::Replay(replay), id: None }
 }
 
-/// The REPLAY record of a dead letter. One that was a replay itself points to the same original.
-fn replay_of(log: &Log, dead: &Dead) -> Replay {
-    let found = log.record(dead.at, None).ok().filter(|found| found.header.kind == Kind::Replay as u8);
-    let original = found.and_then(|found| record::decode::<Replay>(&found.plaintext));
-    Replay {
+/// The REPLAY record of a dead letter. One that was a replay itself points to the same original. None for one that turns out to be no message
+/// for this upstream: an earlier version could not read it, and each lane of its source took it for its own.
+fn replay_of(log: &Log, dead: &Dead) -> Option<Replay> {
+    let found = log.record(dead.at, None).ok();
+    let of = |kind: Kind| found.as_ref().filter(|found| found.header.kind == kind as u8);
+    let original = of(Kind::Replay).and_then(|found| record::decode::<Replay>(&found.plaintext));
+    let data = of(Kind::Data).and_then(|found| record::decode_data(&found.plaintext));
+    if data.is_some_and(|(data, _)| data.meta.source != dead.source || !data.meta.targets.contains(&dead.upstream)) {
+        return None;
+    }
+    Some(Replay {
         source: dead.source.clone(),
         upstream: dead.upstream.clone(),
         id: dead.id,
         at: original.map_or(dead.at, |original| original.at),
         length: dead.length,
         stamp: log.uptime.stamp(),
-    }
+    })
 }
 
 fn log_status(log: &Log) -> LogStatus {
@@ -337,6 +348,8 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
             ),
         ));
     }
+    let mut damage = Vec::new();
+    let unread = log.state().unread.len() as u64;
     if status.quarantined > 0 {
         let state = log.state();
         let lost =
@@ -349,7 +362,16 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
              ends this alarm; the disk may be failing",
             counted(status.quarantined, "segment")
         );
-        alarms.push(alarm("damaged", text));
+        damage.push(text);
+    }
+    if unread > 0 {
+        damage.push(format!(
+            "a newer version stored what this one can't read, in {}: it is kept, and shown as dead letters where lanes come upon it. Go back to              the newer version, then try these again; without it, \"wardgate spool accept-damage\" ends this alarm",
+            counted(unread, "segment")
+        ));
+    }
+    if !damage.is_empty() {
+        alarms.push(alarm("damaged", damage.join("; ")));
     }
     if foreign > 0 {
         let text = format!("{} left alone: under a key that is not in this keyring", counted(foreign as u64, "file"));

@@ -38,6 +38,11 @@ impl Kind {
     /// The kinds from which a start makes cursors, dead letters and known damage, with the one that tells where a checkpoint begins.
     pub const CONTROL: [Self; 5] = [Self::Opening, Self::Cursor, Self::Dead, Self::Discard, Self::Gap];
 
+    /// Whether a record may be an entry of a lane: one of an unknown kind may, as a newer version knows.
+    pub fn may_be_for_lanes(code: u8) -> bool {
+        matches!(Self::from_code(code), Some(Self::Data | Self::Replay) | None)
+    }
+
     /// From the byte in a frame header.
     pub fn from_code(code: u8) -> Option<Self> {
         use Kind::{Cursor, Data, Dead, Discard, Footer, Fragment, Gap, Opening, Replay};

@@ -4,20 +4,29 @@
 //! complete is an ordinary power cut (nobody was told that it is stored); a valid group behind one that is not valid and
 //! was synced before it, or fewer groups than the next segment's checkpoint names, is damage, and the segment is quarantined: what authenticates
 //! is still delivered, the rest is shown, and the file is never used again, also when a person has taken note of it.
+//!
+//! A record that authenticates and that this version can't read was written by a newer one, before the box went back to this: it is told, its
+//! segment is kept, and each known lane of its source, as any may be meant, finds it in its place and makes it a dead letter, which can be
+//! sent when the newer version is back. A control record of an unknown kind is kept in the same way, and does nothing. (A closed segment is
+//! not read at a start: its lanes come upon such a record by themselves.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Weak};
 
-use super::Place;
 use super::frame::BLOCK;
 use super::keys::Keyring;
-use super::log::{Effect, FreeFile, Held, State};
+use super::log::{Effect, FreeFile, Held, LaneKey, State};
 use super::reader::{Found, Step, Walker};
-use super::record::{self, Data, Footer, Kind, LaneExtent, Opening};
+use super::record::{self, Data, Footer, Kind, LaneExtent, Opening, Replay};
 use super::segment::{FIRST_GROUP, Identity, Opened, Segment};
 use super::storage::Storage;
+use super::{Place, source_tag};
 use crate::envelope::{Class, MessageId};
+
+/// The pieces of a body are in segments that ended within this time of the beginning of the one with its DATA record, in milliseconds of
+/// uptime: so much is kept for a record that can't be read and does not tell where they are.
+const ARRIVAL_MS: u64 = 3_600_000;
 
 /// A log as it was found.
 pub struct Recovered {
@@ -29,6 +38,10 @@ pub struct Recovered {
     pub uptime_ms: u64,
     /// Bytes of a segment file of full size.
     full: u64,
+    /// Random id of the spool.
+    spool: [u8; 16],
+    /// Records that this version can't read, and the tags of their sources.
+    unread: Vec<(Place, u16)>,
 }
 
 /// Whether a spool has segment files at all, of whatever kind.
@@ -49,7 +62,8 @@ pub fn has_segments(storage: &dyn Storage) -> io::Result<bool> {
 /// # Errors
 /// As the disk gives them. Damage is not an error: it is in the state, for a person to see.
 pub fn recover(storage: &dyn Storage, class: Class, full: u64, keyring: &Keyring) -> io::Result<Recovered> {
-    let mut found = Recovered { state: State::default(), next_order: 1, uptime_ms: 0, full };
+    let (state, spool, unread) = (State::default(), keyring.spool, Vec::new());
+    let mut found = Recovered { state, next_order: 1, uptime_ms: 0, full, spool, unread };
     let segments = choose(storage, sort_files(storage, class, keyring, &mut found)?, &mut found)?;
     let mut openings = BTreeMap::new();
     for (order, segment) in &segments {
@@ -78,6 +92,7 @@ pub fn recover(storage: &dyn Storage, class: Class, full: u64, keyring: &Keyring
         held.extent.closed_uptime_ms = ended.get(order).copied().unwrap_or(found.uptime_ms);
     }
     restore_checkpoint(&openings, &mut found)?;
+    keep_unread(&openings, &mut found);
     count_backlogs(&mut found)?;
     Ok(found)
 }
@@ -106,6 +121,36 @@ pub fn effect_of(identity: &Identity, found: &Found) -> Effect {
                 "a record of an unknown kind is left alone"
             );
             Effect::None
+        }
+    }
+}
+
+/// Whether a record that is, or may be, for lanes is in a form that this version can't read.
+pub fn is_unread(found: &Found) -> bool {
+    match Kind::from_code(found.header.kind) {
+        None => true,
+        Some(Kind::Data) => record::decode_data(&found.plaintext).is_none(),
+        Some(Kind::Replay) => record::decode::<Replay>(&found.plaintext).is_none(),
+        Some(_) => false,
+    }
+}
+
+/// Puts each record that this version can't read before the lanes of its source, and keeps what it may point to.
+fn keep_unread(openings: &BTreeMap<u64, Opening>, found: &mut Recovered) {
+    let state = &mut found.state;
+    let in_segments = state.segments.values().flat_map(|held| &held.extent.lanes);
+    let in_segments = in_segments.map(|extent| (extent.source.clone(), extent.upstream.clone()));
+    let keys: BTreeSet<LaneKey> = state.lanes.keys().cloned().chain(in_segments).collect();
+    for (at, tag) in std::mem::take(&mut found.unread) {
+        let begun = openings.get(&at.segment).map_or(0, |opening| opening.stamp.uptime_ms);
+        let near = |held: &Held| held.extent.closed_uptime_ms.saturating_add(ARRIVAL_MS) >= begun;
+        let pieces =
+            state.segments.range(..at.segment).filter(|(_, held)| held.extent.fragment_bytes > 0 && near(held));
+        let pieces: Vec<u64> = pieces.map(|(order, _)| *order).collect();
+        let Some(held) = state.segments.get_mut(&at.segment) else { continue };
+        held.extent.refer(at.segment, pieces);
+        for key in keys.iter().filter(|(source, _)| source_tag(&found.spool, source) == tag) {
+            held.extent.enqueue(at.ordinal, key, 0, found.uptime_ms);
         }
     }
 }
@@ -237,12 +282,18 @@ fn scan(segment: Arc<Segment>, groups_known: Option<u32>, found: &mut Recovered)
             Step::Frame(frame) => {
                 let at = Place { segment: order, ordinal: frame.header.ordinal };
                 let effect = effect_of(&segment.identity, &frame);
+                if is_unread(&frame) {
+                    found.unread.push((at, frame.header.tag));
+                }
                 if let Effect::Message { received, .. } = &effect {
                     found.uptime_ms = found.uptime_ms.max(received.1);
                 }
                 state.apply(at, effect);
             }
         }
+    }
+    if found.unread.iter().any(|(at, _)| at.segment == order) {
+        found.state.leave_alone(order);
     }
     // Unwrap safety: it was put there above and nothing takes it away.
     #[allow(clippy::unwrap_used)]
@@ -371,7 +422,7 @@ fn count_backlogs(found: &mut Recovered) -> io::Result<()> {
                     (count.saturating_sub(lost), bytes, Some(since_uptime_ms))
                 }
                 // Not that of the segment's first message, which may have been delivered long ago.
-                false => count_behind(&segment, end, lane.cursor.ordinal, &key)?,
+                false => count_behind(&segment, end, lane.cursor.ordinal, (&key, source_tag(&found.spool, &key.0)))?,
             };
             lane.backlog += count;
             lane.backlog_bytes += bytes;
@@ -386,15 +437,15 @@ fn count_behind(
     segment: &Arc<Segment>,
     end: u64,
     ordinal: u32,
-    (source, upstream): &super::log::LaneKey,
+    ((source, upstream), tag): (&LaneKey, u16),
 ) -> io::Result<(u64, u64, Option<u64>)> {
     let mut walker = Walker::new(Arc::clone(segment));
     let (mut count, mut total, mut since) = (0, 0, None);
-    let kinds = [Kind::Data as u8, Kind::Replay as u8];
     loop {
-        match walker.next(end, &|header| header.ordinal > ordinal && kinds.contains(&header.kind))? {
+        match walker.next(end, &|header| header.ordinal > ordinal && Kind::may_be_for_lanes(header.kind))? {
             Step::End => return Ok((count, total, since)),
             Step::Damaged { .. } | Step::Skipped { .. } => {}
+            Step::Frame(frame) if is_unread(&frame) => count += u64::from(frame.header.tag == tag),
             Step::Frame(frame) => {
                 let (bytes, received_ms) = match effect_of(&segment.identity, &frame) {
                     Effect::Message { source: from, targets, length, received, .. }

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::log::Log;
+use super::log::{By, Log};
 use super::reader::{Step, Walker};
 use super::record::{self, Kind, Replay};
 use super::segment::{Identity, Segment};
@@ -234,6 +234,11 @@ fn verify_segment(log: &Arc<Log>, order: u64, verified: &mut Verified) -> io::Re
     }
     verified.segments += 1;
     verified.bytes += end;
+    if log.state().unread.contains(&order) {
+        verified.damage.push(damaged(
+            "records in it are of a newer version and can't be read by this one: they are kept".to_owned(),
+        ));
+    }
     if verified.damage.len() == before && log.state().quarantined.contains(&order) {
         let text = "records that were synced are missing at its end, as the segment after it tells; the rest is sound";
         verified.damage.push(damaged(text.to_owned()));
@@ -277,7 +282,7 @@ impl Special {
             for (id, upstream) in state.dead.keys() {
                 special.dead.entry(*id).or_default().push(upstream.clone());
             }
-            let wanted = state.segments.iter().filter(|(order, held)| state.wanted_by_lanes(**order, held));
+            let wanted = state.segments.iter().filter(|(order, held)| state.wanted_by_lanes(By::Memory, **order, held));
             wanted.map(|(order, _)| *order).collect()
         };
         for order in orders {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::batch::Batch;
+use super::compact::Gain;
 use super::draft::WHOLE_BYTES;
 use super::frame::{self, GROUP_HEADER, Outgoing, build_group, framed_bytes, group_bytes};
 use super::log::{Effect, FreeFile, Held, LaneKey, Log, Short, State};
@@ -35,6 +36,8 @@ const CURSOR_INTERVAL: Duration = Duration::from_secs(60);
 const CURSOR_RIDE_MAX: Duration = Duration::from_secs(2);
 /// Share of a segment that only cursors, dead letters and the like may use, so that draining is always possible.
 const CONTROL_SHARE: u64 = 64;
+/// A part of the former that only cursors may use when space is to be made, which is by those that are in the log.
+const CURSOR_SHARE: u64 = 128;
 /// Share of a segment that is kept for the footer.
 const FOOTER_SHARE: u64 = 128;
 
@@ -219,24 +222,37 @@ impl Writer {
 
     /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
     fn room(&mut self, bytes: usize, message: bool) -> bool {
-        let size = self.log.limits().segment_bytes;
-        let need = group_bytes(bytes) as u64 + size / FOOTER_SHARE;
-        let spare = if message { size / CONTROL_SHARE } else { 0 };
-        if let Some(active) = &self.active {
-            let left = active.segment.groups_end().saturating_sub(active.offset);
-            if need + spare <= left {
-                let mut state = self.log.state();
-                // What fits into the rest of a segment is no sign of room for another.
-                if message && state.refusing.is_some() && (state.full_at == 0 || state.has_room_again()) {
-                    (state.refusing, state.full_at) = (None, 0);
+        let share = if message { CONTROL_SHARE } else { CURSOR_SHARE };
+        if self.fits(bytes, share) {
+            let mut state = self.log.state();
+            // What fits into the rest of a segment is no sign of room for another.
+            if message && state.refusing.is_some() && (state.full_at == 0 || state.has_room_again()) {
+                (state.refusing, state.full_at) = (None, 0);
+            }
+            return true;
+        }
+        let ready = self.log.state().has_spare();
+        let mut file = if ready { compact::next_file(&self.log) } else { None };
+        if file.is_none() {
+            let gain = compact::gain_of_cursors(&self.log);
+            let logged = gain != Gain::Nothing && self.log_cursors();
+            file = compact::next_file(&self.log);
+            if file.is_none() && !logged && self.turn_over(gain, bytes) {
+                if self.fits(bytes, share) {
+                    return self.admit(message);
                 }
-                return true;
+                file = compact::next_file(&self.log);
             }
         }
-        let file = compact::next_file(&self.log).or_else(|| self.drop_oldest());
+        file = file.or_else(|| self.drop_oldest());
         // After a start there is no active segment whose reserve could be used: control records then get the last file of all.
-        let last = if message || self.active.is_some() { None } else { compact::take_reserve(&self.log) };
-        match file.or(last) {
+        if file.is_none() && !message && self.active.is_none() {
+            file = self.last_file(bytes);
+        }
+        if self.log.has_failed() {
+            return false;
+        }
+        match file {
             Some(file) => {
                 self.retire();
                 match self.begin_somewhere(file) {
@@ -264,13 +280,58 @@ impl Writer {
         }
     }
 
+    /// Whether records of `bytes` fit into the active segment and leave this share of a full one, and room for the footer.
+    fn fits(&self, bytes: usize, share: u64) -> bool {
+        let Some(active) = &self.active else { return false };
+        let size = self.log.limits().segment_bytes;
+        let need = group_bytes(bytes) as u64 + size / FOOTER_SHARE + size.checked_div(share).unwrap_or(0);
+        need <= active.segment.groups_end().saturating_sub(active.offset)
+    }
+
+    /// Brings the cursors into what is left of the active segment; whether it did.
+    fn log_cursors(&mut self) -> bool {
+        let batch = Batch::of_cursors(self.changed_cursors());
+        let fits = self.fits(batch.bytes, 0);
+        if fits {
+            self.write(batch);
+        }
+        fits && !self.log.has_failed()
+    }
+
+    /// Where cursors do not fit: begins a segment, whose checkpoint holds them, when space comes free by them; whether it did.
+    fn turn_over(&mut self, gain: Gain, bytes: usize) -> bool {
+        let file = match gain {
+            Gain::Nothing => None,
+            Gain::Some => self.small_file(bytes),
+            Gain::Segment => self.last_file(bytes),
+        };
+        let Some(file) = file else { return false };
+        self.retire();
+        if let Err(error) = self.begin_somewhere(file) {
+            return self.fail(&error);
+        }
+        compact::refill_reserve(&self.log);
+        true
+    }
+
+    /// A file where there seems to be none, for the checkpoint and control records of `bytes`.
+    fn last_file(&self, bytes: usize) -> Option<FreeFile> {
+        let file = compact::take_reserve(&self.log).or_else(|| self.small_file(bytes));
+        file.or_else(|| compact::take_delivered(&self.log))
+    }
+
+    fn small_file(&self, bytes: usize) -> Option<FreeFile> {
+        let framed = self.checkpoint().0.iter().map(|record| framed_bytes(record.plaintext.len())).sum();
+        compact::make_small(&self.log, (group_bytes(framed) + group_bytes(bytes)) as u64)
+    }
+
     /// Makes room in a log that may lose its oldest: the GAP record is synced first.
     fn drop_oldest(&mut self) -> Option<FreeFile> {
         if !self.log.limits().drop_oldest {
             return None;
         }
         if self.active.is_none() {
-            let file = compact::take_reserve(&self.log)?;
+            let file = self.last_file(0)?;
             self.begin(file).ok()?;
         }
         let gap = compact::oldest_as_gap(&self.log)?;
@@ -340,22 +401,7 @@ impl Writer {
         let identity = Identity { class: log.class, order, generation: 0, id: seal::random() };
         let segment = Segment::create(file.file, file.name, identity, &log.keys())?;
         let segment = Arc::new(segment);
-        let opening = Opening {
-            stamp: log.uptime.stamp(),
-            previous: self.previous,
-            quarantined: log.state().quarantined.clone(),
-        };
-        let mut records = vec![outgoing(Kind::Opening, record::encode(&opening), 0)];
-        let cursors = {
-            let mut state = log.state();
-            let State { gaps, segments, .. } = &mut *state;
-            gaps.retain(|gap| segments.contains_key(&gap.segment));
-            let cursors: Vec<Cursor> = state.lanes.iter().filter_map(|(key, lane)| cursor(key, lane.cursor)).collect();
-            records.extend(cursors.iter().map(|cursor| outgoing(Kind::Cursor, record::encode(cursor), 0)));
-            records.extend(state.dead.values().map(|dead| outgoing(Kind::Dead, record::encode(dead), 0)));
-            records.extend(state.gaps.iter().map(|gap| outgoing(Kind::Gap, record::encode(gap), 0)));
-            cursors
-        };
+        let (mut records, cursors) = self.checkpoint();
         for (ordinal, record) in (0u32..).zip(&mut records) {
             record.ordinal = ordinal;
         }
@@ -383,6 +429,21 @@ impl Writer {
         drop(state);
         self.active = Some(Active { segment, offset: end, group: 1, ordinal, unsynced: (0, 0) });
         Ok(())
+    }
+
+    /// What a segment begins with, and the cursors in it.
+    fn checkpoint(&self) -> (Vec<Outgoing>, Vec<Cursor>) {
+        let mut state = self.log.state();
+        let opening =
+            Opening { stamp: self.log.uptime.stamp(), previous: self.previous, quarantined: state.quarantined.clone() };
+        let mut records = vec![outgoing(Kind::Opening, record::encode(&opening), 0)];
+        let State { gaps, segments, .. } = &mut *state;
+        gaps.retain(|gap| segments.contains_key(&gap.segment));
+        let cursors: Vec<Cursor> = state.lanes.iter().filter_map(|(key, lane)| cursor(key, lane.cursor)).collect();
+        records.extend(cursors.iter().map(|cursor| outgoing(Kind::Cursor, record::encode(cursor), 0)));
+        records.extend(state.dead.values().map(|dead| outgoing(Kind::Dead, record::encode(dead), 0)));
+        records.extend(state.gaps.iter().map(|gap| outgoing(Kind::Gap, record::encode(gap), 0)));
+        (records, cursors)
     }
 
     /// Ends the active segment with its footer; a footer that can't be written only costs a scan at the next start.
@@ -452,13 +513,10 @@ impl Writer {
     /// Writes the cursors that changed, with nothing else.
     pub fn write_cursors(&mut self) {
         self.cursors_at = Instant::now();
-        let changed = self.changed_cursors();
-        if changed.is_empty() || self.log.has_failed() {
+        let batch = Batch::of_cursors(self.changed_cursors());
+        if batch.records.is_empty() || self.log.has_failed() {
             return;
         }
-        let encoded = changed.iter().map(record::encode).collect();
-        let mut batch = Batch::default();
-        batch.add_cursors(changed, encoded);
         if self.room(batch.bytes, false) {
             self.write(batch);
         }
