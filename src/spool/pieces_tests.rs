@@ -200,6 +200,7 @@ async fn a_body_whose_pieces_are_not_kept_any_more_is_gone_and_not_damaged() {
     let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
     let entry = lane.next().await;
     lane.advance(entry.place);
+    spool.opened(Class::Clinical).requests.hold().write_cursors();
     // Room is wanted that there is not, until originals are given up for it.
     disk.leave_room(0);
     let log = &spool.opened(Class::Clinical).log;
