@@ -114,15 +114,20 @@ pub fn gain_of_cursors(log: &Log) -> Gain {
         return Gain::Nothing;
     }
     let (free, last) = (state.done(By::Log), state.segments.last_key_value().map(|(order, _)| *order));
-    let freed = state.done(By::Memory).into_iter().filter(|order| !free.contains(order) && Some(*order) != last);
-    let mut gain = Gain::Nothing;
-    for order in freed {
-        let whole = state.segments.get(&order).is_some_and(|held| held.segment.bytes == size);
-        if whole && !state.is_damaged(order) {
-            return Gain::Segment;
-        }
-        gain = Gain::Some;
+    let is_whole = |order: &u64| {
+        let full = state.segments.get(order).is_some_and(|held| held.segment.bytes == size);
+        full && Some(*order) != last && !state.is_damaged(*order)
+    };
+    // There is one to be had without them.
+    if free.iter().any(is_whole) {
+        return Gain::Nothing;
     }
+    let mut freed = state.done(By::Memory);
+    freed.retain(|order| !free.contains(order) && Some(*order) != last);
+    if freed.iter().any(is_whole) {
+        return Gain::Segment;
+    }
+    let mut gain = if freed.is_empty() { Gain::Nothing } else { Gain::Some };
     let compacted = |by| most_worth(&state, by, size).map_or(0, |(gain, _)| gain);
     if state.reserve.is_some() && compacted(By::Memory) >= compacted(By::Log) + size / GAIN_SHARE {
         gain = Gain::Some;

@@ -191,11 +191,11 @@ async fn a_slow_lane_with_something_in_each_segment_does_not_hold_up_a_quick_one
 
 #[tokio::test]
 async fn a_full_log_that_was_killed_again_and_again_still_drains_and_takes_messages() {
-    for disk_full in [false, true] {
+    for (disk_full, beside) in [(false, &[][..]), (true, &[]), (false, &["slow"])] {
         for kills in 1..6 {
             let mut disk = SimDisk::new();
             let spool = open(&disk, 5);
-            fill(&spool, &["quick"], &[]).await;
+            fill(&spool, &["quick"], beside).await;
             drop(spool);
             for _ in 0..kills {
                 disk = disk.after_kill();
@@ -214,7 +214,7 @@ async fn a_full_log_that_was_killed_again_and_again_still_drains_and_takes_messa
             let mut quick = lane(&spool, "quick");
             take(&spool, &mut quick, u64::MAX).await;
             drop(quick);
-            goes_on(&spool, "quick", 40, &format!("{kills} kills, disk full {disk_full}")).await;
+            goes_on(&spool, "quick", 40, &format!("{kills} kills, disk full {disk_full}, {beside:?}")).await;
             spool.close();
         }
     }

@@ -245,7 +245,7 @@ impl Writer {
             }
         }
         file = file.or_else(|| self.drop_oldest());
-        // After a start there is no active segment whose reserve could be used: control records then get the last file of all.
+        // After a start there is no active segment whose share could be used: control records then get the last file of all.
         if file.is_none() && !message && self.active.is_none() {
             file = self.last_file(bytes);
         }
@@ -303,7 +303,8 @@ impl Writer {
         let file = match gain {
             Gain::Nothing => None,
             Gain::Some => self.small_file(bytes),
-            Gain::Segment => self.last_file(bytes),
+            // A segment comes free at once that is the next reserve.
+            Gain::Segment => compact::take_reserve(&self.log).or_else(|| self.last_file(bytes)),
         };
         let Some(file) = file else { return false };
         self.retire();
@@ -314,9 +315,9 @@ impl Writer {
         true
     }
 
-    /// A file where there seems to be none, for the checkpoint and control records of `bytes`.
+    /// A file where there seems to be none, for the checkpoint and control records of `bytes`; the reserve only where no small one can be had.
     fn last_file(&self, bytes: usize) -> Option<FreeFile> {
-        let file = compact::take_reserve(&self.log).or_else(|| self.small_file(bytes));
+        let file = self.small_file(bytes).or_else(|| compact::take_reserve(&self.log));
         file.or_else(|| compact::take_delivered(&self.log))
     }
 
