@@ -486,7 +486,8 @@ impl Reader {
     fn entry(&self, identity: &Identity, found: Found) -> Option<Entry> {
         let place = Place { segment: identity.order, ordinal: found.header.ordinal };
         if recovery::is_unread(&found) {
-            let content = Err(BodyError::Unreadable("the record is of an unknown form, perhaps of a newer version".to_owned()));
+            let content =
+                Err(BodyError::Unreadable("the record is of an unknown form, perhaps of a newer version".to_owned()));
             return Some(Entry { place, id: MessageId::new(identity.id, found.header.ordinal), content });
         }
         if found.header.kind == Kind::Replay as u8 {
