@@ -7,8 +7,6 @@
 use aws_lc_rs::digest;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::envelope::Class;
-
 /// How a digest is taken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Algorithm {
@@ -16,16 +14,6 @@ pub enum Algorithm {
     Sha256,
     /// BLAKE3 with its default output of 32 bytes, without a key.
     Blake3,
-}
-
-impl Algorithm {
-    /// The one for the messages of a log.
-    pub fn of(class: Class) -> Self {
-        match class {
-            Class::Imaging => Self::Blake3,
-            Class::Clinical | Class::Telemetry => Self::Sha256,
-        }
-    }
 }
 
 /// The digest of a whole body. Equal ones stand for equal bytes.

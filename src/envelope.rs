@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::values::{ASSEMBLY, Name, STORAGE_COMMITMENT, ValueError};
 
 /// Which of the three logs a message lives in. Each has its own directory, quota, writer and policy when full.
@@ -43,6 +43,14 @@ impl Class {
     /// different bytes are worth a person's look. MSH-10 is a counter that begins anew whenever a monitor is switched on.
     pub fn has_unique_ids(self) -> bool {
         self == Self::Imaging
+    }
+
+    /// How the digests of its bodies are taken: the larger, the quicker.
+    pub fn digest(self) -> Algorithm {
+        match self {
+            Self::Imaging => Algorithm::Blake3,
+            Self::Clinical | Self::Telemetry => Algorithm::Sha256,
+        }
     }
 }
 
@@ -347,7 +355,6 @@ impl BodyReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Algorithm;
 
     #[test]
     fn a_message_id_reads_back_as_it_prints() {

@@ -1,7 +1,8 @@
 //! The floor for DICOM: an archive that does the least that our promise needs: receive, encrypt, write, sync, answer. It accepts every
 //! context, knows C-ECHO and C-STORE of a lawful sender, and keeps no index.
 //!
-//! A process of its own: `figures floor dicom LISTEN FOLDER`. One file for each association; a sync for each object.
+//! A process of its own: `figures floor dicom LISTEN FOLDER`. One file for each association, whose beginning was written through before,
+//! as wardgate's files are; a sync for each object.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -14,6 +15,10 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 
 /// Bytes that are encrypted and written at once.
 const BLOCK: usize = 256 * 1024;
+/// Files that are ready: for so many associations.
+const FILES: u64 = 4;
+/// Bytes of each that were written through.
+const READY: usize = 256 << 20;
 /// Longest P-DATA that we ask for.
 const MAXIMUM: u32 = 128 * 1024;
 /// Element numbers of a command set (PS3.7 annex E).
@@ -26,6 +31,7 @@ const INSTANCE: u16 = 0x1000;
 /// Serves until it is killed.
 pub fn serve(arguments: &[String]) {
     let [listen, folder] = arguments else { panic!("floor dicom LISTEN FOLDER") };
+    (0..FILES).for_each(|number| make_ready(&Path::new(folder).join(number.to_string())));
     let listener = TcpListener::bind(listen).unwrap();
     let number = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -34,6 +40,14 @@ pub fn serve(arguments: &[String]) {
             scope.spawn(move || converse(stream, &Path::new(folder).join(name)));
         }
     });
+}
+
+/// Writes a file through, so that what is written to it later needs no new blocks.
+fn make_ready(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    let zeros = vec![0; BLOCK];
+    (0..READY / BLOCK).for_each(|_| file.write_all(&zeros).unwrap());
+    file.sync_all().unwrap();
 }
 
 /// Sealed blocks on their way to the disk.
@@ -47,7 +61,7 @@ struct Sealed {
 impl Sealed {
     fn create(path: &Path) -> Self {
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32]).unwrap());
-        Self { key, blocks: 0, block: Vec::with_capacity(BLOCK + 16), file: File::create(path).unwrap() }
+        Self { key, blocks: 0, block: Vec::with_capacity(BLOCK + 16), file: File::options().write(true).create(true).truncate(false).open(path).unwrap() }
     }
 
     fn add(&mut self, mut bytes: &[u8]) {

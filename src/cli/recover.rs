@@ -21,7 +21,7 @@ use super::table::{bytes, count, counted};
 use super::terminal::{progress, progress_over, say};
 use crate::admin::answers::{Damage, Progress, When};
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::envelope::{Class, Envelope};
+use crate::envelope::{BodyError, Class, Envelope};
 use crate::spool::{
     Damaged, KeyError, RECOVERY_BYTES_MAX, RECOVERY_FILE, Rescue, RescueError, Secret, Seen, Sight, parse_root,
     refuse_destroyed,
@@ -203,15 +203,19 @@ impl<'a> Shelf<'a> {
         Ok(Self { folder, list, rescued: Rescued::default(), runtime })
     }
 
-    /// Writes a message; one that can't be read is noted as damage and leaves no file.
+    /// Writes a message; one that can't be read is noted as damage and leaves no file. One that nobody waits for and that is not kept any
+    /// more is none.
     fn put(&mut self, seen: &Seen) -> Result<(), Failure> {
         let name = file_name(&seen.envelope);
         let path = self.folder.join(&name);
         let sha256 = match self.body(&seen.envelope, &path)? {
             Ok(sha256) => sha256,
-            Err(text) => {
+            Err(error) => {
                 std::fs::remove_file(&path).or_exit(Exit::Io, format!("can't remove {}", path.display()))?;
-                let text = format!("message {}: {text}", seen.envelope.id);
+                if matches!(error, BodyError::Gone(_)) && !seen.is_owed() {
+                    return Ok(());
+                }
+                let text = format!("message {}: {error}", seen.envelope.id);
                 self.rescued.damage.push(Damage { log: seen.envelope.class, segment: 0, file: String::new(), text });
                 return Ok(());
             }
@@ -221,12 +225,12 @@ impl<'a> Shelf<'a> {
         writeln!(self.list).or_exit(Exit::Io, format!("can't write {LIST}"))?;
         self.rescued.messages += 1;
         self.rescued.bytes += seen.envelope.body.len();
-        self.rescued.undelivered += u64::from(!seen.waiting.is_empty() || !seen.dead.is_empty());
+        self.rescued.undelivered += u64::from(seen.is_owed());
         Ok(())
     }
 
     /// Writes a body and tells its SHA-256; the inner error says why it can't be read or is not what was stored.
-    fn body(&self, envelope: &Envelope, path: &Path) -> Result<Result<Digest, String>, Failure> {
+    fn body(&self, envelope: &Envelope, path: &Path) -> Result<Result<Digest, BodyError>, Failure> {
         let mut file = new_private_file(path)?;
         let mut digest = Hasher::new(envelope.digest.algorithm);
         let mut sha256 = Hasher::new(Algorithm::Sha256);
@@ -234,7 +238,7 @@ impl<'a> Shelf<'a> {
         loop {
             match self.runtime.block_on(reader.next()) {
                 Ok(None) => break,
-                Err(error) => return Ok(Err(error.to_string())),
+                Err(error) => return Ok(Err(error)),
                 Ok(Some(bytes)) => {
                     digest.update(&bytes);
                     sha256.update(&bytes);
@@ -243,7 +247,7 @@ impl<'a> Shelf<'a> {
             }
         }
         let same = digest.finish() == envelope.digest;
-        Ok(if same { Ok(sha256.finish()) } else { Err("its content does not fit its checksum".to_owned()) })
+        Ok(if same { Ok(sha256.finish()) } else { Err(BodyError::Unreadable("its content does not fit its checksum".to_owned())) })
     }
 
     fn note(&mut self, found: Damaged) {

@@ -40,7 +40,7 @@ impl Gateway {
                 Sight::Message(seen) => {
                     report.headers_read += u64::from(seen.envelope.meta.tokens.is_empty());
                     let outcome = wanted.is(&seen.envelope).await;
-                    if is_found(outcome, &mut report) {
+                    if is_found(outcome, seen.is_owed(), &mut report) {
                         report.total += 1;
                         found.push_front(told(*seen));
                         found.truncate(limit);
@@ -104,13 +104,13 @@ impl Wanted {
     }
 }
 
-/// Whether a message is among what is looked for. One that can't be read counts as damage; one that was delivered and is not kept any more
-/// is nothing that is held.
-fn is_found(outcome: Result<bool, BodyError>, report: &mut FindReport) -> bool {
+/// Whether a message is among what is looked for. One that can't be read counts as damage; one that nobody waits for (`owed`) and that is
+/// not kept any more is nothing that is held.
+fn is_found(outcome: Result<bool, BodyError>, owed: bool, report: &mut FindReport) -> bool {
     match outcome {
         Ok(found) => found,
-        Err(BodyError::Gone(_)) => false,
-        Err(BodyError::Unreadable(_)) => {
+        Err(BodyError::Gone(_)) if !owed => false,
+        Err(_) => {
             report.damaged += 1;
             false
         }
@@ -184,11 +184,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_image_that_is_not_kept_any_more_is_not_called_damage() {
-        for (why, damaged) in [(BodyError::Gone as Why, 0), (BodyError::Unreadable, 1)] {
+    async fn an_image_that_is_not_kept_any_more_is_not_called_damage_unless_somebody_waits_for_it() {
+        for (why, owed, damaged) in [
+            (BodyError::Gone as Why, false, 0),
+            (BodyError::Gone, true, 1),
+            (BodyError::Unreadable, false, 1),
+        ] {
             let outcome = facts(&Body::pieces(9, Arc::new(Lost(why)))).await.map(|facts| facts.is_some());
             let mut report = FindReport::default();
-            assert!(!is_found(outcome, &mut report));
+            assert!(!is_found(outcome, owed, &mut report));
             assert_eq!(report.damaged, damaged);
         }
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Conversion, Form, RouteConfig, oru_record};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::envelope::{Body, Envelope, Flags, Meta};
 use crate::telemetry::record::{self, Raw, Record};
 use crate::telemetry::site::SiteCodes;
@@ -198,7 +198,7 @@ impl Stored {
 impl Made {
     fn envelope(self, stored: &Envelope) -> Envelope {
         let Self { bytes, content_type, control_id } = self;
-        let digest = Digest::of(Algorithm::of(stored.class), &bytes);
+        let digest = Digest::of(stored.class.digest(), &bytes);
         let is_new = control_id.is_some();
         let meta = Meta {
             content_type,

@@ -63,7 +63,7 @@ pub fn next_file(log: &Log) -> Option<FreeFile> {
     let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
     let size = log.limits().segment_bytes;
     // What was passed over the quota for: see `make_small`.
-    reclaim(log, By::Log, |held| held.segment.bytes < size && held.segment.identity.generation == 0, usize::MAX);
+    reclaim(log, By::Log, |held| is_small(held, size), usize::MAX);
     let first = log.state().segments.is_empty();
     if !first {
         ensure_reserve(log);
@@ -95,7 +95,7 @@ fn make_room(log: &Log) -> Option<FreeFile> {
     None
 }
 
-/// What comes free once the cursors that are only in memory are in the log.
+/// What comes free once the cursors that are only in memory are in the log, or another checkpoint is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Gain {
     /// Nothing that is worth it.
@@ -106,13 +106,10 @@ pub enum Gain {
     Segment,
 }
 
-/// What comes free once the cursors that are only in memory are in the log.
+/// See [`Gain`].
 pub fn gain_of_cursors(log: &Log) -> Gain {
     let size = log.limits().segment_bytes;
     let state = log.state();
-    if state.lanes.values().all(|lane| lane.has_done(By::Log, lane.cursor)) {
-        return Gain::Nothing;
-    }
     let (free, last) = (state.done(By::Log), state.segments.last_key_value().map(|(order, _)| *order));
     let is_whole = |order: &u64| {
         let full = state.segments.get(order).is_some_and(|held| held.segment.bytes == size);
@@ -123,11 +120,19 @@ pub fn gain_of_cursors(log: &Log) -> Gain {
         return Gain::Nothing;
     }
     let mut freed = state.done(By::Memory);
+    // After a start the last segment may be there for its checkpoint only: with the next one it comes free, as a reserve.
+    let checkpoint_only = state.active.is_none() && freed.iter().any(|order| Some(*order) == last);
+    let mut gain = if checkpoint_only { Gain::Some } else { Gain::Nothing };
+    if state.lanes.values().all(|lane| lane.has_done(By::Log, lane.cursor)) {
+        return gain;
+    }
     freed.retain(|order| !free.contains(order) && Some(*order) != last);
     if freed.iter().any(is_whole) {
         return Gain::Segment;
     }
-    let mut gain = if freed.is_empty() { Gain::Nothing } else { Gain::Some };
+    if !freed.is_empty() {
+        gain = Gain::Some;
+    }
     let compacted = |by| most_worth(&state, by, size).map_or(0, |(gain, _)| gain);
     if state.reserve.is_some() && compacted(By::Memory) >= compacted(By::Log) + size / GAIN_SHARE {
         gain = Gain::Some;
@@ -138,8 +143,19 @@ pub fn gain_of_cursors(log: &Log) -> Gain {
 /// A file of its own for a checkpoint of `bytes` and some control records, whatever the quota is: it is given back when another segment is
 /// begun after the next one.
 pub fn make_small(log: &Log, bytes: u64) -> Option<FreeFile> {
-    let size = log.limits().segment_bytes / SMALL_SHARE + FIRST_GROUP + bytes;
-    make_file(log, size.next_multiple_of(BLOCK as u64), Fill::at_need(log.class)).ok()
+    let full = log.limits().segment_bytes;
+    let size = (full / SMALL_SHARE + FIRST_GROUP + bytes).next_multiple_of(BLOCK as u64);
+    let small: u64 = {
+        let state = log.state();
+        state.segments.values().filter(|held| is_small(held, full)).map(|held| held.segment.bytes).sum()
+    };
+    // However often it is started while it is full.
+    (small + size <= full).then(|| make_file(log, size, Fill::at_need(log.class)).ok()).flatten()
+}
+
+/// Whether a segment is in a file that [`make_small`] made, and not in a part of one because it was compacted. It takes nothing of the quota.
+fn is_small(held: &Held, size: u64) -> bool {
+    held.segment.bytes < size && held.segment.identity.generation == 0
 }
 
 /// The last resort of a log that has no file to write a cursor into and can have none: the oldest segment that is delivered, though
@@ -330,7 +346,9 @@ fn make_within_quota(log: &Log, fill: Fill) -> Option<FreeFile> {
     let size = log.limits().segment_bytes;
     let used = {
         let state = log.state();
-        state.used_bytes() + size * u64::try_from(state.spare()).unwrap_or(u64::MAX)
+        let held = state.segments.values().filter(|held| !is_small(held, size));
+        let spare = size * u64::try_from(state.spare()).unwrap_or(u64::MAX);
+        held.map(|held| held.segment.bytes).sum::<u64>() + spare
     };
     if used + size > log.limits().quota {
         log.state().disk_short = None;

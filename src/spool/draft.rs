@@ -13,7 +13,7 @@ use super::record::{self, Data, FRAGMENT_HEAD, Kind, Piece};
 use super::requests::Requests;
 use super::writer::{Prepared, Request, Written};
 use super::{CommitError, Committed, recovery, source_tag};
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::digest::{Digest, Hasher};
 use crate::envelope::{Class, Flags, MessageId, Meta};
 use crate::values::Name;
 
@@ -67,7 +67,7 @@ impl Draft {
         stream: u64,
     ) -> Self {
         Self {
-            digest: Hasher::new(Algorithm::of(log.class)),
+            digest: Hasher::new(log.class.digest()),
             digested: 0,
             log,
             requests,
@@ -273,7 +273,7 @@ impl Draft {
 
 /// The record of a message that has wholly arrived.
 pub(super) fn whole(class: Class, meta: Meta, body: &[u8], tag: u16) -> Prepared {
-    let digest = Digest::of(Algorithm::of(class), body);
+    let digest = Digest::of(class.digest(), body);
     let data = Data { id: None, meta, digest, length: body.len() as u64, pieces: Vec::new() };
     let effect = recovery::message_effect(&data, None);
     Prepared { kind: Kind::Data, tag, plaintext: record::encode_data(&data, body), effect, id: None }

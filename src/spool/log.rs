@@ -502,11 +502,6 @@ impl State {
         (count.min(all.0), bytes.min(all.1))
     }
 
-    /// Bytes of files that hold a segment.
-    pub fn used_bytes(&self) -> u64 {
-        self.segments.values().map(|held| held.segment.bytes).sum()
-    }
-
     /// Bytes of segments that hold something undelivered, a dead letter or an arriving body.
     pub fn must_stay(&self) -> u64 {
         let done = self.done(By::Memory);

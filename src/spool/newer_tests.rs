@@ -177,3 +177,36 @@ async fn a_closed_segment_of_a_newer_version_is_not_compacted_nor_are_the_pieces
         assert!(waiting(&spool, &mut engine).await == [(newer.id, body(50, 310_000))], "kind {kind}");
     }
 }
+
+/// It was taken for a free file, and written over.
+#[tokio::test]
+async fn a_segment_of_a_newer_version_is_left_alone() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
+    commit(&spool, Class::Clinical, &["engine"], b"of the newer version").await.unwrap();
+    let log = &spool.opened(Class::Clinical).log;
+    let (file, segment) = {
+        let state = log.state();
+        let segment = &state.segments.first_key_value().unwrap().1.segment;
+        (segment.name.clone(), segment.file.clone())
+    };
+    spool.close();
+    // Magic, spool, log and cipher, then the version; the checksum ends the header.
+    let mut header = disk.bytes(&file)[..160].to_vec();
+    header[26] = 9;
+    let sum = crc32fast::hash(&header[..156]);
+    header[156..].copy_from_slice(&sum.to_le_bytes());
+    for slot in [0, 4096] {
+        segment.write_at(&header, slot).unwrap();
+    }
+    segment.sync().unwrap();
+    let before = disk.bytes(&file);
+    let spool = open(&disk, 8);
+    for number in 0..40 {
+        // The quota is full at last: what is stored or refused then is not the question.
+        drop(commit(&spool, Class::Clinical, &["engine"], &body(number, 20_000)).await);
+    }
+    assert_eq!(spool.opened(Class::Clinical).log.state().foreign, [file.clone()]);
+    spool.close();
+    assert!(disk.bytes(&file) == before, "it is written over");
+}

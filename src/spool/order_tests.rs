@@ -32,19 +32,23 @@ async fn bodies(spool: &Spool, upstream: &str) -> Vec<Vec<u8>> {
     waiting(spool, &mut lane(spool, upstream)).await.into_iter().map(|(_, body)| body).collect()
 }
 
-/// Messages for these upstreams until there is no room for another one.
+/// Messages for these upstreams until there is no room for another one, however short.
 async fn fill(spool: &Spool, upstreams: &[&str], beside: &[&str]) -> Vec<Vec<u8>> {
-    let mut sent = Vec::new();
-    for number in 0..1000 {
-        if !beside.is_empty() && commit(spool, Class::Clinical, beside, &body(5000 + number, 300)).await.is_err() {
-            return sent;
+    let (mut sent, mut number) = (Vec::new(), 0);
+    for length in [LENGTH, 300] {
+        loop {
+            number += 1;
+            assert!(number < 1000, "the quota holds nobody back");
+            if !beside.is_empty() && commit(spool, Class::Clinical, beside, &body(5000 + number, 300)).await.is_err() {
+                break;
+            }
+            if commit(spool, Class::Clinical, upstreams, &body(number, length)).await.is_err() {
+                break;
+            }
+            sent.push(body(number, length));
         }
-        if commit(spool, Class::Clinical, upstreams, &body(number, LENGTH)).await.is_err() {
-            return sent;
-        }
-        sent.push(body(number, LENGTH));
     }
-    panic!("the quota holds nobody back");
+    sent
 }
 
 /// Messages that come and are delivered one after the other, of which none may be refused.
@@ -87,26 +91,42 @@ async fn after_a_crash_no_lane_says_old_messages_again_without_the_newer_ones_be
     assert_eq!(held, [1, 4], "both hold something for the slow one");
 }
 
-/// A log that is full, of which `quick` took all and the log does not know it yet. With `slow`, each segment has something that stays.
-async fn full_and_taken(disk: &SimDisk, slow: bool, used_up: bool) -> (Spool, Vec<Vec<u8>>) {
-    let spool = open(disk, 5);
+/// A log that is full, of which `quick` took all and the log does not know it yet. With `slow`, each segment has something that stays; it was
+/// killed so often since it is full.
+async fn full_and_taken(slow: bool, used_up: bool, kills: u32) -> (SimDisk, Spool, Vec<Vec<u8>>) {
+    let mut disk = SimDisk::new();
+    let mut spool = open(&disk, 5);
     commit(&spool, Class::Clinical, &["slow"], b"stays in the first segment").await.unwrap();
-    let sent = fill(&spool, &["quick"], if slow { &["slow"] } else { &[] }).await;
+    let mut sent = fill(&spool, &["quick"], if slow { &["slow"] } else { &[] }).await;
+    for _ in 0..kills {
+        disk = disk.after_kill();
+        spool = open(&disk, 5);
+        assert!(use_last_room(&spool).await);
+        sent.extend(fill(&spool, &["quick"], &[]).await);
+    }
     let mut quick = lane(&spool, "quick");
     for _ in 0..if used_up { 10 } else { 0 } {
         take(&spool, &mut quick, 1).await;
         write_cursors(&spool);
     }
     take(&spool, &mut quick, u64::MAX).await;
-    (spool, sent)
+    (disk, spool, sent)
+}
+
+/// Stores a record that may use the last room of all; whether there was some.
+async fn use_last_room(spool: &Spool) -> bool {
+    let mut quick = lane(spool, "quick");
+    let entry = quick.next().await;
+    quick.bury(entry.place, "AR", 1).await.is_ok()
 }
 
 #[tokio::test]
 async fn whenever_the_power_goes_while_space_is_made_what_comes_again_is_the_end_of_what_was_sent() {
-    for (slow, used_up, disk_full) in [(false, false, false), (true, true, false), (false, true, true)] {
+    for (slow, used_up, kills, disk_full) in
+        [(false, false, 0, false), (true, true, 0, false), (false, true, 0, true), (true, false, 3, false)]
+    {
         for nth in 1.. {
-            let disk = SimDisk::new();
-            let (spool, mut sent) = full_and_taken(&disk, slow, used_up).await;
+            let (disk, spool, mut sent) = full_and_taken(slow, used_up, kills).await;
             let stays = bodies(&spool, "slow").await;
             if disk_full {
                 disk.leave_room(0);
@@ -117,7 +137,7 @@ async fn whenever_the_power_goes_while_space_is_made_what_comes_again_is_the_end
             let after = disk.cut(&mut Dice::new(nth));
             spool.close();
             let spool = open(&after, 5);
-            let what = format!("slow {slow}, used up {used_up}, disk full {disk_full}, operation {nth}");
+            let what = format!("slow {slow}, used up {used_up}, kills {kills}, disk full {disk_full}, operation {nth}");
             assert!(bodies(&spool, "slow").await == stays, "{what}");
             let again = bodies(&spool, "quick").await;
             if stored || again.last() == Some(&next) {
@@ -177,9 +197,8 @@ async fn a_full_log_takes_messages_as_soon_as_its_lanes_get_on_though_the_room_f
 #[tokio::test]
 async fn a_slow_lane_with_something_in_each_segment_does_not_hold_up_a_quick_one_for_want_of_room_for_cursors() {
     for disk_full in [false, true] {
-        let disk = SimDisk::new();
         // On a full disk there must be some room for cursors: in segments of full size there is.
-        let (spool, _sent) = full_and_taken(&disk, true, !disk_full).await;
+        let (disk, spool, _sent) = full_and_taken(true, !disk_full, 0).await;
         if disk_full {
             disk.leave_room(0);
         }
@@ -199,11 +218,12 @@ async fn a_full_log_that_was_killed_again_and_again_still_drains_and_takes_messa
             drop(spool);
             for _ in 0..kills {
                 disk = disk.after_kill();
+                if disk_full {
+                    disk.leave_room(0);
+                }
                 let spool = open(&disk, 5);
-                // A record that may use the last room of all.
-                let mut quick = lane(&spool, "quick");
-                let entry = quick.next().await;
-                quick.bury(entry.place, "AR", 1).await.unwrap();
+                // On a full disk there is none at last: the message stays where it is.
+                assert!(use_last_room(&spool).await || disk_full);
                 fill(&spool, &["quick"], &[]).await;
             }
             disk = disk.after_kill();

@@ -72,7 +72,8 @@ pub enum Opened {
     Segment(Box<Segment>),
     /// A file without a header: free.
     Free,
-    /// A whole header whose key can't be unwrapped: another spool's, or an epoch that is gone. It must not be touched.
+    /// A whole header that can't be understood, or whose key can't be unwrapped: a newer version's, another spool's, or an epoch that is
+    /// gone. It must not be touched.
     Foreign,
 }
 
@@ -121,9 +122,10 @@ impl Segment {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
                 other => other?,
             }
-            let Some(parsed) = Parsed::read(&header) else { continue };
-            match parsed.unwrap_key(keyring) {
-                Some(secret) => {
+            let Some(whole) = Parsed::whole(&header) else { continue };
+            let parsed = Parsed::read(whole);
+            match parsed.and_then(|parsed| parsed.unwrap_key(keyring).map(|secret| (parsed, secret))) {
+                Some((parsed, secret)) => {
                     let newer = best.as_ref().is_none_or(|best| {
                         (best.identity.order, best.identity.generation)
                             < (parsed.identity.order, parsed.identity.generation)
@@ -200,11 +202,14 @@ struct Parsed {
 }
 
 impl Parsed {
-    fn read(header: &[u8; HEADER_BYTES + 4]) -> Option<Self> {
+    /// The header without its checksum; `None` where there is none.
+    fn whole(header: &[u8; HEADER_BYTES + 4]) -> Option<&[u8]> {
         let (content, crc) = header.split_last_chunk::<4>()?;
-        if !content.starts_with(MAGIC) || crc32fast::hash(content).to_le_bytes() != *crc {
-            return None;
-        }
+        (content.starts_with(MAGIC) && crc32fast::hash(content).to_le_bytes() == *crc).then_some(content)
+    }
+
+    /// What a whole header says; `None` when it is of another version.
+    fn read(content: &[u8]) -> Option<Self> {
         let field = |from: usize| content.get(from..).unwrap_or_default();
         if field(26).first_chunk() != Some(&VERSION.to_le_bytes()) {
             return None;

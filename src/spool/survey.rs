@@ -46,6 +46,13 @@ pub struct Seen {
     pub dead: Vec<Name>,
 }
 
+impl Seen {
+    /// Whether an upstream waits for it, or would if a person acted.
+    pub fn is_owed(&self) -> bool {
+        !self.waiting.is_empty() || !self.dead.is_empty()
+    }
+}
+
 /// A damaged place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damaged {

@@ -84,7 +84,13 @@ impl<K: Eq + Hash> SeldomEach<K> {
     fn speak_at(&self, about: K, now: Instant) -> Option<u64> {
         let mut each = whole(&self.each);
         if each.len() >= EACH_MAX && !each.contains_key(&about) {
-            each.retain(|_, state| state.is_too_soon(now));
+            let mut lost = 0;
+            each.retain(|_, state| {
+                let stays = state.is_too_soon(now);
+                lost += if stays { 0 } else { state.unsaid };
+                stays
+            });
+            whole(&self.others.state).unsaid += lost;
             if each.len() >= EACH_MAX {
                 return self.others.speak_at(now);
             }

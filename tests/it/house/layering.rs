@@ -8,18 +8,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // What the bytes mean: no I/O, no clock, nothing of ours.
     ("wire", &[]),
     ("values", &[]),
-    ("envelope", &["values"]),
+    ("digest", &[]),
+    ("envelope", &["values", "digest"]),
     ("status", &["values"]),
     // Where sources and upstreams meet that must not know each other: a device asked here is answered from there.
     ("callers", &["values", "wire"]),
     ("system", &["values"]),
     // The durable queue knows bytes, not hospitals.
-    ("spool", &["envelope", "values", "status", "system"]),
+    ("spool", &["envelope", "digest", "values", "status", "system"]),
     ("telemetry", &["envelope", "values"]),
-    ("route", &["envelope", "values", "wire", "telemetry"]),
+    ("route", &["envelope", "digest", "values", "wire", "telemetry"]),
     // Sources and upstreams do not know each other.
     ("source", &["envelope", "values", "status", "system", "spool", "wire", "telemetry", "callers"]),
-    ("upstream", &["envelope", "values", "status", "system", "spool", "wire", "route", "callers"]),
+    ("upstream", &["envelope", "digest", "values", "status", "system", "spool", "wire", "route", "callers"]),
     // The other end of the mqtt upstream: it shares its link and its seals, and knows no spool.
     ("collector", &["values", "status", "system", "wire", "upstream"]),
     // A section lives beside the code that it configures; config puts them together.
