@@ -61,7 +61,12 @@ struct Sealed {
 impl Sealed {
     fn create(path: &Path) -> Self {
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32]).unwrap());
-        Self { key, blocks: 0, block: Vec::with_capacity(BLOCK + 16), file: File::options().write(true).create(true).truncate(false).open(path).unwrap() }
+        Self {
+            key,
+            blocks: 0,
+            block: Vec::with_capacity(BLOCK + 16),
+            file: File::options().write(true).create(true).truncate(false).open(path).unwrap(),
+        }
     }
 
     fn add(&mut self, mut bytes: &[u8]) {

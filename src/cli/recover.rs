@@ -247,7 +247,11 @@ impl<'a> Shelf<'a> {
             }
         }
         let same = digest.finish() == envelope.digest;
-        Ok(if same { Ok(sha256.finish()) } else { Err(BodyError::Unreadable("its content does not fit its checksum".to_owned())) })
+        Ok(if same {
+            Ok(sha256.finish())
+        } else {
+            Err(BodyError::Unreadable("its content does not fit its checksum".to_owned()))
+        })
     }
 
     fn note(&mut self, found: Damaged) {

@@ -185,11 +185,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_image_that_is_not_kept_any_more_is_not_called_damage_unless_somebody_waits_for_it() {
-        for (why, owed, damaged) in [
-            (BodyError::Gone as Why, false, 0),
-            (BodyError::Gone, true, 1),
-            (BodyError::Unreadable, false, 1),
-        ] {
+        for (why, owed, damaged) in
+            [(BodyError::Gone as Why, false, 0), (BodyError::Gone, true, 1), (BodyError::Unreadable, false, 1)]
+        {
             let outcome = facts(&Body::pieces(9, Arc::new(Lost(why)))).await.map(|facts| facts.is_some());
             let mut report = FindReport::default();
             assert!(!is_found(outcome, owed, &mut report));

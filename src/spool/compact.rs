@@ -188,26 +188,26 @@ fn let_replays_go(log: &Log) -> bool {
 }
 
 /// A step towards the reserve and as many free files as are to be [`ready`], written through: the first write to a block that never
-/// was costs its sync more than every later one. False when there is no more to do. Holds the writer up for the time of one step only.
-pub fn prepare(log: &Log) -> bool {
+/// was costs its sync more than every later one. Holds the writer up for the time of one step only.
+pub fn prepare(log: &Log) -> Prepared {
     let _one_at_a_time = log.space.lock().unwrap_or_else(PoisonError::into_inner);
     ensure_reserve(log);
     reclaim_expired(log, 1);
     let unfinished = {
         let mut state = log.state();
         if state.free.len() >= ready(log.class) {
-            return false;
+            return Prepared::All;
         }
         state.unfinished.take()
     };
     let unfinished = unfinished.or_else(|| make_within_quota(log, Fill::Later).map(|file| (file, 0)));
-    let Some((file, from)) = unfinished else { return false };
+    let Some((file, from)) = unfinished else { return Prepared::NoRoom };
     let to = (from + ZEROS_BYTES as u64).min(log.limits().segment_bytes);
     if let Err(error) = write_zeros(log, &*file.file, from, to).and_then(|()| file.file.sync()) {
         // It is made again, and on a disk that is that bad the writer will be heard of.
         tracing::warn!(log = %log.class, file = %file.name, %error, "a file could not be written through");
         drop(log.storage.remove(&file.name));
-        return false;
+        return Prepared::NoRoom;
     }
     log.counters.syncs.one();
     let mut state = log.state();
@@ -215,7 +215,18 @@ pub fn prepare(log: &Log) -> bool {
         true => state.unfinished = Some((file, to)),
         false => state.free.push(file),
     }
-    true
+    Prepared::Some
+}
+
+/// What a step of [`prepare`] came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prepared {
+    /// There is more to do.
+    Some,
+    /// All is ready.
+    All,
+    /// The quota or the disk gives no more for now.
+    NoRoom,
 }
 
 /// Whether [`prepare`] has nothing to do.
@@ -242,8 +253,20 @@ fn ensure_reserve(log: &Log) {
 }
 
 fn take_free(log: &Log) -> Option<FreeFile> {
-    let mut state = log.state();
-    state.free.pop().or_else(|| state.unfinished.take().map(|(file, _)| file))
+    let (free, unfinished) = {
+        let mut state = log.state();
+        match state.free.pop() {
+            None => (None, state.unfinished.take()),
+            free => (free, None),
+        }
+    };
+    let Some((file, from)) = unfinished else { return free };
+    let rest = match Fill::at_need(log.class) {
+        // Not every file system can reserve blocks: a segment must not be begun in a file that has none.
+        Fill::Now => write_zeros(log, &*file.file, from, log.limits().segment_bytes).and_then(|()| file.file.sync()),
+        Fill::Later => Ok(()),
+    };
+    rest.inspect_err(|_| drop(log.storage.remove(&file.name))).ok().map(|()| file)
 }
 
 /// Takes back the files of delivered originals whose time is over, at most `count`, and wipes their keys.
@@ -292,6 +315,7 @@ pub fn drop_segment(log: &Log, gap: &Gap) {
     }
     let held = state.segments.remove(&gap.segment);
     state.dead.retain(|_, dead| dead.at.segment != gap.segment);
+    state.unread.retain(|order| *order != gap.segment);
     drop(state);
     if let Some(held) = held {
         give_back(log, held);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::compact;
+use super::compact::{self, Prepared};
 use super::index::Index;
 use super::log::Log;
 use super::requests::Requests;
@@ -19,6 +19,8 @@ use crate::envelope::Class;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Files are made ready for so long at once.
 const PREPARE_MAX: Duration = Duration::from_millis(250);
+/// Where there was no room for one, it is looked for again after this time: a disk that fails or is full is not written to each second.
+const PREPARE_AGAIN: Duration = Duration::from_secs(30);
 /// Segments that are taken back at once.
 const RECLAIM_MAX: usize = 8;
 /// Uptime after which a new epoch key is made.
@@ -35,17 +37,24 @@ pub struct Watched {
 
 /// Looks after the logs until it is told to stop.
 pub fn run(logs: &[Watched], index: &Index, stop: &Receiver<()>) {
-    // The groups that each had at the last look.
-    let mut seen: Vec<u64> = logs.iter().map(|_| u64::MAX).collect();
+    // The groups that each had at the last look, and when files are made ready again.
+    let mut seen: Vec<(u64, Instant)> = logs.iter().map(|_| (u64::MAX, Instant::now())).collect();
     let followed: Vec<Arc<Log>> = logs.iter().map(|watched| Arc::clone(&watched.log)).collect();
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(INTERVAL) {
-        for (Watched { log, .. }, groups) in logs.iter().zip(&mut seen) {
+        for (Watched { log, .. }, (groups, not_before)) in logs.iter().zip(&mut seen) {
             let used = log.state().active.is_some() || log.state().expected;
             let quiet = std::mem::replace(groups, log.counters.groups.value()) == *groups;
             // A busy log that makes its files in no time itself is left in peace.
-            if used && (quiet || log.class != Class::Imaging) && !compact::is_prepared(log) && !log.has_failed() {
+            let calm = (quiet || log.class != Class::Imaging) && !log.has_failed();
+            if used && calm && *not_before <= Instant::now() && !compact::is_prepared(log) {
                 let began = Instant::now();
-                while compact::prepare(log) && began.elapsed() < PREPARE_MAX {}
+                let mut step = Prepared::Some;
+                while step == Prepared::Some && began.elapsed() < PREPARE_MAX {
+                    step = compact::prepare(log);
+                }
+                if step == Prepared::NoRoom {
+                    *not_before = Instant::now() + PREPARE_AGAIN;
+                }
             }
             compact::sweep(log, RECLAIM_MAX);
             log.buffers.rest();

@@ -464,7 +464,7 @@ impl Spool {
     pub fn prepare(&self, class: Class) {
         let log = &self.opened(class).log;
         log.state().expected = true;
-        while class != Class::Imaging && compact::prepare(log) {}
+        while class != Class::Imaging && compact::prepare(log) == compact::Prepared::Some {}
     }
 
     /// Writes cursors and footers and ends the threads. What comes later is refused. Blocks for the last syncs.

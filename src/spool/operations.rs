@@ -257,15 +257,19 @@ impl Spool {
             for batch in still.chunks(REPLAY_BATCH) {
                 let mut records = Vec::new();
                 for dead in batch {
-                    if retry {
-                        records.extend(replay_of(&opened.log, dead).map(|replay| prepared_replay(opened, replay)));
+                    match retry.then(|| retry_of(&opened.log, dead)) {
+                        Some(Retry::NotYet) => continue,
+                        Some(Retry::Send(replay)) => records.push(prepared_replay(opened, replay)),
+                        Some(Retry::Never) | None => {}
                     }
+                    count += 1;
                     let discard = Discard { id: dead.id, upstream: dead.upstream.clone(), by };
                     let (plaintext, effect) = (record::encode(&discard), Effect::Discard(discard));
                     records.push(Prepared { kind: Kind::Discard, tag: 0, plaintext, effect, id: None });
                 }
-                append(opened, records).await?;
-                count += batch.len() as u64;
+                if !records.is_empty() {
+                    append(opened, records).await?;
+                }
             }
         }
         Ok(count)
@@ -288,17 +292,30 @@ pub(super) fn prepared_replay(opened: &Opened, replay: Replay) -> Prepared {
     Prepared { kind: Kind::Replay, tag, plaintext: record::encode(&replay), effect: Effect::Replay(replay), id: None }
 }
 
-/// The REPLAY record of a dead letter. One that was a replay itself points to the same original. None for one that turns out to be no message
-/// for this upstream: an earlier version could not read it, and each lane of its source took it for its own.
-fn replay_of(log: &Log, dead: &Dead) -> Option<Replay> {
+/// What becomes of a dead letter that is to be tried again.
+enum Retry {
+    /// It is sent.
+    Send(Replay),
+    /// It turns out to be no message for this upstream: an earlier version could not read it, and each lane of its source took it for
+    /// its own.
+    Never,
+    /// This version can't read it, nor tell whom it was for.
+    NotYet,
+}
+
+/// What becomes of a dead letter that is to be tried again. One that was a replay itself points to the same original.
+fn retry_of(log: &Log, dead: &Dead) -> Retry {
     let found = log.record(dead.at, None).ok();
+    if found.as_ref().is_some_and(super::recovery::is_unread) {
+        return Retry::NotYet;
+    }
     let of = |kind: Kind| found.as_ref().filter(|found| found.header.kind == kind as u8);
     let original = of(Kind::Replay).and_then(|found| record::decode::<Replay>(&found.plaintext));
     let data = of(Kind::Data).and_then(|found| record::decode_data(&found.plaintext));
     if data.is_some_and(|(data, _)| data.meta.source != dead.source || !data.meta.targets.contains(&dead.upstream)) {
-        return None;
+        return Retry::Never;
     }
-    Some(Replay {
+    Retry::Send(Replay {
         source: dead.source.clone(),
         upstream: dead.upstream.clone(),
         id: dead.id,
@@ -366,7 +383,8 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
     }
     if unread > 0 {
         damage.push(format!(
-            "a newer version stored what this one can't read, in {}: it is kept, and shown as dead letters where lanes come upon it. Go back to              the newer version, then try these again; without it, \"wardgate spool accept-damage\" ends this alarm",
+            "a newer version stored what this one can't read, in {}: it is kept, and shown as dead letters where lanes come upon it. Go back to \
+             the newer version, then try these again; without it, \"wardgate spool accept-damage\" ends this alarm",
             counted(unread, "segment")
         ));
     }

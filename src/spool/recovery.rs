@@ -217,6 +217,10 @@ fn choose(
         let (older, newer) =
             if other.identity.generation < identity.generation { (other, segment) } else { (segment, other) };
         let (winner, loser) = if newer.footer_offset()?.is_some() { (newer, older) } else { (older, newer) };
+        if storage.is_writable() {
+            // Its trailer may have been read from memory only, when the service was killed before the sync.
+            winner.file.sync()?;
+        }
         chosen.insert(identity.order, winner);
         spare(storage, &loser, found)?;
     }

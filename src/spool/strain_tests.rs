@@ -180,3 +180,28 @@ fn note_groups(disk: &SimDisk, seen: &mut HashMap<(Vec<u8>, u32), Vec<u8>>) {
         }
     }
 }
+
+/// The room for control records ran out after some dead letters, and the lane then stood still until a restart.
+#[tokio::test]
+async fn an_upstream_that_refuses_many_messages_of_a_full_log_drains_it_all_the_same() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 6);
+    let mut count = 0u64;
+    while commit(&spool, Class::Clinical, &["engine"], &body(count, 2_000)).await.is_ok() {
+        count += 1;
+    }
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("engine"));
+    for number in 0..40 {
+        let entry = lane.next().await;
+        lane.bury(entry.place, "refused", 1).await.unwrap_or_else(|error| panic!("{number} of {count}: {error}"));
+        lane.advance(entry.place);
+    }
+    for _ in 40..count {
+        let entry = lane.next().await;
+        lane.advance(entry.place);
+    }
+    assert_eq!((lane.waiting(), spool.dead().len()), (0, 40));
+    commit(&spool, Class::Clinical, &["engine"], b"there is room again").await.unwrap();
+    assert!(disk.names().len() < 40, "{:?}", disk.names());
+    spool.close();
+}

@@ -22,6 +22,7 @@ use super::record::{self, Cursor, Kind, Opening};
 use super::segment::{FIRST_GROUP, Identity, Segment};
 use super::{CommitError, Place, compact, seal};
 use crate::envelope::MessageId;
+use room::Need;
 
 /// Bytes of records that go into one group; a single longer record still makes one.
 const GROUP_BYTES_MAX: usize = 512 << 10;
@@ -192,11 +193,11 @@ impl Writer {
             messages.join(controls).refuse(CommitError::Failed);
             return;
         }
-        if !messages.records.is_empty() && !self.room(messages.bytes + controls.bytes, true) {
+        if !messages.records.is_empty() && !self.room(messages.bytes + controls.bytes, Need::Message) {
             messages.refuse(self.refusal());
             messages = Batch::default();
         }
-        if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, false) {
+        if !controls.records.is_empty() && !self.room(messages.bytes + controls.bytes, Need::Control) {
             controls.refuse(self.refusal());
             controls = Batch::default();
         }
@@ -378,7 +379,7 @@ impl Writer {
         if batch.records.is_empty() || self.log.has_failed() {
             return;
         }
-        if self.room(batch.bytes, false) {
+        if self.room(batch.bytes, Need::Cursors) {
             self.write(batch);
         }
     }

@@ -15,9 +15,21 @@ const CURSOR_SHARE: u64 = 128;
 /// Share of a segment that is kept for the footer.
 const FOOTER_SHARE: u64 = 128;
 
+/// For what room is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Need {
+    /// Messages, and pieces of them.
+    Message,
+    /// Dead letters, replays and what else is not refused before there is no way left.
+    Control,
+    /// Cursors alone, which can wait for the next segment's checkpoint.
+    Cursors,
+}
+
 impl Writer {
     /// Whether records of `bytes` fit into the active segment or a new one, which is begun if needed.
-    pub(super) fn room(&mut self, bytes: usize, message: bool) -> bool {
+    pub(super) fn room(&mut self, bytes: usize, need: Need) -> bool {
+        let message = need == Need::Message;
         let share = if message { CONTROL_SHARE } else { CURSOR_SHARE };
         if self.fits(bytes, share) {
             let mut state = self.log.state();
@@ -32,6 +44,10 @@ impl Writer {
         if file.is_none() {
             let gain = compact::gain_of_cursors(&self.log);
             let logged = gain != Gain::Nothing && self.log_cursors();
+            if logged && self.fits(bytes, share) {
+                // A write that failed has begun another segment.
+                return self.admit(message);
+            }
             file = compact::next_file(&self.log);
             if file.is_none() && !logged && self.turn_over(gain, bytes) {
                 if self.fits(bytes, share) {
@@ -41,9 +57,15 @@ impl Writer {
             }
         }
         file = file.or_else(|| self.drop_oldest());
-        // After a start there is no active segment whose share could be used: control records then get the last file of all.
-        if file.is_none() && !message && self.active.is_none() {
-            file = self.last_file(bytes);
+        if file.is_none() {
+            file = match need {
+                Need::Message => None,
+                // After a start there is no active segment that has kept room for them: they then get the last file of all.
+                Need::Control | Need::Cursors if self.active.is_none() => self.last_file(bytes),
+                // What a lane buries must be written, or it stands still and nothing ever comes free.
+                Need::Control => self.small_file(bytes),
+                Need::Cursors => None,
+            };
         }
         if self.log.has_failed() {
             return false;
@@ -131,16 +153,21 @@ impl Writer {
             let file = self.last_file(0)?;
             self.begin(file).ok()?;
         }
-        let gap = compact::oldest_as_gap(&self.log)?;
-        let mut record = [outgoing(Kind::Gap, record::encode(&gap), 0)];
-        if let Err(error) = self.write_group(&mut record, &[None], true) {
-            self.give_up(&error);
-            return None;
+        // One in a file that is not of full size gives room, and perhaps no file.
+        loop {
+            let gap = compact::oldest_as_gap(&self.log)?;
+            let mut record = [outgoing(Kind::Gap, record::encode(&gap), 0)];
+            if let Err(error) = self.write_group(&mut record, &[None], true) {
+                self.give_up(&error);
+                return None;
+            }
+            self.publish(Vec::new(), &[], true);
+            tracing::warn!(log = %self.log.class, segment = gap.segment, "the log is full: its oldest segment is dropped");
+            compact::drop_segment(&self.log, &gap);
+            if let Some(file) = compact::next_file(&self.log) {
+                return Some(file);
+            }
         }
-        self.publish(Vec::new(), &[], true);
-        tracing::warn!(log = %self.log.class, segment = gap.segment, "the log is full: its oldest segment is dropped");
-        compact::drop_segment(&self.log, &gap);
-        compact::next_file(&self.log)
     }
 
     fn admit(&self, message: bool) -> bool {
