@@ -216,7 +216,7 @@ fn choose(
         };
         let (older, newer) =
             if other.identity.generation < identity.generation { (other, segment) } else { (segment, other) };
-        let (winner, loser) = if newer.footer_offset()?.is_some() { (newer, older) } else { (older, newer) };
+        let (winner, loser) = if is_whole(&newer)? { (newer, older) } else { (older, newer) };
         if storage.is_writable() {
             // Its trailer may have been read from memory only, when the service was killed before the sync.
             winner.file.sync()?;
@@ -225,6 +225,22 @@ fn choose(
         spare(storage, &loser, found)?;
     }
     Ok(chosen)
+}
+
+/// Whether a compacted segment is there to its footer. When the power went before its sync, header and trailer may be on the disk and what
+/// is between them not.
+fn is_whole(segment: &Arc<Segment>) -> io::Result<bool> {
+    if segment.footer_offset()?.is_none() {
+        return Ok(false);
+    }
+    let (mut walker, mut ended) = (Walker::new(Arc::clone(segment)), false);
+    loop {
+        match walker.next(segment.groups_end(), &|_| true)? {
+            Step::End => return Ok(ended),
+            Step::Damaged { .. } | Step::Skipped { .. } => return Ok(false),
+            Step::Frame(found) => ended = found.header.kind == Kind::Footer as u8,
+        }
+    }
 }
 
 /// Puts a file that holds nothing of worth among the free ones.

@@ -394,6 +394,31 @@ async fn a_compaction_that_fails_leaves_no_spoilt_file_behind_and_loses_nothing(
     }
 }
 
+/// The power went before the sync of a copy, and its header and trailer reached the disk without its records: it was taken for whole, and
+/// the original was wiped.
+#[tokio::test]
+async fn a_copy_of_which_only_the_ends_reached_the_disk_is_not_taken_for_the_original() {
+    let disk = SimDisk::new();
+    let spool = with_stalled_lanes(&disk).await;
+    let log = &spool.opened(Class::Clinical).log;
+    let source = log.state().segments[&1].segment.clone();
+    let original = disk.bytes(&source.name);
+    compact_segment(&spool, 1);
+    let copy = log.state().segments[&1].segment.clone();
+    spool.close();
+    source.file.write_at(&original, 0).unwrap();
+    let between = usize::try_from(copy.groups_end() - segment::FIRST_GROUP).unwrap();
+    copy.file.write_at(&vec![0; between], segment::FIRST_GROUP).unwrap();
+    source.file.sync().unwrap();
+    copy.file.sync().unwrap();
+    let spool = open(&disk.after_kill(), 32);
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("stalled"));
+    assert!(drain(&spool, &mut lane).await == [body(1, 100_000), body(9, 100)]);
+    let mut lane = spool.lane(Class::Clinical, &name("icu"), &name("slow"));
+    assert!(drain(&spool, &mut lane).await == [body(2, 300_000)]);
+    spool.close();
+}
+
 /// Pieces of a delivered message go when their segment is compacted, its record in the next segment stays.
 #[tokio::test]
 async fn a_message_that_lost_its_first_pieces_to_compaction_is_not_replayed() {
