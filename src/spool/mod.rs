@@ -37,7 +37,7 @@
 //! | record | says | covers |
 //! |---|---|---|
 //! | OPENING | when, the segment before and how many groups it has, damage that is known | with CURSOR, DEAD and known GAP in the first group: the checkpoint |
-//! | DATA | by what people find it; id if it is not derived, what the source said, SHA-256, length, places of earlier pieces; last piece of the body | commits a message |
+//! | DATA | by what people find it; id if it is not derived, what the source said, digest (of images BLAKE3, else SHA-256), length, places of earlier pieces; last piece of the body | commits a message |
 //! | FRAGMENT | stream number; a piece of up to 256 KiB | nothing by itself: without its DATA it is litter |
 //! | CURSOR | lane, place | all of the lane up to and with the place is done |
 //! | DEAD, DISCARD | message, upstream, why; who | a dead letter begins, ends |

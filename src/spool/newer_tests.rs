@@ -208,7 +208,7 @@ async fn a_segment_of_a_newer_version_is_left_alone() {
         // The quota is full at last: what is stored or refused then is not the question.
         let _stored_or_refused = commit(&spool, Class::Clinical, &["engine"], &body(number, 20_000)).await;
     }
-    assert_eq!(spool.opened(Class::Clinical).log.state().foreign, [file.clone()]);
+    assert_eq!(spool.opened(Class::Clinical).log.state().foreign, std::slice::from_ref(&file));
     spool.close();
     assert!(disk.bytes(&file) == before, "it is written over");
 }
