@@ -85,6 +85,7 @@ fn make_room(log: &Log) -> Option<FreeFile> {
             return Some(file);
         }
     }
+    make_up_reserve(log);
     while compact_one(log) {
         // One that was compacted before gives back no file that could be the reserve: the room that it made goes there first.
         ensure_reserve(log);
@@ -93,6 +94,20 @@ fn make_room(log: &Log) -> Option<FreeFile> {
         }
     }
     None
+}
+
+/// A compaction that the power cut short costs the file that it wrote into, and a full quota gives no other: it is passed over by one
+/// segment when a compaction is worth it, which soon gives more back.
+fn make_up_reserve(log: &Log) {
+    let size = log.limits().segment_bytes;
+    let missing = {
+        let state = log.state();
+        state.reserve.is_none() && most_worth(&state, By::Log, size).is_some()
+    };
+    if missing {
+        let made = make_file(log, size, Fill::at_need(log.class)).ok();
+        log.state().reserve = made;
+    }
 }
 
 /// What comes free once the cursors that are only in memory are in the log, or another checkpoint is.
