@@ -155,8 +155,8 @@ pub fn gain_of_cursors(log: &Log) -> Gain {
     gain
 }
 
-/// A file of its own for a checkpoint of `bytes` and some control records, whatever the quota is: it is given back when another segment is
-/// begun after the next one.
+/// A file of its own for a checkpoint of `bytes` and some control records, whatever the quota is: it is given back when nothing in it is
+/// needed and a file is looked for. All of them together take no more than a full segment; `None` when they would.
 pub fn make_small(log: &Log, bytes: u64) -> Option<FreeFile> {
     let full = log.limits().segment_bytes;
     let size = (full / SMALL_SHARE + FIRST_GROUP + bytes).next_multiple_of(BLOCK as u64);

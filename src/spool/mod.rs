@@ -64,7 +64,9 @@
 //! # Space
 //!
 //! Files are prepared once and recycled; one is kept for compaction, a part of the active segment for control records, and of that a part for
-//! cursors, so that draining is always possible (`compact`). For a time a full log may have small files beyond its quota, together at most a segment. There is no silent expiry: delivered originals stay for `keep-delivered`, space permitting.
+//! cursors, so that draining is always possible (`compact`). For a time a full log may have
+//! small files beyond its quota, together at most a segment, and a file for compaction that a power cut cost it before. There is no silent
+//! expiry: delivered originals stay for `keep-delivered`, space permitting.
 //!
 //! # The rooms within
 //!

@@ -15,7 +15,7 @@ use super::record::{self, Dead, Discard, Gap, Kind, Replay};
 use super::seal::Algorithm;
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, source_tag};
+use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, recovery, source_tag};
 use crate::envelope::{BodyError, Class, Envelope, UNREADABLE};
 use crate::status::{Alarm, LaneStatus, LogStatus, Turns};
 use crate::values::{ByteSize, Name, counted};
@@ -306,7 +306,7 @@ enum Retry {
 /// What becomes of a dead letter that is to be tried again. One that was a replay itself points to the same original.
 fn retry_of(log: &Log, dead: &Dead) -> Retry {
     let found = log.record(dead.at, None).ok();
-    if found.as_ref().is_some_and(super::recovery::is_unread) {
+    if found.as_ref().is_some_and(recovery::is_unread) {
         return Retry::NotYet;
     }
     let of = |kind: Kind| found.as_ref().filter(|found| found.header.kind == kind as u8);
@@ -392,7 +392,10 @@ fn log_alarms(log: &Log) -> Vec<Alarm> {
         alarms.push(alarm("damaged", damage.join("; ")));
     }
     if foreign > 0 {
-        let text = format!("{} left alone: under a key that is not in this keyring", counted(foreign as u64, "file"));
+        let text = format!(
+            "{} left alone: under a key that is not in this keyring, or of a newer version, which reads them when it is back",
+            counted(foreign as u64, "file")
+        );
         alarms.push(alarm("foreign-files", text));
     }
     alarms

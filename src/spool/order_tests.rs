@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::log::Limits;
 use super::sim::{Dice, SimDisk};
 use super::space_tests::{KEPT_MS, roll, write_cursors};
 use super::tests::{body, commit, commit_of, name, open, waiting};
@@ -111,6 +112,25 @@ async fn full_and_taken(slow: bool, used_up: bool, kills: u32) -> (SimDisk, Spoo
     }
     take(&spool, &mut quick, u64::MAX).await;
     (disk, spool, sent)
+}
+
+/// A power cut in the middle of a compaction costs the reserve: where the quota had no room for another the log was full for good.
+#[tokio::test]
+async fn a_full_log_that_lost_its_reserve_makes_room_all_the_same() {
+    let (_disk, spool, _) = full_and_taken(true, false, 0).await;
+    write_cursors(&spool);
+    let log = &spool.opened(Class::Clinical).log;
+    let reserve = compact::take_reserve(log).unwrap();
+    log.storage.remove(&reserve.name).unwrap();
+    let held: u64 = {
+        let state = log.state();
+        assert!(!state.has_spare());
+        state.segments.values().map(|held| held.segment.bytes).sum()
+    };
+    log.set_limits(Limits { quota: held, ..log.limits() });
+    goes_on(&spool, "quick", 15, "without a reserve").await;
+    assert!(log.state().reserve.is_some());
+    spool.close();
 }
 
 /// Stores a record that may use the last room of all; whether there was some.
