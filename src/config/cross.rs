@@ -1,4 +1,5 @@
-//! What only the whole file shows: routes that lead nowhere, sources that nobody listens to, two listeners at one address.
+//! What only the whole file shows: routes that lead nowhere, sources that nobody listens to, two listeners at one address, two
+//! upstreams in each other's way at one broker.
 //!
 //! Names are taken from the document and not from the sections that could be read: a problem inside a section must not
 //! make its name unknown elsewhere.
@@ -18,6 +19,7 @@ use crate::source::astm;
 use crate::spool::{self, KeyError, SpoolConfig};
 use crate::system::credentials::{self, CredentialError};
 use crate::system::disk;
+use crate::upstream::mqtt;
 use crate::values::{ASSEMBLY, ByteSize, Listen, Name, Problems, STORAGE_COMMITMENT};
 
 /// Checks the whole; `routes` and `spool` are `None` when they have problems of their own.
@@ -45,6 +47,7 @@ pub fn check(
     }
     check_addresses(document, &sources, problems);
     check_ports(document, &sources, problems);
+    check_brokers(document, &upstreams, problems);
     if let Some(spool) = spool {
         check_quotas(spool, problems);
         check_analysers(document, &sources, spool, problems);
@@ -217,6 +220,36 @@ fn check_ports(document: &Document<'_>, sources: &[String], problems: &mut Probl
     }
 }
 
+/// Two upstreams of one broker: a client id there has one connection, and the topic of the status one state.
+fn check_brokers(document: &Document<'_>, upstreams: &[String], problems: &mut Problems) {
+    let mut clients: BTreeMap<[String; 2], &String> = BTreeMap::new();
+    let mut statuses: BTreeMap<[String; 2], &String> = BTreeMap::new();
+    for name in upstreams.iter().filter(|name| !is_retired(document, name)) {
+        let text = |key| document.value(&["upstream", name, "mqtt", key]).and_then(|value| value.get_ref().as_str());
+        let Some(address) = text("address").map(str::to_ascii_lowercase) else { continue };
+        if let Some(client) = text("client-id") {
+            if let Some(other) = clients.get(&[address.clone(), client.to_owned()]) {
+                let text = format!(
+                    "upstream \"{other}\" has this client id at this broker: each would throw the other one out; write another"
+                );
+                note_at(problems, &["upstream", name, "mqtt", "client-id"], &text);
+            }
+            clients.insert([address.clone(), client.to_owned()], name);
+        }
+        let root = text("topic-root").unwrap_or(mqtt::TOPIC_ROOT);
+        if let Some(other) = statuses.get(&[address.clone(), root.to_owned()]) {
+            let text = format!(
+                "upstream \"{other}\" tells its state on the same topic of this broker: when one of them is cut off, both are shown as \
+                 offline; write another topic-root if somebody watches it"
+            );
+            problems.under("upstream", |problems| {
+                problems.under(name, |problems| problems.under("mqtt", |problems| problems.warn("topic-root", text)));
+            });
+        }
+        statuses.insert([address, root.to_owned()], name);
+    }
+}
+
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || everywhere)
@@ -306,5 +339,49 @@ fn check_missing(spool: &SpoolConfig, file: &Path, problems: &mut Problems) {
             ),
         ),
         Err(error) => problems.warn("path", format!("{folder} can't be looked into: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::{LoadError, Loaded, load};
+    use crate::source::SourceConfig;
+    use crate::upstream::UpstreamConfig;
+
+    /// What is said of two MQTT upstreams of one file, `a` and `b`.
+    fn told_of_brokers(a: &str, b: &str) -> Vec<String> {
+        let head = "[gateway]\nname = \"box\"\nsite = \"here\"\n[spool]\npath = \"spool\"\nkey = \"dev.key\"\n";
+        let route = "[source.s.mllp]\nlisten = \"127.0.0.1:0\"\n[[route]]\nfrom = [\"s\"]\nto = [\"a\", \"b\"]\n";
+        let upstream = |name: &str, keys: &str| format!("[upstream.{name}.mqtt]\nplain = true\n{keys}\n");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gateway.toml");
+        fs::write(&file, format!("{head}{route}{}{}", upstream("a", a), upstream("b", b))).unwrap();
+        let report = match load::<SourceConfig, UpstreamConfig>(&file) {
+            Ok(Loaded { report, .. }) | Err(LoadError::Bad(report)) => report,
+            Err(other) => panic!("{other}"),
+        };
+        let shown = report.findings().iter();
+        shown.map(|finding| format!("{}{}", if finding.warning { "warning: " } else { "" }, finding.text)).collect()
+    }
+
+    #[test]
+    fn upstreams_in_each_others_way_at_one_broker_are_told_apart_from_those_at_two() {
+        let told = told_of_brokers("address = \"broker:1883\"", "address = \"Broker:1883\"");
+        let [only] = &told[..] else { panic!("{told:?}") };
+        assert!(only.starts_with("warning: upstream \"a\" tells its state on the same topic"), "{only}");
+        let told = told_of_brokers(
+            "address = \"broker:1883\"\nclient-id = \"box\"",
+            "address = \"broker:1883\"\nclient-id = \"box\"\ntopic-root = \"other\"",
+        );
+        let [only] = &told[..] else { panic!("{told:?}") };
+        assert!(only.starts_with("upstream \"a\" has this client id at this broker"), "{only}");
+        let other_root = "address = \"broker:1883\"\ntopic-root = \"other\"";
+        for (a, b) in [("broker:1883", "broker:1884"), ("broker:1883", "spare:1883")] {
+            let address = |at: &str| format!("address = \"{at}\"\nclient-id = \"box\"");
+            assert_eq!(told_of_brokers(&address(a), &address(b)), Vec::<String>::new());
+        }
+        assert_eq!(told_of_brokers("address = \"broker:1883\"", other_root), Vec::<String>::new());
     }
 }

@@ -29,6 +29,8 @@ use crate::values::{HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::mqtt::{Fault, Granted};
 use crate::wire::mqtt_label::{Label, PARTS_MAX, Part};
 
+/// `topic-root` unless given.
+pub const TOPIC_ROOT: &str = "wardgate";
 /// Longest body that goes out in one packet, and longest part of a longer one.
 pub const PART_BYTES_MAX: usize = 256 << 10;
 /// Shortest part that is worth sending: a broker that takes less is not usable.
@@ -370,7 +372,7 @@ fn unreadable(error: BodyError) -> SendError {
 }
 
 fn default_root() -> String {
-    "wardgate".into()
+    TOPIC_ROOT.into()
 }
 
 fn default_keep_alive() -> Span {
