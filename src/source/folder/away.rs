@@ -9,6 +9,9 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::rand;
+use data_encoding::HEXLOWER;
+
 use super::scan::Seen;
 use super::take::Held;
 use crate::envelope::MessageId;
@@ -120,26 +123,39 @@ impl Places {
     fn finish(&self, from: &Path, seen: &Seen, id: MessageId) -> io::Result<()> {
         let Some(done) = &self.done else { return self.root.remove_file(from) };
         done.make_folders(seen.path.parent().unwrap_or_else(|| Path::new("")))?;
-        let moved = match self.root.rename(from, done, &seen.path) {
-            // A name that is taken there keeps its file: this one gets its message's id behind its name.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                self.root.rename(from, done, &with_id(&seen.path, id))
+        // A name that is taken there keeps its file: this one gets its message's id behind its name, or, when the very same file was put
+        // there before, also something that no other has. Where the name is too long for that, it is left out.
+        let (name, again) = (seen.path.as_path(), random()?);
+        let to = [
+            name.to_owned(),
+            with(name, &format!(".{id}")),
+            with(name, &format!(".{id}.{again}")),
+            name.with_file_name(id.to_string()),
+            name.with_file_name(format!("{id}.{again}")),
+        ];
+        let mut refused = ErrorKind::AlreadyExists.into();
+        for to in &to {
+            match self.root.rename(from, done, to) {
+                Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::InvalidFilename) => {
+                    refused = error
+                }
+                moved => return moved,
             }
-            moved => moved,
-        };
-        match moved {
-            Err(error) if error.kind() == ErrorKind::InvalidFilename => {
-                self.root.rename(from, done, &seen.path.with_file_name(id.to_string()))
-            }
-            moved => moved,
         }
+        Err(refused)
     }
 }
 
-fn with_id(path: &Path, id: MessageId) -> PathBuf {
+fn with(path: &Path, behind: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{id}"));
+    name.push(behind);
     path.with_file_name(name)
+}
+
+fn random() -> io::Result<String> {
+    let mut random = [0; 4];
+    rand::fill(&mut random).map_err(|_| io::Error::other("the system gives no random numbers"))?;
+    Ok(HEXLOWER.encode(&random))
 }
 
 /// A file of the folder of our own gets its name again, or one like it when that is taken.
@@ -297,6 +313,21 @@ mod tests {
             assert!(!root.path().join("a").exists());
             places.tidy([Path::new("a")].into_iter());
             assert!(!root.path().join(TAKEN).exists());
+        }
+    }
+
+    #[test]
+    fn each_further_copy_of_a_file_that_is_kept_finds_a_name_of_its_own() {
+        for name in ["a", &"x".repeat(250)] {
+            let root = tempfile::tempdir().unwrap();
+            let done = root.path().join("done");
+            let places = Places::open(root.path(), &Afterwards::Move(done.clone())).unwrap();
+            for copies in 1..=4 {
+                replace(root.path(), name, "the same");
+                let file = seen(root.path(), name);
+                assert!(places.put_away(&file, &read(root.path(), &file), id(1)).unwrap());
+                assert_eq!(fs::read_dir(&done).unwrap().count(), copies);
+            }
         }
     }
 
