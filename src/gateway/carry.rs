@@ -18,7 +18,7 @@ use crate::admin::answers::{Code, Damage, ExportReport, ImportReport, Refusal, V
 use crate::admin::ids::IdPattern;
 use crate::admin::operator::{Answer, Inlet, Outlet};
 use crate::admin::verbs::{ExportRequest, ImportRequest};
-use crate::envelope::MessageId;
+use crate::envelope::{BodyError, MessageId};
 use crate::spool::{Damaged, ImportError, Seen, Sight, Spool, Writing};
 use crate::upstream::sealing::{Sealer, Sealing};
 
@@ -52,10 +52,14 @@ impl Gateway {
         while let Some(sight) = sights.recv().await {
             match sight.map_err(failed)? {
                 Sight::Segments { done, total } => outlet.progress("segments", done, Some(total)).await,
-                Sight::Message(seen) => {
-                    named.note(seen.envelope.id)?;
-                    damaged += u64::from(!exporting.message(&seen).await?);
-                }
+                Sight::Message(seen) => match exporting.message(&seen).await? {
+                    Exported::Whole => named.note(seen.envelope.id)?,
+                    Exported::Unreadable => {
+                        damaged += 1;
+                        named.note(seen.envelope.id)?;
+                    }
+                    Exported::Gone => {}
+                },
                 Sight::Damage(_) => damaged += 1,
             }
         }
@@ -174,6 +178,17 @@ pub(super) fn survey(
     sights
 }
 
+/// What became of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Exported {
+    /// It is part of the export.
+    Whole,
+    /// It can't be read and should be.
+    Unreadable,
+    /// It was held when it was found, and is not any more.
+    Gone,
+}
+
 /// An export that is being sealed and handed out.
 struct Exporting<'a> {
     sealing: Sealing,
@@ -189,8 +204,8 @@ impl<'a> Exporting<'a> {
         Ok(Self { sealing, writing, outlet })
     }
 
-    /// Adds a message; false when its body can't be read: it is then not part of the export.
-    async fn message(&mut self, seen: &Seen) -> Answer<bool> {
+    /// Adds a message; when its body can't be read it is not part of the export.
+    async fn message(&mut self, seen: &Seen) -> Answer<Exported> {
         let envelope = &seen.envelope;
         self.push(&self.writing.head(envelope)).await?;
         let mut reader = envelope.body.reader();
@@ -199,15 +214,19 @@ impl<'a> Exporting<'a> {
                 Ok(Some(bytes)) => self.push(&Writing::piece(&bytes)).await?,
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(id = %envelope.id, %error, "a message can't be exported");
                     self.push(&Writing::give_up()).await?;
-                    return Ok(false);
+                    // Nobody waits for it, and its place was needed meanwhile.
+                    if matches!(error, BodyError::Gone(_)) && !seen.is_owed() {
+                        return Ok(Exported::Gone);
+                    }
+                    tracing::error!(id = %envelope.id, %error, "a message can't be exported");
+                    return Ok(Exported::Unreadable);
                 }
             }
         }
         let whole = self.writing.whole(envelope.body.len());
         self.push(&whole).await?;
-        Ok(true)
+        Ok(Exported::Whole)
     }
 
     async fn push(&mut self, plain: &[u8]) -> Answer<()> {
