@@ -511,6 +511,7 @@ pub(super) fn compact(log: &Log, order: u64) -> io::Result<bool> {
         log.storage.sync_folder(log.class.as_str())?;
     }
     log.synced.send_modify(|version| *version += 1);
+    tracing::debug!(log = %log.class, segment = order, gained, "a segment was compacted");
     Ok(gained >= log.limits().segment_bytes / GAIN_SHARE)
 }
 

@@ -81,7 +81,8 @@ def make_memory_disk(executable, key, path):
     if shutil.which("aarch64-linux-gnu-strip"):
         subprocess.run(["aarch64-linux-gnu-strip", root / "usr/bin/wardgate"], check=True)
     names = {"CONTROL_SOCKET": "/run/wardgate/control.sock", "SPOOL": "/spool", "KEY": "/etc/wardgate/key"}
-    configuration(root / "etc/wardgate/gateway.toml", LISTEN="0.0.0.0:2575", ENGINE_HOST="10.0.2.2", **names)
+    names |= {"MONITORS_LISTEN": "0.0.0.0:2575", "ANALYSERS_LISTEN": "0.0.0.0:2576", "UPSTREAM_HOST": "10.0.2.2"}
+    configuration(root / "etc/wardgate/gateway.toml", **names)
     (root / "etc/wardgate/key").write_bytes(key)
     (root / "etc/wardgate/key").chmod(0o600)
     pack(root, path)
@@ -95,11 +96,11 @@ def free_port():
 class Guest:
     """One life of the machine and of its disk, from power on to power off."""
 
-    def __init__(self, folder, engine_port, ignore_flush=False, log=None):
+    def __init__(self, folder, ways, ignore_flush=False, log=None):
         self.folder = Path(folder)
         self.said, self.changed = [], threading.Condition()
         self._start_disk(ignore_flush, log)
-        self._start_machine(engine_port)
+        self._start_machine(ways)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _start_disk(self, ignore_flush, log):
@@ -113,14 +114,15 @@ class Guest:
                 raise Fault("the disk did not start")
             time.sleep(0.01)
 
-    def _start_machine(self, engine_port):
-        """The port to the guest is chosen by us and may be taken by another program before qemu has it: then another one."""
+    def _start_machine(self, ways):
+        """The ports to the guest are chosen by us and may be taken by another program before qemu has them: then others."""
         for _ in range(5):
-            self.port = free_port()
+            # Where its sources listen, one of each way.
+            self.ports = [free_port() for _ in ways]
             # In a session of its own, as the machine of somebody else: an interrupt of the rig is no power cut, and the kernel
             # gives each box its share of a busy host.
             self.machine = subprocess.Popen(
-                self._command(engine_port),
+                self._command(*(way.engine.port for way in ways)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -134,15 +136,15 @@ class Guest:
         self.disk.kill()
         raise Fault(f"qemu ends at once: {error}")
 
-    def _command(self, engine_port):
+    def _command(self, engine, archive):
         return [
             "qemu-system-aarch64", "-nodefaults", "-M", "virt", "-cpu", "cortex-a53", "-smp", "1", "-m", str(MEMORY_MB),
             "-accel", "tcg", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
             "-kernel", PARTS / "vmlinuz", "-initrd", self.folder / "memory.cpio",
-            "-append", f"console=ttyAMA0 quiet panic=-1 engine={engine_port}",
+            "-append", f"console=ttyAMA0 quiet panic=-1 engine={engine} archive={archive}",
             "-drive", f"if=none,id=spool,format=raw,cache=writeback,file=nbd+unix:///?socket={self.folder}/disk.sock",
             "-device", "virtio-blk-pci,drive=spool", "-device", "virtio-rng-pci",
-            "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:2575",
+            "-netdev", "user,id=net" + "".join(f",hostfwd=tcp:127.0.0.1:{on}-:{to}" for on, to in zip(self.ports, (2575, 2576))),
             "-device", "virtio-net-pci,netdev=net,romfile=",
         ]  # fmt: skip
 
@@ -152,8 +154,11 @@ class Guest:
                 self.said.append(line.decode(errors="replace").strip())
                 self.changed.notify_all()
 
+    def times_said(self, words):
+        return sum(words in line for line in self.said)
+
     def has_said(self, words):
-        return any(words in line for line in self.said)
+        return self.times_said(words) > 0
 
     def runs(self):
         """False once it is known that wardgate does not come back."""

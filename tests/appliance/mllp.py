@@ -13,8 +13,8 @@ import time
 VT, END = b"\x0b", b"\x1c\r"
 # How long an answer may take: the guest is an emulated machine on a busy host.
 PATIENCE_S = 180
-# Every so many messages one is longer than what the service keeps in memory until it is whole.
-LONG_EVERY = 25
+# Every so many messages one is longer than what the service keeps in memory until it is whole; a log is soon full of the second kind.
+LONG_EVERY, OFTEN_LONG_EVERY = 25, 3
 LONG_BYTES_MAX = 600_000
 SHORT_BYTES_MAX = 3_000
 
@@ -87,11 +87,12 @@ class Ledger:
 
 
 class Device(threading.Thread):
-    """Sends numbered messages, each when the one before was answered, until its connection ends."""
+    """Sends numbered messages, each when the one before was answered and so many seconds are over, until its connection ends."""
 
-    def __init__(self, port, ledger, name, seed):
+    def __init__(self, port, ledger, name, seed, long_every=LONG_EVERY, pause=0):
         super().__init__(daemon=True)
         self.port, self.ledger, self.name, self.random = port, ledger, name, random.Random(seed)
+        self.long_every, self.pause = long_every, pause
         self.start()
 
     def run(self):
@@ -100,8 +101,9 @@ class Device(threading.Thread):
                 frames, number = Frames(peer), 0
                 while True:
                     number += 1
-                    most = LONG_BYTES_MAX if self.random.randrange(LONG_EVERY) == 0 else SHORT_BYTES_MAX
+                    most = LONG_BYTES_MAX if self.random.randrange(self.long_every) == 0 else SHORT_BYTES_MAX
                     self.ledger.exchange(frames, message(f"{self.name}-{number}", self.random.randrange(most)))
+                    time.sleep(self.pause)
         except (EOFError, OSError):
             pass
 
@@ -198,6 +200,19 @@ class Engine:
             self.when[name] = time.monotonic()
             self.order.append(name)
         self.changed.notify_all()
+
+
+class Way:
+    """A source's devices, the upstream that it is routed to, and what both write down."""
+
+    def __init__(self):
+        self.ledger, self.engine = Ledger(), Engine()
+
+    def come_back(self, port, number, alive):
+        """Sends a marker until it is acknowledged, and waits until it has come out; whether it has."""
+        self.engine.open()
+        marker = f"MARKER-{number}"
+        return send_until_acknowledged(port, self.ledger, message(marker), alive) and self.engine.wait_for(marker, alive)
 
 
 def judge(ledger, engine, until=None, before=()):
