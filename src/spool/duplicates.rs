@@ -6,7 +6,7 @@
 //! `index` fills it at a start, so that a message which was acknowledged just before a power cut is known after it.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest;
@@ -110,7 +110,7 @@ impl Duplicates {
     /// Asks for a key at uptime `now_ms`.
     pub fn claim(&self, key: Key, now_ms: u64) -> Verdict<'_> {
         let mut inner = self.lock();
-        inner.forget(now_ms.saturating_sub(self.window_ms));
+        inner.forget_before(now_ms.saturating_sub(self.window_ms));
         match inner.known.get(&key) {
             Some(Known::Stored(id, _)) => Verdict::Repeat(*id),
             Some(Known::Underway(told)) => Verdict::Wait(told.clone()),
@@ -127,6 +127,14 @@ impl Duplicates {
     pub fn remember(&self, key: Key, id: MessageId, at_ms: u64) {
         let mut inner = self.lock();
         inner.store(key, id, at_ms);
+    }
+
+    /// Forgets these messages: when a device sends one of them again, it is stored again.
+    pub fn forget(&self, messages: &HashSet<MessageId>) {
+        let mut inner = self.lock();
+        let is_one = |known: &Known| matches!(known, Known::Stored(id, _) if messages.contains(id));
+        let keys: Vec<Key> = inner.known.iter().filter(|(_, known)| is_one(known)).map(|(key, _)| *key).collect();
+        keys.iter().for_each(|key| inner.remove(key));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -160,7 +168,7 @@ impl Inner {
         }
     }
 
-    fn forget(&mut self, before_ms: u64) {
+    fn forget_before(&mut self, before_ms: u64) {
         while self.oldest.front().is_some_and(|(at_ms, _)| *at_ms < before_ms) {
             self.drop_oldest();
         }

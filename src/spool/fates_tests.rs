@@ -8,10 +8,15 @@ use super::record::Discard;
 use super::sim::SimDisk;
 use super::space_tests::lose_groups;
 use super::tests::{body, name, open, waiting};
-use super::{Committed, Lane, Place, ReplayOrder, Spool, compact};
+use super::{CommitError, Committed, Lane, Place, ReplayOrder, Spool, compact};
 use crate::envelope::{Flags, MessageId, Meta};
 
 async fn send(spool: &Spool, instance: &str, body: &[u8], targets: &[&str]) {
+    let stored = commit(spool, instance, body, targets).await;
+    assert!(matches!(stored, Ok(Committed::Stored(_) | Committed::Differing(_))), "{instance}");
+}
+
+async fn commit(spool: &Spool, instance: &str, body: &[u8], targets: &[&str]) -> Result<Committed, CommitError> {
     let source = name("ct");
     let mut draft = spool.begin(CLASS, &source);
     draft.write(body).await.unwrap();
@@ -25,8 +30,7 @@ async fn send(spool: &Spool, instance: &str, body: &[u8], targets: &[&str]) {
         received: spool.now(),
         tokens: Vec::new(),
     };
-    let stored = draft.commit(meta).await;
-    assert!(matches!(stored, Ok(Committed::Stored(_) | Committed::Differing(_))), "{instance}");
+    draft.commit(meta).await
 }
 
 fn fates(spool: &Spool, instances: &[&str]) -> Vec<Fate> {
@@ -91,6 +95,27 @@ async fn what_was_refused_or_discarded_has_failed_and_what_was_put_back_is_under
     assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), [Fate::Failed, Fate::Underway, Fate::Failed]);
     deliver(&mut archive, 1).await;
     assert_eq!(fates(&spool, &["1.2.1", "1.2.2", "1.2.3"]), [Fate::Failed, Fate::Delivered, Fate::Failed]);
+}
+
+#[tokio::test]
+async fn what_a_person_discarded_is_stored_when_it_is_sent_again_and_what_is_tried_again_is_not() {
+    let spool = open(&SimDisk::new(), 8);
+    let mut archive = lane(&spool, "archive");
+    for (number, instance) in (1..).zip(["1.2.1", "1.2.2"]) {
+        send(&spool, instance, &body(number, 500), &["archive"]).await;
+        refuse(&mut archive).await;
+    }
+    let mut dead = spool.dead();
+    dead.sort_by_key(|dead| dead.at);
+    spool.discard(&dead[..1], None).await.unwrap();
+    spool.retry(&dead[1..], None).await.unwrap();
+    send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
+    assert!(matches!(commit(&spool, "1.2.2", &body(2, 500), &["archive"]).await, Ok(Committed::Repeat(_))));
+    assert_eq!(
+        waiting(&spool, &mut archive).await.len(),
+        2,
+        "that which was sent again, and that which is tried again"
+    );
 }
 
 #[tokio::test]

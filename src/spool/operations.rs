@@ -154,12 +154,15 @@ impl Spool {
         self.settle_dead(chosen, by, true).await
     }
 
-    /// Gives dead letters up. Durable when it returns; tells how many there were.
+    /// Gives dead letters up. Durable when it returns; tells how many there were. Who discards one and has it sent again by its device
+    /// wants it stored again: it is no second copy then, at least until the next start.
     ///
     /// # Errors
     /// [`CommitError`].
     pub async fn discard(&self, chosen: &[Dead], by: Option<u32>) -> Result<u64, CommitError> {
-        self.settle_dead(chosen, by, false).await
+        let count = self.settle_dead(chosen, by, false).await?;
+        self.inner.duplicates.forget(&chosen.iter().map(|dead| dead.id).collect());
+        Ok(count)
     }
 
     /// Takes note of all damage that was found, and of records that only a newer version can read: it is shown no more, and the segments
