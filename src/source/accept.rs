@@ -4,10 +4,11 @@
 //! or a short pause. A permit is taken before a connection is accepted, so that those over the limit wait in the kernel's queue
 //! and not in our memory. The TLS handshake has its own task and its own time limit.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -29,6 +30,11 @@ use crate::values::{Listen, Problems};
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// One peer's share of the connections, one in so many, for handshakes that are not done: who begins them and says nothing keeps
+/// nobody out.
+const HANDSHAKE_SHARE: usize = 4;
+/// Handshakes that a peer may always have under way.
+const HANDSHAKES_LEAST: usize = 8;
 /// How long nothing is accepted after the process or the system ran out of files or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(250);
 /// How long connections have to finish what they are at once the source stops; then they are cut.
@@ -62,6 +68,8 @@ pub struct Listener {
 struct Door {
     rules: Rules,
     tls: Option<TlsAcceptor>,
+    /// TLS handshakes that are under way, by peer.
+    greeting: Mutex<HashMap<IpAddr, usize>>,
     strangers: Seldom,
     handshakes: Seldom,
     full: Seldom,
@@ -88,7 +96,15 @@ impl Listener {
         let (socket, endpoint) = bound.await.map_err(|error| explain_bind(listen, &error))?;
         let permits = Arc::new(Semaphore::new(rules.connections));
         let quiet = Seldom::default;
-        let door = Door { rules, tls, strangers: quiet(), handshakes: quiet(), full: quiet(), exhausted: quiet() };
+        let door = Door {
+            rules,
+            tls,
+            greeting: Mutex::default(),
+            strangers: quiet(),
+            handshakes: quiet(),
+            full: quiet(),
+            exhausted: quiet(),
+        };
         Ok(Self { socket: Some(socket), endpoint, door: Arc::new(door), permits })
     }
 
@@ -187,13 +203,56 @@ impl Door {
             }
             return;
         }
-        match stream::accept(tcp, peer, self.tls.as_ref(), HANDSHAKE_TIME_MAX).await {
+        match self.greet(tcp, peer).await {
             Ok(stream) => serve(stream).await,
             Err(cause) => {
                 counters.turned_away.one();
                 if let Some(unsaid) = self.handshakes.speak() {
                     tracing::warn!(%peer, cause, unsaid, "turned away: no TLS");
                 }
+            }
+        }
+    }
+
+    async fn greet(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Stream, String> {
+        let _greeting = match self.tls {
+            None => None,
+            Some(_) => Some(Greeting::begin(self, peer.ip().to_canonical())?),
+        };
+        stream::accept(tcp, peer, self.tls.as_ref(), HANDSHAKE_TIME_MAX).await
+    }
+
+    fn greeting(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.greeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handshake, counted while it is under way.
+struct Greeting<'a> {
+    door: &'a Door,
+    peer: IpAddr,
+}
+
+impl<'a> Greeting<'a> {
+    fn begin(door: &'a Door, peer: IpAddr) -> Result<Self, String> {
+        let most = (door.rules.connections / HANDSHAKE_SHARE).max(HANDSHAKES_LEAST);
+        let mut greeting = door.greeting();
+        let count = greeting.entry(peer).or_default();
+        if *count >= most {
+            return Err(format!("{most} TLS handshakes of this peer are under way: does it speak TLS?"));
+        }
+        *count += 1;
+        Ok(Self { door, peer })
+    }
+}
+
+impl Drop for Greeting<'_> {
+    fn drop(&mut self) {
+        let mut greeting = self.door.greeting();
+        if let Some(count) = greeting.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                greeting.remove(&self.peer);
             }
         }
     }
@@ -291,6 +350,7 @@ fn explain_bind(listen: Listen, error: &io::Error) -> SourceError {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
 
@@ -397,6 +457,29 @@ mod tests {
         assert!(echoes(&mut good).await, "a silent handshake held up the others");
         running.until(|counters| counters.turned_away.value() == 1 && counters.connections.value() == 2).await;
         drop(silent);
+    }
+
+    #[tokio::test]
+    async fn one_peer_that_begins_many_handshakes_and_says_nothing_leaves_places_for_others() {
+        let pki = Pki::new();
+        let (certificate, key) = pki.leaf("server", &["localhost"]);
+        let tls = ServerTls { certificate, key, client_ca: None, client_certificate: Default::default() };
+        let running = Running::echo(&[], 64, Some(&tls)).await;
+        let mut silent = Vec::new();
+        for _ in 0..70 {
+            silent.push(TcpStream::connect(("127.0.0.1", running.address.port)).await.unwrap());
+        }
+        running.until(|counters| counters.turned_away.value() == 54 && counters.connections.value() == 16).await;
+        let other = TcpSocket::new_v4().unwrap();
+        other.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let tcp = other.connect(([127, 0, 0, 1], running.address.port).into()).await.unwrap();
+        let tls = ClientTls { ca: pki.ca(), certificate: None, key: None, server_name: None }.connector().unwrap();
+        let name = tls.server_name(&running.address).unwrap();
+        let mut good = tls.inner().connect(name, tcp).await.unwrap();
+        good.write_all(b"ping").await.unwrap();
+        let mut back = [0; 4];
+        good.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"ping");
     }
 
     #[tokio::test(start_paused = true)]

@@ -31,6 +31,8 @@ use crate::wire::dicom::values::Uid;
 const STALL_TIME: Duration = Duration::from_secs(60);
 /// An instance that has so many bytes more has earned another stall time: one that is slower keeps its room from others.
 const STEP_BYTES: u64 = 256 << 10;
+/// Stall times that can be earned ahead: who sent much at once may not keep its room for hours with nothing.
+const STEPS_AHEAD_MAX: u32 = 3;
 /// How long a message waits for room: less than a device waits for its answer, and than one that stalls can hold the room.
 const ROOM_TIME: Duration = Duration::from_secs(20);
 
@@ -267,24 +269,28 @@ struct Arrival {
 struct Pace {
     /// When it began; later by the time that our own storage took.
     since: Instant,
+    /// When more must have come of an instance.
+    due: Instant,
+    /// Bytes since the last step.
     bytes: u64,
+    stall: Duration,
 }
 
 impl Pace {
-    fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0 }
+    fn new(stall: Duration) -> Self {
+        let since = Instant::now();
+        Self { since, due: since + stall, bytes: 0, stall }
     }
 
     /// So many bytes came at `at`, and are stored now.
     fn went_on(&mut self, bytes: usize, at: Instant) {
-        self.since += at.elapsed();
-        self.bytes += bytes as u64;
-    }
-
-    /// When more must have come of an instance.
-    fn due(&self, stall: Duration) -> Instant {
-        let steps = u32::try_from(self.bytes / STEP_BYTES).unwrap_or(u32::MAX);
-        self.since + stall.saturating_mul(steps.saturating_add(1))
+        let ours = at.elapsed();
+        self.since += ours;
+        let bytes = self.bytes + bytes as u64;
+        let steps = u32::try_from(bytes / STEP_BYTES).unwrap_or(u32::MAX);
+        self.bytes = bytes % STEP_BYTES;
+        let most = Instant::now() + self.stall.saturating_mul(STEPS_AHEAD_MAX);
+        self.due = (self.due + ours + self.stall.saturating_mul(steps.min(STEPS_AHEAD_MAX))).min(most);
     }
 }
 
@@ -314,7 +320,7 @@ impl Session {
     fn deadline(&self) -> (Instant, Closing) {
         let Settings { idle, stall, .. } = *self.settings;
         let Some(Arrival { data, pace, .. }) = &self.arrival else { return (Instant::now() + idle, Closing::Idle) };
-        let due = if matches!(data, Data::Ask(_)) { pace.since + stall } else { pace.due(stall) };
+        let due = if matches!(data, Data::Ask(_)) { pace.since + stall } else { pace.due };
         let quiet = Instant::now() + stall;
         if due < quiet { (due, Closing::Slow) } else { (quiet, Closing::Idle) }
     }
@@ -381,7 +387,7 @@ impl Session {
             _ => Data::Scrap(Some(Answer { status: Status::UNRECOGNISED_OPERATION, words: "" })),
         };
         let (has_data_set, context) = (command.has_data_set, context.id);
-        self.arrival = Some(Arrival { context, command, data, pace: Pace::new() });
+        self.arrival = Some(Arrival { context, command, data, pace: Pace::new(self.settings.stall) });
         match has_data_set {
             true => Ok(()),
             false => self.finish().await,
@@ -454,16 +460,26 @@ impl Session {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_long_instance_has_the_longer_time_the_more_of_it_came() {
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_has_the_longer_time_the_more_of_it_came_but_never_hours_ahead() {
         let stall = Duration::from_secs(60);
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(stall);
         let began = pace.since;
-        assert_eq!(pace.due(stall), began + stall);
+        assert_eq!(pace.due, began + stall);
         for _ in 0..10 {
+            pace.went_on(30 << 10, Instant::now());
+        }
+        assert_eq!(pace.due, began + 2 * stall);
+        // A hundred megabytes at once.
+        for _ in 0..1000 {
             pace.went_on(100 << 10, Instant::now());
         }
-        let at_least = began + 4 * stall;
-        assert!((at_least..at_least + stall).contains(&pace.due(stall)));
+        assert_eq!(pace.due, began + 3 * stall);
+        // A slow one that goes on is never cut off.
+        for _ in 0..100 {
+            tokio::time::advance(Duration::from_secs(50)).await;
+            pace.went_on(256 << 10, Instant::now());
+            assert!(pace.due >= Instant::now() + stall);
+        }
     }
 }
