@@ -1,7 +1,8 @@
 //! A message on its way into a log: pieces of 256 KiB go to disk while it arrives, the last one commits it.
 //!
-//! The three things that cost time run beside each other: the task that brings the bytes takes their digest, the writer's thread
-//! seals and writes the piece before them, and the disk is at those before that. So the commit has little left to wait for but its sync.
+//! The things that cost time run beside each other: the task that brings the bytes takes their digest, the disk is at the piece before
+//! them, and so the commit has little left to wait for but its sync. Who seals and writes a piece: the task itself on a quick disk, since
+//! it takes less time than to wake another thread; the writer's thread on a slow one, and where several write at once.
 
 use std::sync::Arc;
 
@@ -246,7 +247,7 @@ impl Draft {
         let tag = source_tag(&self.log.keys().spool, &self.source);
         let records = vec![Prepared { kind: Kind::Fragment, tag, plaintext, effect, id: None }];
         let (reply, told) = oneshot::channel();
-        self.requests.send(Request::Append { records, control: false, reply });
+        self.requests.send_and_go_on(Request::Append { records, control: false, reply });
         self.streamed = true;
         self.underway = Some((told, u32::try_from(length).unwrap_or(u32::MAX)));
         Ok(())

@@ -60,6 +60,16 @@ impl Requests {
     /// As [`Requests::send`], for a caller that does nothing but wait for the reply: when nobody writes and nothing is queued
     /// the request is written here and now.
     pub fn send_and_wait(&self, request: Request) {
+        self.write_or_send(request, true);
+    }
+
+    /// As [`Requests::send`], for a caller that has other work meanwhile: it is written here and now only where that costs less than to
+    /// wake the writer's thread, on a disk that is quick.
+    pub fn send_and_go_on(&self, request: Request) {
+        self.write_or_send(request, false);
+    }
+
+    fn write_or_send(&self, request: Request, waits: bool) {
         // Only a runtime of several threads can spare this one for the time of a sync.
         let can_block = Handle::try_current().is_ok_and(|now| now.runtime_flavor() == RuntimeFlavor::MultiThread);
         if can_block && self.shared.queued.load(Ordering::SeqCst) == 0 {
@@ -69,11 +79,12 @@ impl Requests {
             {
                 // To hand this thread's other tasks over takes longer than a quick disk needs for a sync; a slow one must not hold
                 // them up, nor the only thread that there is.
-                match writer.is_quick() && Handle::current().metrics().num_workers() > 1 {
-                    true => writer.serve(request),
-                    false => block_in_place(|| writer.serve(request)),
+                if writer.is_quick() && Handle::current().metrics().num_workers() > 1 {
+                    return writer.serve(request);
                 }
-                return;
+                if waits {
+                    return block_in_place(|| writer.serve(request));
+                }
             }
         }
         self.send(request);
@@ -224,6 +235,17 @@ mod tests {
             assert!(told.try_recv().is_err() && requests.queued() == 1, "it waits for the writer's thread");
         }
         assert!(told.await.unwrap().is_ok());
+        spool.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_goes_on_meanwhile_writes_itself_on_a_quick_disk() {
+        let spool = open_spool(&SimDisk::new(), 8);
+        let requests = spool.opened(Class::Clinical).requests.clone();
+        requests.hold().pretend(true);
+        let (request, mut told) = asked();
+        requests.send_and_go_on(request);
+        assert!(told.try_recv().unwrap().is_ok());
         spool.close();
     }
 

@@ -178,6 +178,12 @@ impl Writer {
         self.quick
     }
 
+    /// For tests: as if the last sync had been quick, or slow.
+    #[cfg(test)]
+    pub fn pretend(&mut self, quick: bool) {
+        self.quick = quick;
+    }
+
     /// Whether it was told to stop.
     pub fn has_stopped(&self) -> bool {
         self.stopped
