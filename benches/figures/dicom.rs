@@ -2,8 +2,12 @@
 //!
 //! wardgate stores and forwards, to a `storescp` that writes what comes, but in the rows that say "storing only": there its archive is
 //! away, so that it does what `storescp` does. What it is compared with stores only, but in the row of Orthanc.
+//!
+//! Each is met in the same state: what the one before it left unwritten is on the disk, and some images were sent already. Else
+//! who follows pays for the writes of `storescp`, which does not sync, and who was idle before for a processor that slept.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::dicom_objects::dealt_out;
@@ -17,6 +21,8 @@ const QUOTA: &str = "12GiB";
 const ARRIVES_WITHIN: Duration = Duration::from_secs(600);
 /// Large objects of a run.
 const LARGE: usize = 4;
+/// Images that are sent before it is measured.
+const WARM_UP: usize = 40;
 const IDLES_AFTER: Duration = Duration::from_secs(3);
 
 /// Folders of this group; what is sent is made once.
@@ -26,6 +32,7 @@ struct Rooms {
     sink: PathBuf,
     study: Vec<PathBuf>,
     study_of_four: Vec<PathBuf>,
+    warm_up: Vec<PathBuf>,
     large: Vec<PathBuf>,
     large_of_four: Vec<PathBuf>,
 }
@@ -40,6 +47,7 @@ impl Rooms {
             sink: folder.join("sink"),
             study: dealt_out(&files, "one", 1, plan.images, None),
             study_of_four: dealt_out(&files, "four", 4, plan.images, None),
+            warm_up: dealt_out(&files, "warm", 1, WARM_UP, None),
             large: dealt_out(&files, "large", 1, LARGE, Some(plan.large)),
             large_of_four: dealt_out(&files, "larges", 4, LARGE, Some(plan.large)),
         }
@@ -48,6 +56,12 @@ impl Rooms {
     fn wardgate(&self) -> (Subject, Peer) {
         let up = sink(&self.sink);
         (Subject::wardgate_within(&self.subject, Upstream::Dicom(up.address), QUOTA).rested(), up)
+    }
+
+    /// What comes before each measurement; see the module.
+    fn warm_up(&self, to: std::net::SocketAddr, stock: bool) {
+        assert!(Command::new("sync").status().unwrap().success());
+        send(&self.warm_up, to, stock);
     }
 
     /// One whose archive is away.
@@ -97,7 +111,8 @@ pub fn rows(plan: &Plan) -> Vec<Row> {
 }
 
 /// Instances each second until all were answered.
-fn rate(plan: &Plan, folders: &[PathBuf], to: std::net::SocketAddr, stock: bool) -> f64 {
+fn rate(plan: &Plan, rooms: &Rooms, folders: &[PathBuf], to: std::net::SocketAddr, stock: bool) -> f64 {
+    rooms.warm_up(to, stock);
     plan.images as f64 / send(folders, to, stock)
 }
 
@@ -115,14 +130,14 @@ fn over_storescp(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), sending
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..plan.runs {
         let peer = storescp(&rooms.peer, stock, &[]);
-        theirs.push(rate(plan, folders, peer.address, stock));
+        theirs.push(rate(plan, rooms, folders, peer.address, stock));
         drop(peer);
         if forwarded {
             let (subject, up) = rooms.wardgate();
-            ours.push(rate(plan, folders, subject.address, stock));
-            up.wait_for(plan.images, ARRIVES_WITHIN);
+            ours.push(rate(plan, rooms, folders, subject.address, stock));
+            up.wait_for(WARM_UP + plan.images, ARRIVES_WITHIN);
         } else {
-            ours.push(rate(plan, folders, rooms.storing_only().address, stock));
+            ours.push(rate(plan, rooms, folders, rooms.storing_only().address, stock));
         }
     }
     compared(what.0, what.1, &ours, "storescp", &theirs)
@@ -132,8 +147,8 @@ fn over_storescp(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), sending
 fn floor_over_storescp(plan: &Plan, rooms: &Rooms, figure: &str, folders: &[PathBuf]) -> Row {
     let (mut theirs, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..plan.runs {
-        theirs.push(rate(plan, folders, storescp(&rooms.peer, false, &[]).address, false));
-        floor.push(rate(plan, folders, Subject::dicom_floor(&rooms.subject).address, false));
+        theirs.push(rate(plan, rooms, folders, storescp(&rooms.peer, false, &[]).address, false));
+        floor.push(rate(plan, rooms, folders, Subject::dicom_floor(&rooms.subject).address, false));
     }
     let ratio = median(&floor) / median(&theirs);
     row(figure, "", format!("{ratio:.2}"), format!("floor {}; storescp {}", spread(&floor), spread(&theirs)))
@@ -155,9 +170,11 @@ fn over_orthanc(plan: &Plan, rooms: &Rooms) -> Row {
 
 /// Instances each second until the other end had all.
 fn end_to_end(plan: &Plan, rooms: &Rooms, to: std::net::SocketAddr, up: &Peer) -> f64 {
+    rooms.warm_up(to, false);
+    up.wait_for(WARM_UP, ARRIVES_WITHIN);
     let began = Instant::now();
     send(&rooms.study, to, false);
-    up.wait_for(plan.images, ARRIVES_WITHIN);
+    up.wait_for(WARM_UP + plan.images, ARRIVES_WITHIN);
     plan.images as f64 / began.elapsed().as_secs_f64()
 }
 
@@ -167,14 +184,18 @@ fn over_floor(plan: &Plan, rooms: &Rooms, what: (&str, &'static str), sending: S
     let megabytes = (plan.large * LARGE as u64) as f64 / 1e6;
     for _ in 0..plan.runs {
         let subject = Subject::dicom_floor(&rooms.subject);
+        rooms.warm_up(subject.address, false);
         floor.push(megabytes / send(folders, subject.address, false));
         drop(subject);
         if forwarded {
             let (subject, up) = rooms.wardgate();
+            rooms.warm_up(subject.address, false);
             ours.push(megabytes / send(folders, subject.address, false));
-            up.wait_for(LARGE, ARRIVES_WITHIN);
+            up.wait_for(WARM_UP + LARGE, ARRIVES_WITHIN);
         } else {
-            ours.push(megabytes / send(folders, rooms.storing_only().address, false));
+            let subject = rooms.storing_only();
+            rooms.warm_up(subject.address, false);
+            ours.push(megabytes / send(folders, subject.address, false));
         }
     }
     let figure = format!("{LARGE} instances of {} MB, {}", plan.large / 1_000_000, what.0);
