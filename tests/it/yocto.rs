@@ -159,6 +159,14 @@ fn a_new_system_that_is_not_well_is_left_after_three_restarts_and_one_that_was_w
 }
 
 #[test]
+fn a_kernel_that_panics_on_a_look_without_a_board_starts_anew_as_well() {
+    let loader = read(&layer("recipes-bsp/wardgate-boot/files/boot.cmd.in"));
+    let limit = loader.split_whitespace().find(|word| word.starts_with("panic=")).unwrap();
+    let kas = read(&repository().join("yocto/kas/qemuarm64.yml"));
+    assert!(kas.lines().any(|line| line.contains("QB_KERNEL_CMDLINE_APPEND") && line.contains(limit)), "no {limit}");
+}
+
+#[test]
 fn systemd_understands_the_units_of_the_box() {
     let folder = tempfile::tempdir().unwrap();
     let scripts = format!("{}/", layer("recipes-core/wardgate-box/files").display());
