@@ -100,6 +100,7 @@ fn the_example_of_a_firewall_is_one_that_nftables_takes() {
 #[test]
 fn the_scripts_that_root_runs_have_no_slip_of_the_pen() {
     for script in [
+        "systemd/close-ports",
         "systemd/make-key",
         "systemd/wait-for-tpm",
         "systemd/report-failure",

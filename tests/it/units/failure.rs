@@ -14,6 +14,7 @@ fn systemctl(folder: &Path, active_state: &str) {
         r#"#!/bin/sh
 case "$*" in
     "show --property=ActiveState --value wardgate.service") echo {active_state} ;;
+    "show --property=TriggeredBy --value wardgate.service") echo wardgate-dicom.socket site.timer site-mllp.socket ;;
     *) echo "$*" >>{}/asked ;;
 esac
 "#,
@@ -51,6 +52,30 @@ fn an_alert_says_that_it_does_not_run_only_when_it_is_not_being_started_again() 
     for (status, what) in [("78", "its configuration or a key is wrong"), ("243", "a credential that its unit names")] {
         let said = reported(status, "failed");
         assert!(said.contains("<1>wardgate does not run") && said.contains(what), "{said}");
+    }
+}
+
+/// What systemd is asked to stop after the service ended with `status`.
+fn closed(status: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    systemctl(folder.path(), "deactivating");
+    succeeds(script("close-ports", folder.path()).env("EXIT_STATUS", status));
+    fs::read_to_string(folder.path().join("asked")).unwrap_or_default()
+}
+
+#[test]
+fn a_service_that_waits_for_a_person_is_not_started_again_by_the_next_device() {
+    let sockets = "stop --no-block wardgate-dicom.socket\nstop --no-block site-mllp.socket\n";
+    assert_eq!(closed("78"), sockets);
+    assert_eq!(closed("243"), sockets);
+    for restarted in ["0", "1", "69", "101", "ABRT", "KILL", ""] {
+        assert_eq!(closed(restarted), "", "after {restarted} it is started again, and devices wait");
+    }
+    let read = |unit: &str| fs::read_to_string(repository().join("systemd").join(unit)).unwrap();
+    assert!(read("wardgate.service").contains("\nExecStopPost=-+/usr/lib/wardgate/close-ports\n"));
+    for socket in ["dicom", "mllp", "mqtt", "mqtts"] {
+        let comes_back = read(&format!("wardgate-{socket}.socket")).contains("\nWantedBy=wardgate.service\n");
+        assert!(comes_back, "{socket}: a start of the service opens its port again");
     }
 }
 
