@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,8 @@ pub async fn run(args: RunArgs) -> Result<(), Failure> {
     let sockets = Sockets::inherited();
     let stop = CancellationToken::new();
     let signalled = stop.clone();
+    // First of all: until it is caught SIGHUP ends a process. One that comes before the gateway runs is done when it does.
+    let hangup = catch_hangup()?;
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Software, "can't listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Software, "can't listen for SIGINT")?;
     tokio::spawn(async move {
@@ -60,7 +62,7 @@ pub async fn run(args: RunArgs) -> Result<(), Failure> {
         }
         signalled.cancel();
     });
-    serve_on(&args.config, sockets, stop).await
+    serve_on(&args.config, sockets, stop, hangup).await
 }
 
 /// Runs the gateway of a configuration file until `stop`, in this process. The demo runs it the same way.
@@ -68,10 +70,14 @@ pub async fn run(args: RunArgs) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`] when the gateway can't start, or ended by a fault.
 pub async fn serve(file: &Path, stop: CancellationToken) -> Result<(), Failure> {
-    serve_on(file, Sockets::default(), stop).await
+    serve_on(file, Sockets::default(), stop, catch_hangup()?).await
 }
 
-async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Result<(), Failure> {
+fn catch_hangup() -> Result<Signal, Failure> {
+    signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")
+}
+
+async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken, hangup: Signal) -> Result<(), Failure> {
     if let Err(error) = process::forbid_dumps() {
         tracing::warn!(%error, "a crash could leave patient data in a core file");
     }
@@ -104,7 +110,7 @@ async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Res
     );
     // Beside the reloads: one that waits for connections to end must not starve it.
     tasks.spawn(watchdog::feed(Arc::clone(&gateway), asking.clone()));
-    reload_when_asked(&gateway, &stop).await?;
+    reload_when_asked(&gateway, hangup, &stop).await;
     systemd::stopping();
     gateway.stop().await;
     asking.cancel();
@@ -114,11 +120,10 @@ async fn serve_on(file: &Path, sockets: Sockets, stop: CancellationToken) -> Res
 }
 
 /// Reloads on SIGHUP, until `stop`; a reload that has begun ends first.
-async fn reload_when_asked(gateway: &Gateway, stop: &CancellationToken) -> Result<(), Failure> {
-    let mut hangup = signal(SignalKind::hangup()).or_exit(Exit::Software, "can't listen for SIGHUP")?;
+async fn reload_when_asked(gateway: &Gateway, mut hangup: Signal, stop: &CancellationToken) {
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return,
             _ = hangup.recv() => {
                 systemd::reloading();
                 let outcome = gateway.reload().await;

@@ -339,7 +339,7 @@ fn explain_bind(listen: Listen, error: &io::Error) -> SourceError {
         io::ErrorKind::AddrInUse => "another program or source listens there",
         io::ErrorKind::AddrNotAvailable => NO_SUCH_ADDRESS,
         io::ErrorKind::PermissionDenied => {
-            "ports below 1024 are root's: enable the socket unit that holds this very address (systemctl enable --now \
+            "ports below 1024 are root's: enable the socket unit that holds this very address (systemctl enable \
              wardgate-dicom.socket for 0.0.0.0:104), then restart the service"
         }
         _ => "check the address",

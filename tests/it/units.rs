@@ -12,16 +12,18 @@ use crate::support::process::{run, succeeds, wardgate};
 use crate::support::tools::{repository, system};
 
 mod clock;
+mod failure;
 mod journal;
 mod manager;
 mod package;
 mod tpm;
 
 /// What systemd 252 (Debian 12) says of directives that are newer, and how it goes on. Nothing else may be said.
-const NEWER_THAN_252: [&str; 5] = [
+const NEWER_THAN_252: [&str; 6] = [
     "Failed to parse service type, ignoring: notify-reload",
     "Unknown key 'RestartSteps' in section [Service], ignoring.",
     "Unknown key 'RestartMaxDelaySec' in section [Service], ignoring.",
+    "Unknown key 'RestartMode' in section [Service], ignoring.",
     "Unknown key 'FileDescriptorStorePreserve' in section [Service], ignoring.",
     "Unknown key 'ImportCredential' in section [Service], ignoring.",
 ];
@@ -98,6 +100,7 @@ fn the_example_of_a_firewall_is_one_that_nftables_takes() {
 #[test]
 fn the_scripts_that_root_runs_have_no_slip_of_the_pen() {
     for script in [
+        "systemd/close-ports",
         "systemd/make-key",
         "systemd/wait-for-tpm",
         "systemd/report-failure",

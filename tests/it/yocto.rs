@@ -159,6 +159,26 @@ fn a_new_system_that_is_not_well_is_left_after_three_restarts_and_one_that_was_w
 }
 
 #[test]
+fn a_stick_that_is_plugged_in_is_never_taken_for_the_data_of_the_box() {
+    let fstab = read(&layer("recipes-core/base-files/files/fstab"));
+    let data = fstab.lines().find(|line| line.split_whitespace().nth(1) == Some("/data")).unwrap();
+    let disk = read(&layer("files/wic/wardgate-ab.wks.in"));
+    let number = disk.lines().filter(|line| line.starts_with("part ")).position(|line| line.starts_with("part /data "));
+    let partition = format!("/dev/@PARTITION@{}", number.unwrap() + 1);
+    assert_eq!(data.split_whitespace().next(), Some(&*partition), "no label: anybody can give one to a stick");
+    let recipe = read(&layer("recipes-core/base-files/base-files_%.bbappend"));
+    assert!(recipe.contains("s,@PARTITION@,${WARDGATE_PARTITION},g"), "the board's disk is written into it");
+}
+
+#[test]
+fn a_kernel_that_panics_on_a_look_without_a_board_starts_anew_as_well() {
+    let loader = read(&layer("recipes-bsp/wardgate-boot/files/boot.cmd.in"));
+    let limit = loader.split_whitespace().find(|word| word.starts_with("panic=")).unwrap();
+    let kas = read(&repository().join("yocto/kas/qemuarm64.yml"));
+    assert!(kas.lines().any(|line| line.contains("QB_KERNEL_CMDLINE_APPEND") && line.contains(limit)), "no {limit}");
+}
+
+#[test]
 fn systemd_understands_the_units_of_the_box() {
     let folder = tempfile::tempdir().unwrap();
     let scripts = format!("{}/", layer("recipes-core/wardgate-box/files").display());

@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::support::process::{succeeds, wardgate};
+use crate::support::process::{run, succeeds, wardgate};
 use crate::support::tools::repository;
 
 mod documents;
@@ -194,4 +196,22 @@ fn cross_builds_the_same_with_and_without_its_file() {
     let table = |file: &str| -> toml::Table { fs::read_to_string(repository().join(file)).unwrap().parse().unwrap() };
     let (own, cargo) = (table("cross.toml"), table("Cargo.toml"));
     assert_eq!(toml::Value::Table(own), cargo["package"]["metadata"]["cross"]);
+}
+
+/// Each alone in a folder: one that goes on does no more than to miss what it starts.
+#[test]
+fn who_runs_all_tests_as_a_normal_user_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = folder.path().join("id");
+    fs::write(&id, "#!/bin/sh\necho 1000\n").unwrap();
+    fs::set_permissions(&id, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    for script in ["tests/all", "tests/long", ".ci/run"] {
+        let copy = folder.path().join(script);
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(repository().join(script), &copy).unwrap();
+        let ended = run(Command::new(copy).env("PATH", &path));
+        assert!(!ended.status.success(), "{script}");
+        assert!(ended.said.starts_with(&format!("{script}: run this as root")), "{}", ended.said);
+    }
 }

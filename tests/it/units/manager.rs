@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::gateway::monitors_to_engine;
 use crate::support::gateway::{Gateway, head};
 use crate::support::mllp::{Device, Engine, message};
@@ -93,6 +96,34 @@ fn systemd_hears_of_the_start_of_a_reload_and_of_the_stop() {
     gateway.process.signal("TERM");
     gateway.process.line_with("told STOPPING=1");
     assert!(gateway.process.ends_within(PATIENCE).status.success());
+}
+
+/// Whether a process catches the signal, as the kernel tells it.
+fn catches(pid: &str, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (signal as i32 - 1) != 0
+}
+
+#[test]
+fn a_reload_that_is_asked_for_during_the_start_waits_for_it_and_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("gateway.toml");
+    std::fs::write(&config, head(folder.path()) + &listening_at(free_address())).unwrap();
+    let ours = crate::support::process::wardgate();
+    let mut manager = manager(folder.path(), &[]);
+    manager.arg(ours.get_program()).args(["run", "--config"]).arg(config);
+    let mut process = Process::start(&mut manager);
+    let pid = process.line_with("started ").strip_prefix("started ").unwrap().to_owned();
+    eventually("the service catches SIGTERM", || catches(&pid, Signal::SIGTERM));
+    kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGHUP).unwrap();
+    process.line_with("told RELOADING=1");
+    process.line_with("told READY=1 STATUS=the changed configuration is in force");
+    let told = process.lines();
+    let at = |part: &str| told.iter().position(|line| line.contains(part)).unwrap();
+    assert!(at("READY=1 STATUS=test-box") < at("RELOADING=1"), "{told:?}");
+    process.signal("TERM");
+    assert!(process.ends_within(PATIENCE).status.success());
 }
 
 #[test]

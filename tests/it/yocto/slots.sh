@@ -31,6 +31,24 @@ RESTART
 echo 'echo "what was wrong"' >"$folder/bin/journalctl"
 chmod +x "$folder"/bin/*
 
+# has_limit NAME: the kernel is told a number of seconds.
+has_limit() { grep -Eq "(^| )$1=[1-9][0-9]*( |\$)" "$folder/cmdline"; }
+
+# What the kernel of slot `panics` does, and that of slot `rootless`, whose root never shows up: it starts the machine anew after a while
+# if it was told to, else it stands still for good.
+starts_anew() {
+    if [ -e "$folder/stands-still" ]; then exit 0; fi
+    if [ "$slot" = "$(cat "$folder/rootless" 2>/dev/null)" ]; then
+        if has_limit rootwait && has_limit panic; then exit 1; fi
+    elif [ "$slot" = "$(cat "$folder/panics" 2>/dev/null)" ]; then
+        if has_limit panic; then exit 1; fi
+    else
+        exit 0
+    fi
+    touch "$folder/stands-still"
+    exit 0
+}
+
 # --- what U-Boot does
 start_machine() {
     (
@@ -51,7 +69,7 @@ start_machine() {
         load() { true; }
         booti() {
             echo "$bootargs" >"$folder/cmdline"
-            exit 0
+            starts_anew
         }
         reset() { exit 1; }
         # Its variables need not be set.
@@ -125,6 +143,15 @@ is "however often somebody switches it off and on" "$slot" B
 install A
 run sick well
 is "the same the other way round" "$slots" AAAB
+
+for fault in panics rootless; do
+    install A
+    echo A >"$folder/$fault"
+    start well
+    [ ! -e "$folder/stands-still" ] || fail "a system whose kernel is broken ($fault) stands still for good: $(cat "$folder/cmdline")"
+    is "a new system whose kernel is broken ($fault) is left after three attempts" "$slot:$(cat "$environment/BOOT_A_LEFT")" B:0
+    rm "$folder/$fault"
+done
 
 install A
 touch "$folder/forgets"

@@ -39,7 +39,7 @@ do_install:append() {
 
     install -d ${D}${nonarch_libdir}/wardgate ${D}${nonarch_libdir}/sysusers.d ${D}${nonarch_libdir}/tmpfiles.d \
         ${D}${nonarch_libdir}/systemd/journald.conf.d
-    install -m 0755 ${S}/systemd/make-key ${S}/systemd/wait-for-tpm ${S}/systemd/report-failure \
+    install -m 0755 ${S}/systemd/close-ports ${S}/systemd/make-key ${S}/systemd/wait-for-tpm ${S}/systemd/report-failure \
         ${D}${nonarch_libdir}/wardgate
     install -m 0644 ${S}/systemd/sysusers.d/wardgate.conf ${D}${nonarch_libdir}/sysusers.d
     install -m 0644 ${S}/systemd/tmpfiles.d/wardgate.conf ${D}${nonarch_libdir}/tmpfiles.d
