@@ -6,7 +6,8 @@
 //! those that the device sent: nothing is converted unless `convert` allows it, and a refused transfer syntax is a dead letter that
 //! says so.
 //!
-//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Statuses that blame the
+//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts; 0111 for an instance that came with other bytes before:
+//!   rejected, since it has the other one. * A7xx and 0213: busy. * Statuses that blame the
 //!   instance (A9xx, C000, C122, 0117 to 0119, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
 //! * A context that the archive does not accept: rejected, with the names of class and syntax.
 //! * A rejected association, a connection that ends, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
@@ -22,7 +23,7 @@ use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
 use super::presence::{self, Presence};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
-use crate::envelope::{Body, Envelope};
+use crate::envelope::{Body, Envelope, Flags};
 use crate::system::tls::ClientTls;
 use crate::values::{ByteSize, HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::dicom::commitment::Reference;
@@ -260,7 +261,7 @@ impl Upstream for Dicom {
             Turn::Later(waiting) => Start::Later(waiting),
         };
         let (pool, commitment) = (Arc::clone(&self.pool), self.commitment.clone());
-        let job = Job { pool, commitment, body: envelope.body.clone() };
+        let job = Job { pool, commitment, body: envelope.body.clone(), flags: envelope.meta.flags };
         let (mut done, receiver) = oneshot::channel();
         self.pool.tasks().spawn(async move {
             let outcome = tokio::select! {
@@ -307,6 +308,7 @@ struct Job {
     pool: Arc<Pool>,
     commitment: Option<Commitment>,
     body: Body,
+    flags: Flags,
 }
 
 /// When an instance is sent.
@@ -350,7 +352,7 @@ impl Job {
             match store(&mut member.association, member.context, opened, self.pool.unasked()).await {
                 Ok(status) => {
                     self.pool.park(member);
-                    return verdict(status).map(|code| Receipt { code });
+                    return verdict(status, self.flags).map(|code| Receipt { code });
                 }
                 // The archive may have ended it in the moment in which we took it: no fault, and a new one tells.
                 Err(StoreError::Association(error)) if member.reused && !excused && has_ended(&error) => excused = true,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wardgate::envelope::{Body, BodyError, Envelope, Pieces};
+use wardgate::envelope::{Body, BodyError, Envelope, Flags, Pieces};
 use wardgate::upstream::dicom::{Dicom, DicomConfig};
 use wardgate::upstream::{SendError, Upstream};
 use wardgate::wire::dicom::file::FileMeta;
@@ -164,6 +164,22 @@ async fn the_status_decides_and_the_association_stays() {
     let (b, r, n) = ("busy", "refused", "rejected");
     assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, n, r, r, n, n, n, r, "0000"]);
     assert_eq!(archive.events("associated").len(), 2, "one to see whether it is there, one for all instances");
+}
+
+#[tokio::test]
+async fn a_changed_instance_that_the_archive_does_not_take_is_not_delivered() {
+    let store = tempfile::tempdir().unwrap();
+    let archive = Archive::start(store.path(), &["--statuses", "0000,0111,0111,0000"]);
+    let upstream = connect(archive.address, "plain = true").await.unwrap();
+    let (former, mut changed) = (instance(1), file_of(1, &uid(CT), &EXPLICIT_LITTLE_ENDIAN));
+    changed.meta.flags = Flags::DUPLICATE;
+    assert_eq!(send(&upstream, &former).await.unwrap(), "0000");
+    assert_eq!(send(&upstream, &former).await.unwrap(), "0111", "the same bytes: it has them");
+    let error = send(&upstream, &changed).await.unwrap_err();
+    let told =
+        matches!(&error, SendError::Rejected { reason } if reason.contains("0111") && reason.contains("another"));
+    assert!(told, "{error:?}");
+    assert_eq!(send(&upstream, &changed).await.unwrap(), "0000", "an archive that replaces it has it");
 }
 
 #[tokio::test]
