@@ -235,8 +235,9 @@ fn boundary() -> Result<String, SendError> {
 /// * Named as stored, with or without a warning: receipt. Named as failed because it is there already: receipt, unless it came with other
 ///   bytes before: then those are there, and this one is rejected.
 /// * Failed for want of resources (A7xx): busy. Any other failure: refused, with the reason in words.
-/// * Not named: 200 is a receipt, unless its body is that of something else than a DICOMweb server (a portal's login page). 202 is
-///   refused, since it says that not all is well. Other statuses mean what they mean to all upstreams over HTTP.
+/// * Not named: 200 is a receipt, unless its body is that of something else than a DICOMweb server (a portal's login page,
+///   a proxy's JSON). 202 is refused, since it says that not all is well. Other statuses mean what they mean to all upstreams over
+///   HTTP.
 fn verdict(answer: &Answer, instance: &[u8], flags: Flags) -> Result<Receipt, SendError> {
     let (status, after) = (answer.status, answer.after);
     let receipt = |more: &str| Ok(Receipt { code: format!("{}{more}", status.as_str()) });
@@ -354,6 +355,7 @@ mod tests {
             (204, "", "receipt 204"),
             (200, "{}", "receipt 200"),
             (200, "<html>please log in</html>", "busy the server answered 200 OK, but not as"),
+            (200, r#"{"error":"session expired"}"#, "busy the server answered 200 OK, but not as"),
             (202, "", "refused"),
             (202, "{}", "refused"),
             (409, "", "refused the server answered 409 Conflict: it did not store the instance and did not say why"),
