@@ -458,6 +458,25 @@ async fn an_archive_that_breaks_the_rules_gets_no_receipt_from_us_and_an_odd_one
     }
 }
 
+/// An archive in maintenance would empty the whole backlog into dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_does_not_say_why_it_takes_no_instance_is_tried_again_and_its_owner_to_be_asked() {
+    for (case, why) in [
+        ("user-rejections", "rejected by the application"),
+        ("no-reasons", "rejected without a reason"),
+        ("left-out", "rejected without a reason"),
+    ] {
+        for more in ["plain = true", "plain = true\nconvert = \"uncompressed\""] {
+            let archive = HostileArchive::start(case);
+            let upstream = connect(archive.address, more).await.unwrap();
+            let error = send(&upstream, &instance(1)).await.unwrap_err();
+            let SendError::Refused { reason } = &error else { panic!("{case}: {error:?}") };
+            let advice = "ask its owner whether it stores for \"WARDGATE\" now";
+            assert!(reason.contains(why) && reason.contains(advice), "{case}: {reason}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_association_that_the_archive_ended_while_it_was_quiet_is_no_fault() {
     let store = tempfile::tempdir().unwrap();
