@@ -13,7 +13,7 @@ use super::exit::{Exit, Failure};
 use super::probe::{TlsArgs, milliseconds};
 use super::say_json;
 use super::terminal::{plain, say};
-use crate::envelope::Body;
+use crate::envelope::{Body, Flags};
 use crate::upstream::SendError;
 use crate::upstream::dicom::Convert;
 use crate::upstream::dicom::archive::{Archive, AssociationError};
@@ -247,7 +247,7 @@ async fn store(association: &mut Association, archive: &Archive, sop_instance: &
         Err(StoreError::Association(error)) => return Err(error.into()),
         Err(error) => return Err(Bad(Exit::Software, error.to_string())),
     };
-    store::verdict(status).map_err(sent)?;
+    store::verdict(status, Flags::default()).map_err(sent)?;
     Ok(format!("{status}: {bytes} bytes of the invented patient WARDGATE^TEST, instance {sop_instance}"))
 }
 

@@ -109,6 +109,7 @@ struct Bench {
     holds: Arc<Holds>,
     conversions: Conversions,
     stop: Stop,
+    class: Class,
     running: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
 }
@@ -137,6 +138,7 @@ impl Bench {
             holds,
             conversions: Conversions::default(),
             stop,
+            class: Class::Clinical,
             running: None,
             _folder: folder,
         }
@@ -144,7 +146,7 @@ impl Bench {
 
     fn start(mut self, sources: &[&str]) -> Self {
         let upstream = identity().upstream;
-        let lane = |source: &&str| self.spool.lane(Class::Clinical, &source.parse().unwrap(), &upstream);
+        let lane = |source: &&str| self.spool.lane(self.class, &source.parse().unwrap(), &upstream);
         let forwarding = Forwarding {
             identity: identity(),
             spool: self.spool.clone(),
@@ -161,13 +163,14 @@ impl Bench {
 
     async fn store(&self, source: &str, text: &str) {
         let source = source.parse().unwrap();
-        let mut draft = self.spool.begin(Class::Clinical, &source);
+        let mut draft = self.spool.begin(self.class, &source);
         draft.write(text.as_bytes()).await.unwrap();
         let meta = Meta {
             source,
             protocol: "mllp".into(),
             content_type: "application/hl7-v2".into(),
-            control_id: text.as_bytes().to_vec(),
+            // Versions of one instance: "UID/1", "UID/2".
+            control_id: text.split('/').next().unwrap_or_default().as_bytes().to_vec(),
             targets: vec![identity().upstream],
             flags: Flags::default(),
             received: self.spool.now(),
@@ -249,6 +252,56 @@ async fn messages_go_out_in_order_and_the_backlog_empties() {
     bench.until("all delivered", |bench| bench.counted(|c| &c.delivered) == 3).await;
     assert_eq!(bench.sent(), ["1", "2", "3"]);
     assert_eq!((bench.backlog(), bench.counted(|c| &c.retried)), (0, 0));
+    bench.end().await;
+}
+
+/// An archive that replaces would end with the older version.
+#[tokio::test(start_paused = true)]
+async fn a_changed_instance_is_sent_when_the_former_one_was_taken_whatever_was_answered_first() {
+    let mut unanswered = 3;
+    let mut bench = Bench::new(4, WhenRefused::DeadLetter, move |text| {
+        // "large" and the first try of the former version are answered when the test says it.
+        let later = unanswered > 0 && (text == "large" || text == "ct/1");
+        unanswered -= i32::from(later);
+        if later { Act::Later } else { Act::Accept }
+    });
+    bench.class = Class::Imaging;
+    let bench = bench.start(&["ct"]);
+    bench.store_all("ct", &["large", "ct/1", "ct/2", "mr/1"]).await;
+    bench.until("others pass the version that waits", |bench| bench.sent().contains(&"mr/1".to_owned())).await;
+    assert_eq!(bench.sent(), ["large", "ct/1", "mr/1"]);
+    let mut later: Vec<_> = bench.world.later.lock().unwrap().drain(..).collect();
+    later.pop().unwrap().send(Err(busy(None))).unwrap();
+    later.pop().unwrap().send(Ok(super::Receipt { code: "200".into() })).unwrap();
+    bench.until("the former one comes again", |bench| bench.world.later.lock().unwrap().len() == 1).await;
+    assert_eq!(bench.sent(), ["large", "ct/1", "mr/1", "ct/1"]);
+    let again = bench.world.later.lock().unwrap().pop_front().unwrap();
+    again.send(Ok(super::Receipt { code: "200".into() })).unwrap();
+    bench.until("all delivered", |bench| bench.counted(|c| &c.delivered) == 4).await;
+    assert_eq!(
+        bench.sent(),
+        ["large", "ct/1", "mr/1", "ct/1", "ct/2"],
+        "each was sent once but for what was not taken"
+    );
+    assert_eq!((bench.backlog(), bench.spool.dead().len()), (0, 0));
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_instance_goes_on_its_way_when_the_former_one_is_set_aside() {
+    let mut bench = Bench::new(4, WhenRefused::DeadLetter, |text| match text {
+        "ct/1" => Act::Later,
+        _ => Act::Accept,
+    });
+    bench.class = Class::Imaging;
+    let bench = bench.start(&["ct"]);
+    bench.store_all("ct", &["ct/1", "ct/2", "mr/1"]).await;
+    bench.until("others pass the version that waits", |bench| bench.sent().contains(&"mr/1".to_owned())).await;
+    let former = bench.world.later.lock().unwrap().pop_front().unwrap();
+    former.send(Err(rejected())).unwrap();
+    bench.until("the later one goes", |bench| bench.counted(|c| &c.delivered) == 2).await;
+    assert_eq!(bench.sent(), ["ct/1", "mr/1", "ct/2"]);
+    assert_eq!(bench.spool.dead().len(), 1);
     bench.end().await;
 }
 

@@ -3,13 +3,14 @@
 //! The cursor moves over the front of the window only, and only on the upstream's own receipt or after the message has durably become a
 //! dead letter. What blames the connection ends the work on it ([`LaneRun::run`] tells the cause, nothing is lost); what blames
 //! the message concerns this lane only. After an answer that stops the front, the window is forgotten and filled anew, one
-//! message at a time until the front has passed. No path loops without a pause.
+//! message at a time until the front has passed. Of two versions of one object (an instance that came again with other bytes) the later one
+//! is sent when the cursor has passed the earlier one. No path loops without a pause.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +66,17 @@ struct Flight {
     bytes: u64,
     delivery: Delivery,
     fate: Fate,
+    /// See [`object`].
+    object: Vec<u8>,
+    /// It waits for one before it, and is sent after that.
+    behind: Option<Behind>,
+}
+
+/// A message that waits for another one.
+struct Behind {
+    envelope: Arc<Envelope>,
+    /// Its delivery waits for this, and nobody ever says it.
+    _never: oneshot::Sender<Result<Receipt, SendError>>,
 }
 
 /// What is known about a message beside its delivery.
@@ -146,8 +158,11 @@ impl LaneRun {
     async fn deliver<U: Upstream>(&mut self, upstream: &U, stop: &Stop) -> Turn {
         loop {
             let stopping = stop.is_cancelled();
-            if stopping && self.window.is_empty() {
+            if stopping && self.window.front().is_none_or(|flight| flight.behind.is_some()) {
                 return Turn::Stopped;
+            }
+            if !stopping && let Some(turn) = self.send_who_was_behind(upstream).await {
+                return turn;
             }
             let room = !stopping && self.has_room(upstream.window());
             let waiting = !self.window.is_empty();
@@ -197,22 +212,53 @@ impl LaneRun {
             }
         };
         if let Some(receipt) = self.answered.remove(&place) {
-            let (delivery, bytes) = (Delivery::done(receipt.code), envelope.body.len());
-            self.window.push_back(Flight { place, id, bytes, delivery, fate: Fate::Open });
+            self.window.push_back(Flight::new(place, id, &envelope, (Delivery::done(receipt.code), Fate::Open)));
             return None;
         }
         if self.sent.is_some_and(|sent| place <= sent) {
             self.shared.counters.retried.one();
         }
         self.sent = self.sent.max(Some(place));
-        let (delivery, fate) = match self.convert_and_send(upstream, &envelope).await {
-            Err(SendError::Disconnected { cause }) => return Some(Turn::Lost(cause)),
-            Ok(delivery) => (delivery, Fate::Open),
-            // Those before it are still on their way: its turn comes when it is at the front.
-            Err(error) => (Delivery::failed(error), Fate::Failed),
+        if self.is_behind(object(&envelope), self.window.len()) {
+            self.window.push_back(Flight::behind(place, id, envelope));
+            return None;
+        }
+        let begun = match self.begin(upstream, &envelope).await {
+            Ok(begun) => begun,
+            Err(turn) => return Some(turn),
         };
-        self.window.push_back(Flight { place, id, bytes: envelope.body.len(), delivery, fate });
+        self.window.push_back(Flight::new(place, id, &envelope, begun));
         None
+    }
+
+    async fn begin<U: Upstream>(&self, upstream: &U, envelope: &Envelope) -> Result<(Delivery, Fate), Turn> {
+        match self.convert_and_send(upstream, envelope).await {
+            Err(SendError::Disconnected { cause }) => Err(Turn::Lost(cause)),
+            Ok(delivery) => Ok((delivery, Fate::Open)),
+            // Those before it are still on their way: its turn comes when it is at the front.
+            Err(error) => Ok((Delivery::failed(error), Fate::Failed)),
+        }
+    }
+
+    /// Whether one of the first `count` in the window is of the same object. Who is behind it waits until the cursor has passed it: were
+    /// the later version taken and the earlier one not yet, the earlier one would come last when it is sent again, and replace the other.
+    fn is_behind(&self, object: &[u8], count: usize) -> bool {
+        !object.is_empty() && self.window.iter().take(count).any(|flight| flight.object == object)
+    }
+
+    /// Sends the first message that waited for one before it, and does not any more.
+    async fn send_who_was_behind<U: Upstream>(&mut self, upstream: &U) -> Option<Turn> {
+        let may_go = |(at, flight): (usize, &Flight)| flight.behind.is_some() && !self.is_behind(&flight.object, at);
+        let at = self.window.iter().enumerate().position(may_go)?;
+        let behind = self.window.get_mut(at)?.behind.take()?;
+        match self.begin(upstream, &behind.envelope).await {
+            Ok((delivery, fate)) => {
+                let flight = self.window.get_mut(at)?;
+                (flight.delivery, flight.fate) = (delivery, fate);
+                None
+            }
+            Err(turn) => Some(turn),
+        }
     }
 
     /// Sends the message in the form that its route asks for now.
@@ -370,10 +416,26 @@ impl LaneRun {
 }
 
 impl Flight {
+    fn new(place: Place, id: MessageId, envelope: &Envelope, (delivery, fate): (Delivery, Fate)) -> Self {
+        let (bytes, object) = (envelope.body.len(), object(envelope).to_vec());
+        Self { place, id, bytes, delivery, fate, object, behind: None }
+    }
+
+    fn behind(place: Place, id: MessageId, envelope: Arc<Envelope>) -> Self {
+        let (never, receipt) = oneshot::channel();
+        let flight = Self::new(place, id, &envelope, (Delivery::waiting(receipt), Fate::Open));
+        Self { behind: Some(Behind { envelope, _never: never }), ..flight }
+    }
+
     fn damaged(place: Place, id: MessageId, reason: String) -> Self {
         let delivery = Delivery::failed(SendError::Rejected { reason });
-        Self { place, id, bytes: 0, delivery, fate: Fate::Damaged }
+        Self { place, id, bytes: 0, delivery, fate: Fate::Damaged, object: Vec::new(), behind: None }
     }
+}
+
+/// What a message is a version of, where there may be several (a DICOM instance); else nothing.
+fn object(envelope: &Envelope) -> &[u8] {
+    if envelope.class.has_unique_ids() { &envelope.meta.control_id } else { &[] }
 }
 
 impl Trouble {

@@ -18,14 +18,14 @@ use hyper::header::{self, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::flights::Flights;
+use super::flights::{ANOTHER_IS_KEPT, Flights};
 use super::http_body::{Outgoing, Pump, unreadable};
 use super::http_link::{self, Answer, HttpLink, Patience, Server, Version};
 use super::link::{self, lost};
 use super::presence::{self, Presence};
 use super::sealing::Payload;
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Flags};
 use crate::system::tls::ClientTls;
 use crate::upstream::url::Url;
 use crate::values::{Problems, SecretRef, Section, Span};
@@ -163,7 +163,7 @@ impl Upstream for Stow {
     async fn send(&self, envelope: &Envelope) -> Result<Delivery, SendError> {
         sendable(&envelope.meta.content_type)?;
         let (request, pump) = self.request(envelope)?;
-        let instance = envelope.meta.control_id.clone();
+        let (instance, flags) = (envelope.meta.control_id.clone(), envelope.meta.flags);
         let flight = self.flights.begin(&instance).await;
         let permit = Arc::clone(&self.room).acquire_owned().await;
         let permit = permit.map_err(|_| lost("the connection is being closed"))?;
@@ -175,7 +175,7 @@ impl Upstream for Stow {
                 // Nobody waits any more: the lane goes back to its cursor, and the instance comes again.
                 () = reply.closed() => return,
             };
-            let outcome = outcome.and_then(|answer| verdict(&answer, &instance));
+            let outcome = outcome.and_then(|answer| verdict(&answer, &instance, flags));
             drop((flight, permit));
             drop(reply.send(outcome)); // as above
         });
@@ -230,13 +230,15 @@ fn boundary() -> Result<String, SendError> {
     Ok(format!("wardgate-{}", data_encoding::HEXLOWER.encode(&random)))
 }
 
-/// What the answer means for the instance (PS3.18, 10.5.3).
+/// What the answer means for an instance with these flags (PS3.18, 10.5.3).
 ///
-/// * Named as stored, with or without a warning: receipt. Named as failed because it is there already: receipt.
+/// * Named as stored, with or without a warning: receipt. Named as failed because it is there already: receipt, unless it came with other
+///   bytes before: then those are there, and this one is rejected.
 /// * Failed for want of resources (A7xx): busy. Any other failure: refused, with the reason in words.
-/// * Not named: 200 is a receipt, unless its body is that of something else than a DICOMweb server (a portal's login page). 202 is
-///   refused, since it says that not all is well. Other statuses mean what they mean to all upstreams over HTTP.
-fn verdict(answer: &Answer, instance: &[u8]) -> Result<Receipt, SendError> {
+/// * Not named: 200 is a receipt, unless its body is that of something else than a DICOMweb server (a portal's login page,
+///   a proxy's JSON). 202 is refused, since it says that not all is well. Other statuses mean what they mean to all upstreams over
+///   HTTP.
+fn verdict(answer: &Answer, instance: &[u8], flags: Flags) -> Result<Receipt, SendError> {
     let (status, after) = (answer.status, answer.after);
     let receipt = |more: &str| Ok(Receipt { code: format!("{}{more}", status.as_str()) });
     let general = http_link::verdict(status, after);
@@ -249,6 +251,10 @@ fn verdict(answer: &Answer, instance: &[u8]) -> Result<Receipt, SendError> {
     match report.as_ref().and_then(|report| report.of(instance)) {
         Some(Outcome::Stored(None)) if stored => return receipt(""),
         Some(Outcome::Stored(Some(warning))) if stored => return receipt(&format!(" {warning:04X}")),
+        Some(Outcome::Failed(Some(reason @ (0x0111 | 0xb00e)))) if flags.has(Flags::DUPLICATE) => {
+            let reason = format!("the server ({}) says {reason:04X}: {ANOTHER_IS_KEPT}", status.as_u16());
+            return Err(SendError::Rejected { reason });
+        }
         Some(Outcome::Failed(Some(reason @ (0x0111 | 0xb00e)))) => return receipt(&format!(" {reason:04X}")),
         Some(Outcome::Failed(reason)) => return Err(failed(status.as_u16(), reason, after)),
         _ => {}
@@ -293,7 +299,7 @@ mod tests {
     fn means(status: u16, body: &str) -> String {
         let status = StatusCode::from_u16(status).unwrap();
         let answer = Answer { status, after: None, body: Some(Bytes::copy_from_slice(body.as_bytes())) };
-        match verdict(&answer, UID.as_bytes()) {
+        match verdict(&answer, UID.as_bytes(), Flags::default()) {
             Ok(receipt) => format!("receipt {}", receipt.code),
             Err(SendError::Busy { cause, .. }) => format!("busy {cause}"),
             Err(SendError::Refused { reason }) => format!("refused {reason}"),
@@ -332,12 +338,24 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_instance_that_the_server_does_not_take_is_not_delivered() {
+        for (status, reason) in [(200, 0x0111), (202, 0xb00e), (409, 0x0111), (409, 0xb00e)] {
+            let body = Some(Bytes::from(failure(reason)));
+            let answer = Answer { status: StatusCode::from_u16(status).unwrap(), after: None, body };
+            let told = verdict(&answer, UID.as_bytes(), Flags::DUPLICATE.with(Flags::UNREADABLE));
+            assert!(matches!(&told, Err(SendError::Rejected { reason }) if reason.contains("another")), "{told:?}");
+            assert!(verdict(&answer, UID.as_bytes(), Flags::UNREADABLE).is_ok());
+        }
+    }
+
+    #[test]
     fn without_its_word_the_status_decides_and_a_login_page_is_no_receipt() {
         for (status, body, meaning) in [
             (200, "", "receipt 200"),
             (204, "", "receipt 204"),
             (200, "{}", "receipt 200"),
             (200, "<html>please log in</html>", "busy the server answered 200 OK, but not as"),
+            (200, r#"{"error":"session expired"}"#, "busy the server answered 200 OK, but not as"),
             (202, "", "refused"),
             (202, "{}", "refused"),
             (409, "", "refused the server answered 409 Conflict: it did not store the instance and did not say why"),
@@ -351,7 +369,7 @@ mod tests {
             assert!(means(status, body).starts_with(meaning), "{meaning}: {}", means(status, body));
         }
         let status = StatusCode::OK;
-        let cut = verdict(&Answer { status, after: None, body: None }, UID.as_bytes());
+        let cut = verdict(&Answer { status, after: None, body: None }, UID.as_bytes(), Flags::default());
         assert!(matches!(cut, Err(SendError::Disconnected { .. })), "an answer that breaks off is none");
     }
 

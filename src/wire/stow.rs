@@ -46,11 +46,20 @@ struct Entry {
 }
 
 impl Report {
-    /// Reads an answer's body; `None` when it is neither DICOM JSON nor DICOM's XML.
+    /// Reads an answer's body; `None` when it is neither DICOM JSON nor DICOM's XML. An object without members is a data set without results;
+    /// one that has members, and none of such an answer, is somebody else's JSON.
     pub fn read(body: &[u8]) -> Option<Self> {
         match body.trim_ascii_start().first()? {
-            b'{' => Some(serde_json::from_slice::<DataSet>(body).ok()?.report()),
-            b'[' => Some(serde_json::from_slice::<Few<DataSet>>(body).ok()?.0.into_iter().next()?.report()),
+            b'{' => {
+                let data_set = serde_json::from_slice::<DataSet>(body).ok()?;
+                let known = data_set.is_an_answer() || serde_json::from_slice::<Empty>(body).is_ok();
+                known.then(|| data_set.report())
+            }
+            b'[' => {
+                let data_set = serde_json::from_slice::<Few<DataSet>>(body).ok()?.0.into_iter().next()?;
+                let known = data_set.is_an_answer() || serde_json::from_slice::<Few<Empty>>(body).is_ok();
+                known.then(|| data_set.report())
+            }
             _ => from_xml(body),
         }
     }
@@ -99,8 +108,16 @@ pub fn failure_words(reason: u16) -> &'static str {
     }
 }
 
+/// An object without members.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
 #[derive(Default, Deserialize)]
 struct DataSet {
+    /// Retrieve URL.
+    #[serde(rename = "00081190", default)]
+    retrieve: Option<IgnoredAny>,
     #[serde(rename = "00081199", default)]
     referenced: Option<Sequence>,
     #[serde(rename = "00081198", default)]
@@ -116,6 +133,11 @@ struct Sequence {
 }
 
 impl DataSet {
+    /// Whether it has an element of such an answer.
+    fn is_an_answer(&self) -> bool {
+        self.retrieve.is_some() || self.referenced.is_some() || self.failed.is_some() || self.others.is_some()
+    }
+
     fn report(self) -> Report {
         let items = |sequence: Option<Sequence>| sequence.and_then(|found| found.items).map(|few| few.0);
         Report {
@@ -410,6 +432,13 @@ mod tests {
     fn what_is_no_answer_of_a_dicomweb_server_is_not_taken_for_one() {
         for body in ["", "OK", "<html><body>log in</body></html>", "{", "{\"00081199\": 7}", "<", "<!--", "[]", "[7]"] {
             assert_eq!(Report::read(body.as_bytes()), None, "{body}");
+        }
+        let others = [r#"{"error":"session expired"}"#, r#"[{"error":{"code":7}},{}]"#, r#"{"00080005":{"vr":"CS"}}"#];
+        for body in others {
+            assert_eq!(Report::read(body.as_bytes()), None, "{body}");
+        }
+        for body in [r#"{"00081190":{"vr":"UR"}}"#, r#"{"00081199":{"vr":"SQ"},"x":1}"#, " { } ", "[{}]"] {
+            assert_eq!(Report::read(body.as_bytes()), Some(Report::default()), "{body}");
         }
         assert_eq!(Report::read(b"{}"), Some(Report::default()));
     }

@@ -110,6 +110,28 @@ fn an_image_that_the_archive_refuses_for_good_is_reported_as_failed() {
 }
 
 #[test]
+fn a_changed_image_that_the_archive_does_not_take_is_reported_as_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    // It keeps the first copy of an instance.
+    let archive = Archive::start(&store(&folder), &["--statuses", "0000,0111"]);
+    let modality = modality(folder.path(), &["--commit", "same"], 1);
+    let gateway = Gateway::start(folder.path(), &config(archive.address, modality.address, ""));
+    let former = folder.path().join("former.dcm");
+    let image = fs::read_dir(folder.path().join("images")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(image).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&former, bytes).unwrap();
+    let at = gateway.endpoint("ct");
+    succeeds(&mut send_image(at, "WARDGATE", &["-X", "1.2.840.10008.1.2.1"], &[&former]));
+    archive.wait_for("stored", 1);
+    modality.send_to(at);
+    assert_eq!(counts(&report(&modality)), (0, 1));
+    let dead = gateway.dead();
+    assert_eq!(dead.len(), 1);
+    assert!(dead[0].to_string().contains("another instance"), "{dead:?}");
+}
+
+#[test]
 fn who_is_not_in_report_to_is_refused_when_it_asks() {
     let folder = tempfile::tempdir().unwrap();
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));

@@ -22,6 +22,7 @@ use crate::status::SourceCounters;
 use crate::status::imaging::PeerStatus;
 use crate::system::seldom::{Seldom, SeldomEach};
 use crate::system::stream::Stream;
+use crate::values::ByteSize;
 use crate::wire::dicom::dimse::{Command, CommandAssembler, CommandField, Status};
 use crate::wire::dicom::pdu::{Abort, Kind, Pdv, Pdvs, RELEASE_RESPONSE, Reject, write_message};
 use crate::wire::dicom::pdu_associate::AssociateRequest;
@@ -438,7 +439,16 @@ impl Session {
             false => self.intake.counters().rejected.one(),
         }
         let (status, words) = (refusal.status(), refusal.words());
-        self.complain("an instance was not accepted", Answer { status, words })
+        let what = match refusal {
+            Refusal::TooLarge => {
+                let limit = ByteSize(self.settings.instance_bytes_max);
+                &format!(
+                    "an instance larger than max-instance-size ({limit}) was not accepted: raise it if such a size is right"
+                )
+            }
+            _ => "an instance was not accepted",
+        };
+        self.complain(what, Answer { status, words })
     }
 
     fn crowded(&self) -> Answer {

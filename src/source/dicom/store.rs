@@ -140,8 +140,9 @@ pub(super) enum Refusal {
 impl Refusal {
     pub(super) fn status(self) -> Status {
         match self {
-            Self::Full | Self::Failed | Self::Crowded | Self::Gone | Self::TooLarge => Status::OUT_OF_RESOURCES,
-            Self::BadRequest => Status::CANNOT_UNDERSTAND,
+            Self::Full | Self::Failed | Self::Crowded | Self::Gone => Status::OUT_OF_RESOURCES,
+            // Not A700, after which senders try again for ever: it will be as large then.
+            Self::BadRequest | Self::TooLarge => Status::CANNOT_UNDERSTAND,
             Self::OtherClass => Status::CLASS_NOT_SUPPORTED,
             Self::Mismatch => Status::CLASS_MISMATCH,
         }

@@ -6,9 +6,11 @@
 //! those that the device sent: nothing is converted unless `convert` allows it, and a refused transfer syntax is a dead letter that
 //! says so.
 //!
-//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts. * A7xx and 0213: busy. * Statuses that blame the
+//! * 0000, warnings (Bxxx) and 0111 (it has the instance already): receipts; 0111 for an instance that came with other bytes before:
+//!   rejected, since it has the other one. * A7xx and 0213: busy. * Statuses that blame the
 //!   instance (A9xx, C000, C122, 0117 to 0119, 0122): rejected. * Other statuses, and an abort while an instance is on its way: refused.
-//! * A context that the archive does not accept: rejected, with the names of class and syntax.
+//! * A context that the archive does not accept: rejected, with the names of class and syntax, when it says that it does not support
+//!   them; with any other result, or none, refused: it may be in maintenance.
 //! * A rejected association, a connection that ends, silence: the connection's fault; tried for ever, since the archive's settings may be mended.
 
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use super::flights::{Flight, Flights, Turn, Waiting};
 use super::link;
 use super::presence::{self, Presence};
 use super::{Delivery, Identity, Receipt, SendError, Upstream, WhenRefused};
-use crate::envelope::{Body, Envelope};
+use crate::envelope::{Body, Envelope, Flags};
 use crate::system::tls::ClientTls;
 use crate::values::{ByteSize, HostPort, Problems, SecretRef, Section, Span};
 use crate::wire::dicom::commitment::Reference;
@@ -260,7 +262,7 @@ impl Upstream for Dicom {
             Turn::Later(waiting) => Start::Later(waiting),
         };
         let (pool, commitment) = (Arc::clone(&self.pool), self.commitment.clone());
-        let job = Job { pool, commitment, body: envelope.body.clone() };
+        let job = Job { pool, commitment, body: envelope.body.clone(), flags: envelope.meta.flags };
         let (mut done, receiver) = oneshot::channel();
         self.pool.tasks().spawn(async move {
             let outcome = tokio::select! {
@@ -307,6 +309,7 @@ struct Job {
     pool: Arc<Pool>,
     commitment: Option<Commitment>,
     body: Body,
+    flags: Flags,
 }
 
 /// When an instance is sent.
@@ -350,7 +353,7 @@ impl Job {
             match store(&mut member.association, member.context, opened, self.pool.unasked()).await {
                 Ok(status) => {
                     self.pool.park(member);
-                    return verdict(status).map(|code| Receipt { code });
+                    return verdict(status, self.flags).map(|code| Receipt { code });
                 }
                 // The archive may have ended it in the moment in which we took it: no fault, and a new one tells.
                 Err(StoreError::Association(error)) if member.reused && !excused && has_ended(&error) => excused = true,
@@ -372,17 +375,20 @@ impl Job {
             Err(NoContext::Association(error)) => return Err(error.into()),
             Err(NoContext::Refused(refusal)) => refusal,
         };
-        let reason = refused(refusal, pair);
-        let Some(other) = self.pool.alternative(pair) else { return Err(SendError::Rejected { reason }) };
+        let calling = self.pool.calling();
+        let Some(other) = self.pool.alternative(pair) else { return Err(refused(refusal, pair, calling, "")) };
         match self.pool.take(&other, slot).await {
             Err(NoContext::Association(error)) => Err(error.into()),
-            Err(NoContext::Refused(_)) => Err(SendError::Rejected { reason }),
+            // It is refused for good only when both are.
+            Err(NoContext::Refused(also)) if refusal.is_unsupported() && !also.is_unsupported() => {
+                Err(refused(also, &other, calling, ""))
+            }
+            Err(NoContext::Refused(_)) => Err(refused(refusal, pair, calling, "")),
             Ok(member) => match instance.converted(&self.body).await {
                 Ok(instance) => Ok((member, instance)),
                 Err(error) => {
                     self.pool.park(member);
-                    let reason = format!("{reason}; and it can't be converted: {error}");
-                    Err(SendError::Rejected { reason })
+                    Err(refused(refusal, pair, calling, &format!("; and it can't be converted: {error}")))
                 }
             },
         }
@@ -393,14 +399,15 @@ fn has_ended(error: &AssociationError) -> bool {
     matches!(error, AssociationError::Closed(_) | AssociationError::Aborted(_) | AssociationError::Released)
 }
 
-/// Why there is no context for an instance, so that a person knows what to change where.
-fn refused(result: ContextResult, pair: &Pair) -> String {
+/// Why there is no context for an instance, so that a person knows what to change where, and `more`. Only what an archive does not support
+/// is refused for good: one in maintenance refuses all contexts, for its own reasons.
+fn refused(result: ContextResult, pair: &Pair, calling: &AeTitle, more: &str) -> SendError {
     let named = |uid: &crate::wire::dicom::values::Uid| match uid.name() {
         name if name == uid.to_string() => name.into_owned(),
         name => format!("{name} ({uid})"),
     };
     let (class, syntax) = (named(&pair.abstract_syntax), named(&pair.transfer_syntax));
-    match result {
+    let reason = match result {
         ContextResult::AbstractSyntax => {
             format!("the archive does not take {class}: its owner can allow this SOP class")
         }
@@ -408,6 +415,11 @@ fn refused(result: ContextResult, pair: &Pair) -> String {
             "the archive does not take {class} in the encoding that the device sent, {syntax}: let the device send another, \
              or the archive's owner allow it"
         ),
-        other => format!("the archive does not take {class} in {syntax}: {other}"),
-    }
+        other => format!(
+            "the archive does not take {class} in {syntax} now: {other}; ask its owner whether it stores for \"{calling}\" now; its log \
+             may say why"
+        ),
+    };
+    let reason = reason + more;
+    if result.is_unsupported() { SendError::Rejected { reason } } else { SendError::Refused { reason } }
 }

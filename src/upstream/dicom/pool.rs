@@ -21,7 +21,7 @@ use super::store::unexpected;
 use crate::wire::dicom::convert;
 use crate::wire::dicom::dimse::Command;
 use crate::wire::dicom::pdu_associate::{CONTEXTS_MAX, ContextResult};
-use crate::wire::dicom::values::{IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
+use crate::wire::dicom::values::{AeTitle, IMPLICIT_LITTLE_ENDIAN, VERIFICATION};
 
 /// A refused context is taken for refused so long; then the archive is asked again, since its settings may have been mended.
 const REFUSAL_BELIEVED: Duration = Duration::from_secs(30);
@@ -156,6 +156,11 @@ impl Pool {
             unasked,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// As whom it calls.
+    pub fn calling(&self) -> &AeTitle {
+        &self.archive.calling
     }
 
     /// What is done with messages that answer none of ours.

@@ -8,8 +8,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::archive::AssociationError;
 use super::association::{Association, Message, Pair};
 use super::pool::Unasked;
-use crate::envelope::{Body, BodyError, BodyReader};
+use crate::envelope::{Body, BodyError, BodyReader, Flags};
 use crate::upstream::SendError;
+use crate::upstream::flights::ANOTHER_IS_KEPT;
 use crate::wire::dicom::convert::{self, ConvertError, Converter};
 use crate::wire::dicom::dimse::{Command, CommandField, Status, StatusClass};
 use crate::wire::dicom::file::{FileError, FileMeta};
@@ -196,15 +197,19 @@ fn broken(what: &str) -> AssociationError {
     AssociationError::Broken(what.to_owned())
 }
 
-/// What a status means for the message: its receipt, or what becomes of it.
+/// What a status means for a message with these flags: its receipt, or what becomes of it.
 ///
 /// # Errors
-/// [`SendError::Busy`] and [`SendError::Refused`] with the status in words.
-pub fn verdict(status: Status) -> Result<String, SendError> {
+/// [`SendError::Busy`], [`SendError::Refused`] and [`SendError::Rejected`] with the status in words.
+pub fn verdict(status: Status, flags: Flags) -> Result<String, SendError> {
     let said = |what: &str| format!("the archive answered {status}: {what}");
     match status.class() {
         StatusClass::Success | StatusClass::Warning => Ok(format!("{:04X}", status.0)),
         StatusClass::OutOfResources => Err(SendError::Busy { cause: said("it has no room for it now"), after: None }),
+        // What it has under this UID are other bytes, as far as we know.
+        _ if status == Status::DUPLICATE_INSTANCE && flags.has(Flags::DUPLICATE) => {
+            Err(SendError::Rejected { reason: said(ANOTHER_IS_KEPT) })
+        }
         // It has the instance, which is what we want of it; our second copy of one whose answer was lost is answered so.
         _ if status == Status::DUPLICATE_INSTANCE => Ok(format!("{:04X}", status.0)),
         // The same bytes would get the same answer.

@@ -102,6 +102,11 @@ impl ContextResult {
         }
     }
 
+    /// Whether it says of the class or the syntax that it is not supported. Anything else may be another tomorrow.
+    pub fn is_unsupported(self) -> bool {
+        matches!(self, Self::AbstractSyntax | Self::TransferSyntaxes)
+    }
+
     fn code(self) -> u8 {
         match self {
             Self::Accepted => 0,

@@ -77,7 +77,7 @@ fn an_instance_over_the_limit_is_read_to_its_end_refused_and_forgotten() {
     let request = Command::store_request(device.next_message(), CT_IMAGE, large);
     device.send(CT, &request, Some(&data)).unwrap();
     let answer = device.answer().unwrap();
-    assert_eq!(answer.status, Some(Status::OUT_OF_RESOURCES));
+    assert_eq!(answer.status, Some(Status::CANNOT_UNDERSTAND), "after A700 it would come again for ever");
     assert_eq!(answer.error_comment.as_deref(), Some("larger than the configured max-instance-size"));
     let (own, data) = instance(1, 2, 100);
     assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
@@ -88,7 +88,10 @@ fn an_instance_over_the_limit_is_read_to_its_end_refused_and_forgotten() {
     let files = files_in(&folder.path().join("out"));
     assert_eq!((files.len(), files[0].metadata().unwrap().len() < 2000), (1, true));
     let said = gateway.stop();
-    assert!(said.contains("A700") && !said.contains(own.as_str()), "{said}");
+    assert!(
+        said.contains("C000") && said.contains("larger than max-instance-size (1MiB)") && !said.contains(own.as_str()),
+        "{said}"
+    );
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn nothing_of_an_instance_is_in_logs_status_or_clear_on_the_disk() {
     assert_eq!(device.store(&own, &data).unwrap(), Status::SUCCESS);
     assert_eq!(device.store(&uid(&format!("{INSTANCE_ROOT}77.2")), &data).unwrap(), Status::CLASS_MISMATCH);
     let (large, pixels) = instance(77, 3, 2 << 20);
-    assert_eq!(device.store(&large, &pixels).unwrap(), Status::OUT_OF_RESOURCES);
+    assert_eq!(device.store(&large, &pixels).unwrap(), Status::CANNOT_UNDERSTAND);
     device.write(b"\x42\0\0\0\0\x04QUOL").unwrap();
     device.hear().unwrap();
     let told = gateway.ask(&["status", "--json"]) + &gateway.ask(&["status"]);

@@ -11,7 +11,10 @@ after its head, the objects that came whole, whether the client closed, and the 
   short-rejections     rejects every context but the first, without a transfer syntax sub-item
   unknown-items        answers with items that nobody knows
   other-syntax         accepts with a transfer syntax that was not proposed
-  no-contexts          accepts the association and rejects every context
+  no-contexts          accepts the association and rejects every context: transfer syntaxes not supported
+  user-rejections      the same, but as the application's wish
+  no-reasons           the same, but without a reason
+  left-out             accepts the association and says nothing of any context
   silent               takes the connection and says nothing
   silent-store         takes the first object and never answers
   closes               closes the connection at once
@@ -34,6 +37,7 @@ import socket
 import struct
 import time
 
+REFUSED = {"no-contexts": 4, "user-rejections": 1, "no-reasons": 2, "left-out": None}  # results of all contexts
 MAXIMUM = {"max-pdu-0": 0, "max-pdu-tiny": 64, "max-pdu-4": 4}
 UID = b"1.2.826.0.1.3680043.10.999.8"
 NAMES = {1: "RQ", 4: "DATA", 5: "RELEASE-RQ", 6: "RELEASE-RP"}
@@ -69,9 +73,11 @@ def answer(request):
         syntax = next(value for sub, value in items(body[4:]) if sub == 0x40)
         if args.case == "other-syntax":
             syntax = b"1.2.840.10008.1.2.4.50"
-        refused = args.case == "no-contexts" or args.case == "short-rejections" and not first
+        if args.case == "left-out":
+            continue
+        refused = args.case in REFUSED or args.case == "short-rejections" and not first
         short = refused and args.case == "short-rejections"
-        contexts += item(0x21, bytes([body[0], 0, 4 if refused else 0, 0]) + (b"" if short else item(0x40, syntax)))
+        contexts += item(0x21, bytes([body[0], 0, REFUSED.get(args.case, 4) if refused else 0, 0]) + (b"" if short else item(0x40, syntax)))
         first = False
     later = item(0x60, b"later") if args.case == "unknown-items" else b""
     user = item(0x51, struct.pack(">I", MAXIMUM.get(args.case, 16384))) + item(0x52, UID)

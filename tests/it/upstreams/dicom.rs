@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wardgate::envelope::{Body, BodyError, Envelope, Pieces};
+use wardgate::envelope::{Body, BodyError, Envelope, Flags, Pieces};
 use wardgate::upstream::dicom::{Dicom, DicomConfig};
 use wardgate::upstream::{SendError, Upstream};
 use wardgate::wire::dicom::file::FileMeta;
@@ -164,6 +164,22 @@ async fn the_status_decides_and_the_association_stays() {
     let (b, r, n) = ("busy", "refused", "rejected");
     assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, n, r, r, n, n, n, r, "0000"]);
     assert_eq!(archive.events("associated").len(), 2, "one to see whether it is there, one for all instances");
+}
+
+#[tokio::test]
+async fn a_changed_instance_that_the_archive_does_not_take_is_not_delivered() {
+    let store = tempfile::tempdir().unwrap();
+    let archive = Archive::start(store.path(), &["--statuses", "0000,0111,0111,0000"]);
+    let upstream = connect(archive.address, "plain = true").await.unwrap();
+    let (former, mut changed) = (instance(1), file_of(1, &uid(CT), &EXPLICIT_LITTLE_ENDIAN));
+    changed.meta.flags = Flags::DUPLICATE;
+    assert_eq!(send(&upstream, &former).await.unwrap(), "0000");
+    assert_eq!(send(&upstream, &former).await.unwrap(), "0111", "the same bytes: it has them");
+    let error = send(&upstream, &changed).await.unwrap_err();
+    let told =
+        matches!(&error, SendError::Rejected { reason } if reason.contains("0111") && reason.contains("another"));
+    assert!(told, "{error:?}");
+    assert_eq!(send(&upstream, &changed).await.unwrap(), "0000", "an archive that replaces it has it");
 }
 
 #[tokio::test]
@@ -439,6 +455,25 @@ async fn an_archive_that_breaks_the_rules_gets_no_receipt_from_us_and_an_odd_one
             }
         };
         assert!(outcome.contains(expected), "{case}: {outcome}");
+    }
+}
+
+/// An archive in maintenance would empty the whole backlog into dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_does_not_say_why_it_takes_no_instance_is_tried_again_and_its_owner_to_be_asked() {
+    for (case, why) in [
+        ("user-rejections", "rejected by the application"),
+        ("no-reasons", "rejected without a reason"),
+        ("left-out", "rejected without a reason"),
+    ] {
+        for more in ["plain = true", "plain = true\nconvert = \"uncompressed\""] {
+            let archive = HostileArchive::start(case);
+            let upstream = connect(archive.address, more).await.unwrap();
+            let error = send(&upstream, &instance(1)).await.unwrap_err();
+            let SendError::Refused { reason } = &error else { panic!("{case}: {error:?}") };
+            let advice = "ask its owner whether it stores for \"WARDGATE\" now";
+            assert!(reason.contains(why) && reason.contains(advice), "{case}: {reason}");
+        }
     }
 }
 
