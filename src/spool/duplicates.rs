@@ -129,6 +129,16 @@ impl Duplicates {
         inner.store(key, id, at_ms);
     }
 
+    /// Those of these messages that are in the window.
+    pub fn known(&self, messages: &HashSet<MessageId>) -> HashSet<MessageId> {
+        let inner = self.lock();
+        let stored = inner.known.values().filter_map(|known| match known {
+            Known::Stored(id, _) => Some(*id),
+            Known::Underway(_) => None,
+        });
+        stored.filter(|id| messages.contains(id)).collect()
+    }
+
     /// Forgets these messages: when a device sends one of them again, it is stored again.
     pub fn forget(&self, messages: &HashSet<MessageId>) {
         let mut inner = self.lock();

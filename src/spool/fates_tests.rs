@@ -98,24 +98,45 @@ async fn what_was_refused_or_discarded_has_failed_and_what_was_put_back_is_under
 }
 
 #[tokio::test]
-async fn what_a_person_discarded_is_stored_when_it_is_sent_again_and_what_is_tried_again_is_not() {
-    let spool = open(&SimDisk::new(), 8);
+async fn what_a_person_discarded_is_stored_when_it_is_sent_again_also_after_a_restart_and_what_is_tried_again_is_not() {
+    let disk = SimDisk::new();
+    let spool = open(&disk, 8);
     let mut archive = lane(&spool, "archive");
-    for (number, instance) in (1..).zip(["1.2.1", "1.2.2"]) {
+    for (number, instance) in (1..).zip(["1.2.1", "1.2.2", "1.2.3"]) {
         send(&spool, instance, &body(number, 500), &["archive"]).await;
         refuse(&mut archive).await;
     }
     let mut dead = spool.dead();
     dead.sort_by_key(|dead| dead.at);
-    spool.discard(&dead[..1], None).await.unwrap();
-    spool.retry(&dead[1..], None).await.unwrap();
+    spool.discard(&dead[..2], None).await.unwrap();
+    spool.retry(&dead[2..], None).await.unwrap();
     send(&spool, "1.2.1", &body(1, 500), &["archive"]).await;
-    assert!(matches!(commit(&spool, "1.2.2", &body(2, 500), &["archive"]).await, Ok(Committed::Repeat(_))));
+    assert!(matches!(commit(&spool, "1.2.3", &body(3, 500), &["archive"]).await, Ok(Committed::Repeat(_))));
+    spool.close();
+    let spool = open(&disk.after_kill(), 8);
+    send(&spool, "1.2.2", &body(2, 500), &["archive"]).await;
+    for (number, instance) in [(1, "1.2.1"), (3, "1.2.3")] {
+        let again = commit(&spool, instance, &body(number, 500), &["archive"]).await;
+        assert!(matches!(again, Ok(Committed::Repeat(_))), "{instance} is stored or tried again already");
+    }
     assert_eq!(
-        waiting(&spool, &mut archive).await.len(),
-        2,
-        "that which was sent again, and that which is tried again"
+        waiting(&spool, &mut lane(&spool, "archive")).await.len(),
+        3,
+        "the two that came again, and that which is tried again"
     );
+}
+
+/// Else the cloud would get it twice, or take a changed one for the former.
+#[tokio::test]
+async fn what_is_discarded_at_one_upstream_and_another_has_is_a_second_copy_still() {
+    let spool = open(&SimDisk::new(), 8);
+    let targets = ["archive", "cloud"];
+    send(&spool, "1.2.1", &body(1, 500), &targets).await;
+    refuse(&mut lane(&spool, "archive")).await;
+    deliver(&mut lane(&spool, "cloud"), 1).await;
+    spool.discard(&spool.dead(), None).await.unwrap();
+    assert!(matches!(commit(&spool, "1.2.1", &body(1, 500), &targets).await, Ok(Committed::Repeat(_))));
+    assert!(matches!(commit(&spool, "1.2.1", &body(2, 500), &targets).await, Ok(Committed::Differing(_))));
 }
 
 #[tokio::test]

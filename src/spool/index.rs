@@ -131,12 +131,35 @@ impl Index {
         }
         match self.advance(&applied.positions, logs) {
             Ok(positions) => applied.positions = positions,
-            Err(error) => {
-                tracing::warn!(%error, "the index can't be written: it is off until the next start; no message is in danger");
-                *self.off() = Some(error.to_string());
-            }
+            Err(error) => self.turn_off(&error),
         }
         applied.at = Instant::now();
+    }
+
+    /// Forgets these messages, also for the next start: when a device sends one of them again, it is no second copy.
+    pub fn forget(&self, messages: &HashSet<MessageId>, logs: &[Arc<Log>]) {
+        self.window.forget(messages);
+        // What the file is about is not read again from the logs.
+        self.apply(logs);
+        let _applied = self.applied();
+        if self.off().is_some() {
+            return;
+        }
+        let forgotten = || match IndexFile::open(&*self.storage, &self.owner, &self.written)? {
+            Some(file) => file.change(|change| {
+                let mut table = change.open_table(WINDOW)?;
+                Ok(table.retain(|_, value| !messages.contains(&split_window_value(value).0))?)
+            }),
+            None => Ok(()),
+        };
+        if let Err(error) = forgotten() {
+            self.turn_off(&error);
+        }
+    }
+
+    fn turn_off(&self, error: &redb::Error) {
+        tracing::warn!(%error, "the index can't be written: it is off until the next start; no message is in danger");
+        *self.off() = Some(error.to_string());
     }
 
     /// Bytes written to its file since the start.

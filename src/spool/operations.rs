@@ -3,11 +3,13 @@
 //! Reading looks at the state in memory; changing appends records and returns after their sync, so that what a person was
 //! told is done survives a power cut. Nothing here reveals content but [`Spool::message`].
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 
 use super::keeper::{self, Watched};
 use super::log::{Effect, Log, State};
@@ -15,8 +17,8 @@ use super::record::{self, Dead, Discard, Gap, Kind, Replay};
 use super::seal::Algorithm;
 use super::storage::erase_small;
 use super::writer::{Prepared, Request};
-use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, recovery, source_tag};
-use crate::envelope::{BodyError, Class, Envelope, UNREADABLE};
+use super::{CommitError, Opened, Spool, SpoolConfig, escrow, index_file, lanes, logs_of, recovery, source_tag};
+use crate::envelope::{BodyError, Class, Envelope, MessageId, UNREADABLE};
 use crate::status::{Alarm, LaneStatus, LogStatus, Turns};
 use crate::values::{ByteSize, Name, counted};
 
@@ -154,15 +156,34 @@ impl Spool {
         self.settle_dead(chosen, by, true).await
     }
 
-    /// Gives dead letters up. Durable when it returns; tells how many there were. Who discards one and has it sent again by its device
-    /// wants it stored again: it is no second copy then, at least until the next start.
+    /// Gives dead letters up. Durable when it returns; tells how many there were. Who discards one for all its upstreams at once, and has
+    /// it sent again by its device, wants it stored again: it is no second copy then. One that another upstream has, or waits for, is.
     ///
     /// # Errors
     /// [`CommitError`].
     pub async fn discard(&self, chosen: &[Dead], by: Option<u32>) -> Result<u64, CommitError> {
+        // Both read and write files.
+        let (spool, given) = (self.clone(), chosen.to_vec());
+        let forgotten = spawn_blocking(move || spool.given_up_by_all(&given)).await.unwrap_or_default();
         let count = self.settle_dead(chosen, by, false).await?;
-        self.inner.duplicates.forget(&chosen.iter().map(|dead| dead.id).collect());
+        if !forgotten.is_empty() {
+            let spool = self.clone();
+            let forget = move || spool.inner.index.forget(&forgotten, &logs_of(&spool.inner.logs));
+            // A panic there is a fault of ours that costs a message sent again its place at worst, and is in the log.
+            spawn_blocking(forget).await.ok();
+        }
         Ok(count)
+    }
+
+    /// The messages of these dead letters that each of their upstreams gives up by them, as far as they could be taken for second copies.
+    fn given_up_by_all(&self, chosen: &[Dead]) -> HashSet<MessageId> {
+        let known = self.inner.duplicates.known(&chosen.iter().map(|dead| dead.id).collect());
+        let given_up: HashSet<(MessageId, &Name)> = chosen.iter().map(|dead| (dead.id, &dead.upstream)).collect();
+        let is_given_up = |dead: &Dead| {
+            let gives_up = |target: &Name| given_up.contains(&(dead.id, target));
+            self.message(dead).is_ok_and(|envelope| envelope.meta.targets.iter().all(gives_up))
+        };
+        chosen.iter().filter(|dead| known.contains(&dead.id) && is_given_up(dead)).map(|dead| dead.id).collect()
     }
 
     /// Takes note of all damage that was found, and of records that only a newer version can read: it is shown no more, and the segments
