@@ -33,7 +33,7 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// One peer's share of the connections, one in so many, for handshakes that are not done: who begins them and says nothing keeps
 /// nobody out.
 const HANDSHAKE_SHARE: usize = 4;
-/// Handshakes that a peer may always have under way.
+/// Handshakes that a peer may always have under way, unless that is more than half of the connections.
 const HANDSHAKES_LEAST: usize = 8;
 /// How long nothing is accepted after the process or the system ran out of files or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(250);
@@ -235,7 +235,8 @@ struct Greeting<'a> {
 
 impl<'a> Greeting<'a> {
     fn begin(door: &'a Door, peer: IpAddr) -> Result<Self, String> {
-        let most = (door.rules.connections / HANDSHAKE_SHARE).max(HANDSHAKES_LEAST);
+        let connections = door.rules.connections;
+        let most = (connections / HANDSHAKE_SHARE).max(HANDSHAKES_LEAST).min(connections.div_ceil(2));
         let mut greeting = door.greeting();
         let count = greeting.entry(peer).or_default();
         if *count >= most {

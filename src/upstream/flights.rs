@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Why a message that came with an id known already, and with other bytes, is not taken: what is kept under that id is not this one.
-pub(super) const ANOTHER_IS_KEPT: &str = "it keeps another instance that came before with this UID, and not this one: let its owner \
-     remove that one and retry this, or the device send this one with a UID of its own";
+/// Why a message that came with an id known already, and with other bytes, is not taken: what is kept under that id may be the former one.
+pub(super) const ANOTHER_IS_KEPT: &str = "it keeps an instance that came before with this UID: the former one, or this one from a try \
+     whose answer was lost; let its owner compare, and where it is the former one remove it and retry this, or the device send this one \
+     with a UID of its own";
 
 /// The ids that are on their way.
 #[derive(Clone, Default)]

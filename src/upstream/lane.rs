@@ -158,10 +158,10 @@ impl LaneRun {
     async fn deliver<U: Upstream>(&mut self, upstream: &U, stop: &Stop) -> Turn {
         loop {
             let stopping = stop.is_cancelled();
-            if stopping && self.window.front().is_none_or(|flight| flight.behind.is_some()) {
+            if stopping && self.window.is_empty() {
                 return Turn::Stopped;
             }
-            if !stopping && let Some(turn) = self.send_who_was_behind(upstream).await {
+            if let Some(turn) = self.send_who_was_behind(upstream).await {
                 return turn;
             }
             let room = !stopping && self.has_room(upstream.window());
