@@ -79,7 +79,8 @@ impl Requests {
             {
                 // To hand this thread's other tasks over takes longer than a quick disk needs for a sync; a slow one must not hold
                 // them up, nor the only thread that there is.
-                if writer.is_quick() && Handle::current().metrics().num_workers() > 1 {
+                let is_quick = writer.is_quick() && (waits || !writer.syncs_soon());
+                if is_quick && Handle::current().metrics().num_workers() > 1 {
                     return writer.serve(request);
                 }
                 if waits {

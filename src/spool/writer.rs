@@ -178,6 +178,12 @@ impl Writer {
         self.quick
     }
 
+    /// Whether the next piece of a body may be the one with which all before it are synced.
+    pub fn syncs_soon(&self) -> bool {
+        let next = group_bytes(framed_bytes(WHOLE_BYTES)) as u64;
+        self.active.as_ref().is_some_and(|active| active.unsynced.1 + next > UNSYNCED_BYTES_MAX)
+    }
+
     /// For tests: as if the last sync had been quick, or slow.
     #[cfg(test)]
     pub fn pretend(&mut self, quick: bool) {
