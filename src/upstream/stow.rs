@@ -343,7 +343,10 @@ mod tests {
             let body = Some(Bytes::from(failure(reason)));
             let answer = Answer { status: StatusCode::from_u16(status).unwrap(), after: None, body };
             let told = verdict(&answer, UID.as_bytes(), Flags::DUPLICATE.with(Flags::UNREADABLE));
-            assert!(matches!(&told, Err(SendError::Rejected { reason }) if reason.contains("another")), "{told:?}");
+            assert!(
+                matches!(&told, Err(SendError::Rejected { reason }) if reason.contains("the former one")),
+                "{told:?}"
+            );
             assert!(verdict(&answer, UID.as_bytes(), Flags::UNREADABLE).is_ok());
         }
     }

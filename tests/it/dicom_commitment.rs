@@ -128,7 +128,7 @@ fn a_changed_image_that_the_archive_does_not_take_is_reported_as_failed() {
     assert_eq!(counts(&report(&modality)), (0, 1));
     let dead = gateway.dead();
     assert_eq!(dead.len(), 1);
-    assert!(dead[0].to_string().contains("another instance"), "{dead:?}");
+    assert!(dead[0].to_string().contains("the former one"), "{dead:?}");
 }
 
 #[test]
