@@ -176,7 +176,7 @@ impl Archive {
         events(&self.process.lines().join("\n"), kind)
     }
 
-    /// Waits until `count` events of a kind have happened and returns them.
+    /// Waits until `count` events of a kind have happened and returns them. What was answered already may not have been heard here.
     #[track_caller]
     pub fn wait_for(&self, kind: &str, count: usize) -> Vec<Value> {
         eventually_some(&format!("{count} times \"{kind}\" at the archive"), || {

@@ -91,7 +91,7 @@ async fn two_messages_with_one_instance_are_never_on_their_way_together() {
     for mut delivery in [first, second] {
         assert_eq!(delivery.receipt().await.unwrap().code, "0000");
     }
-    assert_eq!(archive.events("stored").len(), 2);
+    assert_eq!(archive.wait_for("stored", 2).len(), 2);
     assert_eq!(archive.events("associated").len(), 2, "the trial at the start, and one over which both went");
 }
 
@@ -163,7 +163,7 @@ async fn the_status_decides_and_the_association_stays() {
     }
     let (b, r, n) = ("busy", "refused", "rejected");
     assert_eq!(told, ["0000", "B000", "B006", "B007", "B123", "0111", b, b, n, r, r, n, n, n, r, "0000"]);
-    assert_eq!(archive.events("associated").len(), 2, "one to see whether it is there, one for all instances");
+    assert_eq!(archive.wait_for("associated", 2).len(), 2, "one to see whether it is there, one for all instances");
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn after_silence_the_association_is_not_used_again() {
     assert!(matches!(&error, SendError::Disconnected { cause } if cause.contains("did not answer")), "{error}");
     let before = archive.events("associated").len();
     assert_eq!(send(&upstream, &instance(2)).await.unwrap(), "0000");
-    assert_eq!(archive.events("associated").len(), before + 1);
+    assert_eq!(archive.wait_for("associated", before + 1).len(), before + 1);
 }
 
 #[tokio::test]
@@ -273,7 +273,7 @@ async fn several_associations_are_used_side_by_side_and_no_more_than_configured(
     for delivery in &mut deliveries {
         delivery.receipt().await.unwrap();
     }
-    assert_eq!(archive.events("associated").len(), 1 + 3);
+    assert_eq!(archive.wait_for("associated", 1 + 3).len(), 1 + 3);
 }
 
 #[tokio::test]
@@ -351,7 +351,7 @@ async fn what_is_no_dicom_file_is_rejected_and_nothing_is_sent() {
         let error = send(&upstream, &envelope("1", body)).await.unwrap_err();
         assert!(matches!(&error, SendError::Rejected { reason } if reason.contains("DICOM file")), "{error}");
     }
-    assert_eq!(archive.events("associated").len(), 1);
+    assert_eq!(archive.wait_for("associated", 1).len(), 1);
 }
 
 /// A head, then a data set of one long value, made as it is read.

@@ -36,7 +36,7 @@ async fn the_archives_report_on_an_association_of_its_own_is_the_receipt() {
     for delivery in &mut deliveries {
         assert_eq!(delivery.receipt().await.unwrap().code, "committed");
     }
-    let asked = archive.events("action");
+    let asked = archive.wait_for("action", 1);
     assert_eq!(asked.len(), 1, "all of them together");
     assert_eq!(archive.wait_for("reported", 1)[0]["status"], "0000");
 }

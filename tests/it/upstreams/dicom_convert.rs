@@ -141,5 +141,5 @@ async fn what_is_compressed_or_no_data_set_is_a_dead_letter_that_says_so_and_a_s
     let error = send(&upstream, &super::envelope("2.25.1", cut)).await.unwrap_err();
     let words = "it can't be converted: it ends in the middle of an element";
     assert!(matches!(&error, SendError::Rejected { reason } if reason.contains(words)), "{error}");
-    assert_eq!(archive.events("stored").len(), 5);
+    assert_eq!(archive.wait_for("stored", 5).len(), 5);
 }
