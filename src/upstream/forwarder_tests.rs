@@ -449,6 +449,26 @@ async fn with_hold_a_person_decides_to_set_the_message_aside_and_it_is_kept() {
     bench.end().await;
 }
 
+/// Else those behind it would be cut off in the middle, and come a second time.
+#[tokio::test(start_paused = true)]
+async fn stopping_sends_a_version_that_waited_and_what_is_behind_it_gets_its_receipt() {
+    let mut bench =
+        Bench::new(4, WhenRefused::DeadLetter, |text| if text == "ct/2" { Act::Accept } else { Act::Later });
+    bench.class = Class::Imaging;
+    let bench = bench.start(&["ct"]);
+    bench.store_all("ct", &["ct/1", "ct/2", "mr/1"]).await;
+    bench.until("others pass the version that waits", |bench| bench.sent() == ["ct/1", "mr/1"]).await;
+    bench.stop.cancel();
+    for text in ["ct/1", "mr/1"] {
+        let later = bench.world.later.lock().unwrap().pop_front().unwrap();
+        later.send(Ok(super::Receipt { code: "0000".into() })).unwrap();
+        bench.until(text, |bench| bench.counted(|c| &c.delivered) >= 2).await;
+    }
+    bench.until("all delivered", |bench| bench.counted(|c| &c.delivered) == 3).await;
+    assert_eq!((bench.sent(), bench.backlog()), (["ct/1", "mr/1", "ct/2"].map(str::to_owned).to_vec(), 0));
+    bench.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn stopping_waits_for_receipts_of_what_is_on_its_way() {
     let bench = Bench::new(2, WhenRefused::DeadLetter, |_| Act::Later).start(&["icu"]);
