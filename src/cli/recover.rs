@@ -212,7 +212,7 @@ impl<'a> Shelf<'a> {
             Ok(sha256) => sha256,
             Err(error) => {
                 std::fs::remove_file(&path).or_exit(Exit::Io, format!("can't remove {}", path.display()))?;
-                if matches!(error, BodyError::Gone(_)) && !seen.is_owed() {
+                if seen.is_let_go(&error) {
                     return Ok(());
                 }
                 let text = format!("message {}: {error}", seen.envelope.id);

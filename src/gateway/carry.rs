@@ -18,7 +18,7 @@ use crate::admin::answers::{Code, Damage, ExportReport, ImportReport, Refusal, V
 use crate::admin::ids::IdPattern;
 use crate::admin::operator::{Answer, Inlet, Outlet};
 use crate::admin::verbs::{ExportRequest, ImportRequest};
-use crate::envelope::{BodyError, MessageId};
+use crate::envelope::MessageId;
 use crate::spool::{Damaged, ImportError, Seen, Sight, Spool, Writing};
 use crate::upstream::sealing::{Sealer, Sealing};
 
@@ -215,8 +215,7 @@ impl<'a> Exporting<'a> {
                 Ok(None) => break,
                 Err(error) => {
                     self.push(&Writing::give_up()).await?;
-                    // Nobody waits for it, and its place was needed meanwhile.
-                    if matches!(error, BodyError::Gone(_)) && !seen.is_owed() {
+                    if seen.is_let_go(&error) {
                         return Ok(Exported::Gone);
                     }
                     tracing::error!(id = %envelope.id, %error, "a message can't be exported");

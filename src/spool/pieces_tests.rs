@@ -208,15 +208,18 @@ async fn a_body_whose_pieces_are_not_kept_any_more_is_gone_and_not_damaged() {
         compact::next_file(log);
     }
     assert!(!log.state().segments.contains_key(&1), "it is not kept any more");
-    let mut bodies = Vec::new();
+    let mut held = Vec::new();
     let mut see = |sight| {
         if let Sight::Message(seen) = sight {
-            bodies.push(seen.envelope.body);
+            held.push(seen);
         }
         ControlFlow::Continue(())
     };
     spool.survey(&mut see).unwrap();
-    assert_eq!(bodies.len(), 1, "its record is held");
-    let error = bodies[0].collect().await.unwrap_err();
+    assert_eq!(held.len(), 1, "its record is held");
+    let error = held[0].envelope.body.collect().await.unwrap_err();
     assert!(matches!(error, BodyError::Gone(_)), "{error:?}");
+    assert!(held[0].is_let_go(&error) && !held[0].is_let_go(&BodyError::Unreadable("damaged".to_owned())));
+    held[0].waiting.push(name("engine"));
+    assert!(!held[0].is_let_go(&error), "somebody waits for it: it should be there");
 }

@@ -13,7 +13,7 @@ use super::reader::{Step, Walker};
 use super::record::{self, Kind, Replay};
 use super::segment::{Identity, Segment};
 use super::{Place, Spool, lanes};
-use crate::envelope::{Class, Envelope, MessageId};
+use crate::envelope::{BodyError, Class, Envelope, MessageId};
 use crate::values::Name;
 
 /// Messages that wait by a REPLAY record and are known apart from the others; more are told of as not waiting.
@@ -50,6 +50,11 @@ impl Seen {
     /// Whether an upstream waits for it, or would if a person acted.
     pub fn is_owed(&self) -> bool {
         !self.waiting.is_empty() || !self.dead.is_empty()
+    }
+
+    /// Whether the body that can't be read for this reason is no damage: nobody waits for it, and its place was needed meanwhile.
+    pub fn is_let_go(&self, error: &BodyError) -> bool {
+        matches!(error, BodyError::Gone(_)) && !self.is_owed()
     }
 }
 
